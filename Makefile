@@ -1,0 +1,116 @@
+# Everything is installed and cached inside this folder: .venv/ (packages), .cache/ (what libraries would put
+# under the home directory), .snakemake/ and results/ (the workflow). `make clean` removes the first three.
+#
+#   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
+#   TORCH=cpu|cuda      which build of PyTorch; by default cuda where an NVIDIA GPU answers, else cpu
+#   CORES=all           cores that `make run` may use
+#   CONFIG=             the study of `make run`, by default config/config.yaml
+
+PYTHON ?= python3
+CORES ?= all
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+
+GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+ROOT := $(CURDIR)
+BIN := $(ROOT)/.venv/bin
+REPORT := results/report.html
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# pip keeps the cache that it shares with other projects; all others move into this folder.
+ifndef PIP_CACHE_DIR
+export PIP_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pip
+endif
+export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(ROOT)/.venv
+export XDG_CACHE_HOME := $(ROOT)/.cache
+export HF_HOME := $(ROOT)/.cache/huggingface
+export MPLCONFIGDIR := $(ROOT)/.cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(ROOT)/.cache/torchinductor
+export TORCH_EXTENSIONS_DIR := $(ROOT)/.cache/torch_extensions
+export TRITON_CACHE_DIR := $(ROOT)/.cache/triton
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help setup run test lint format bench lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+setup: .venv/.installed  ## make .venv and install the locked packages and Cisterna into it
+
+# torch comes first and by itself. On Linux the registry's torch is a CUDA build of several GB; the CPU build is
+# called +cpu and lies on PyTorch's own index, or where pip's find-links point. Where it is not found (macOS, no
+# way to that index) the registry's build serves. --no-deps: only torch is asked for at that index, so an index
+# out of reach costs seconds and not minutes.
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "error: Cisterna needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d; use make PYTHON=python3.11" % v)'
+	rm -f $@
+	$(PYTHON) -m venv .venv
+	@$(install_torch)
+	@echo "the packages of requirements.lock: one to three minutes"
+	$(BIN)/python -m pip install -qq -r requirements.lock
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	touch $@
+
+define install_torch
+echo "torch $(TORCH_VERSION), $(TORCH) build"; \
+if [ "$(TORCH)" = cuda ]; then \
+	$(BIN)/python -m pip install -qq torch==$(TORCH_VERSION); \
+else \
+	$(BIN)/python -m pip install -qq --no-deps --retries 2 --timeout 15 \
+		--extra-index-url $(CPU_INDEX) torch==$(TORCH_VERSION)+cpu 2>.venv/torch.log \
+	|| { echo "no CPU build found (see .venv/torch.log): the registry's build is installed"; \
+		$(BIN)/python -m pip install -qq torch==$(TORCH_VERSION); }; \
+fi
+endef
+
+STUDY := $(if $(CONFIG),--configfile $(CONFIG))
+
+run: setup  ## run the default study and write its report
+	$(BIN)/snakemake --cores $(CORES) $(STUDY) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
+	$(BIN)/snakemake --report $(REPORT) $(STUDY)
+	@echo "The report is at $(ROOT)/$(REPORT)"
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## check style, types and the workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+format: setup  ## rewrite Python and Snakemake files in the common style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow/rules
+
+bench: setup  ## time SFT and GRPO on the device found here
+	$(BIN)/python benchmarks/gpu.py
+
+# Run after a change of pins in pyproject.toml. The lock is what a fresh environment gets on a machine without GPU,
+# so it names no CUDA packages; torch's local version (+cpu) is left to the rule above.
+lock:  ## resolve pyproject.toml afresh into requirements.lock
+	rm -rf .cache/lock
+	$(PYTHON) -m venv .cache/lock
+	version=$$(sed -n 's/^ *"torch==\(.*\)",/\1/p' pyproject.toml); \
+	.cache/lock/bin/python -m pip install -qq --retries 2 --timeout 15 --no-deps \
+		--extra-index-url $(CPU_INDEX) "torch==$$version+cpu"
+	.cache/lock/bin/python -m pip install -qq -e '.[dev]'
+	{ echo "# Made by 'make lock' from pyproject.toml (with the dev extra). Do not edit."; \
+		.cache/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; \
+	} > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf .cache/lock
+
+clean:  ## remove .venv, caches and the workflow's own state; results/ stays
+	rm -rf .venv .cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -not -path './results/*' -prune -exec rm -rf {} +
