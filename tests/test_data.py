@@ -1,0 +1,258 @@
+"""Splits and the leakage audit, on the tables that ship."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cisterna import data, tasks
+from cisterna.errors import UserError
+from cisterna.tasks.catalog import LABELS
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"train": 200, "validation": 40, "id": 80, "ood": 90}
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    os.chdir(ROOT)
+    return tasks.read(tasks.load("splice-donor", {}))
+
+
+@pytest.fixture(scope="module")
+def frames(examples):
+    return data.split(examples, SIZES, 0, "splice-donor", quoted=True)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_every_built_in_task_is_prepared_and_passes_its_audit(name, tmp_path):
+    output = tmp_path / name
+    data.prepare(name, SIZES, 0, output)
+    assert sorted(contents(output)) == sorted([*(f"{s}.parquet" for s in SIZES), "card.json"])
+    card = json.loads((output / "card.json").read_text())
+    for which, size in SIZES.items():
+        frame = pd.read_parquet(output / f"{which}.parquet")
+        assert tuple(frame.columns) == data.COLUMNS
+        assert len(frame) == size == card["splits"][which]["rows"]
+        assert card["splits"][which]["labels"] == {
+            label: int((frame["answer"] == label).sum()) for label in LABELS[name]
+        }
+    assert card["labels"] == list(LABELS[name])
+    assert set(card["audit"]["nearest_train"]) == {"validation", "id", "ood"}
+    assert data.audit_folder(output) == card["audit"]
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        data.prepare("cell-type", SIZES, 3, tmp_path / folder)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_another_seed_gives_other_splits(examples, frames):
+    other = data.split(examples, SIZES, 1, "splice-donor", quoted=True)
+    assert set(other["id"]["id"]) != set(frames["id"]["id"])
+
+
+def test_the_order_of_the_table_does_not_matter(examples, frames):
+    shuffled = data.split(examples.sample(frac=1, random_state=1), SIZES, 0, "t", quoted=True)
+    for which in SIZES:
+        pd.testing.assert_frame_equal(shuffled[which], frames[which])
+
+
+def test_more_train_rows_leave_the_other_splits_as_they_are(examples, frames):
+    more = data.split(examples, {**SIZES, "train": 500}, 0, "splice-donor", quoted=True)
+    for which in ("validation", "id", "ood"):
+        pd.testing.assert_frame_equal(more[which], frames[which])
+    pd.testing.assert_frame_equal(more["train"].head(SIZES["train"]), frames["train"])
+
+
+def test_splits_are_disjoint_and_only_ood_is_out_of_domain(examples, frames):
+    ids = [identifier for frame in frames.values() for identifier in frame["id"]]
+    assert len(ids) == len(set(ids)) == sum(SIZES.values())
+    outside = set(examples["id"][examples["ood"]])
+    assert set(frames["ood"]["id"]) <= outside
+    for which in ("train", "validation", "id"):
+        assert not set(frames[which]["id"]) & outside
+
+
+def test_rows_quoted_by_the_tokenizers_text_are_never_tested_on(frames):
+    for which in ("validation", "id"):
+        assert not frames[which]["id"].map(tasks.quotable).any()
+    assert frames["train"]["id"].map(tasks.quotable).any()
+
+
+@pytest.mark.parametrize("which", SIZES)
+@pytest.mark.parametrize("size", [0, -1, None, 2.5, "many", True])
+def test_a_size_that_is_no_number_of_rows_is_refused(examples, which, size):
+    with pytest.raises(UserError, match=rf"tasks\.my-task\.{which}: .* is not a size"):
+        data.split(examples, {**SIZES, which: size}, 0, "my-task")
+
+
+@pytest.mark.parametrize("which", SIZES)
+def test_a_split_that_cannot_be_filled_is_refused_with_the_numbers(examples, which):
+    with pytest.raises(
+        UserError, match=rf"tasks\.t\.{which}: asks for 99999 rows but \d+ are left"
+    ):
+        data.split(examples, {**SIZES, which: 99999}, 0, "t")
+
+
+@pytest.mark.parametrize("column", ["id", "sequence", "prompt"])
+@pytest.mark.parametrize(
+    ("first", "second"), [("train", "ood"), ("validation", "id"), ("train", "id")]
+)
+def test_audit_finds_one_planted_leak(frames, column, first, second):
+    planted = {which: frame.copy() for which, frame in frames.items()}
+    planted[second].loc[7, column] = planted[first].loc[3, column]
+    message = rf"1 row\(s\) of {second} have a {column} .*row 4 of {first} .*row 8 of {second}"
+    with pytest.raises(UserError, match=message):
+        data.audit(planted)
+
+
+@pytest.mark.parametrize("which", SIZES)
+def test_audit_finds_a_row_that_is_twice_in_one_split(frames, which):
+    doubled = {
+        **frames,
+        which: pd.concat([frames[which], frames[which].head(1)], ignore_index=True),
+    }
+    with pytest.raises(UserError, match=rf"row 1 of {which} .*row {SIZES[which] + 1} of {which}"):
+        data.audit(doubled)
+
+
+@pytest.mark.parametrize("which", ["train", "validation", "id"])
+def test_audit_finds_a_held_out_group_in_another_split(frames, which):
+    planted = {name: frame.copy() for name, frame in frames.items()}
+    planted[which].loc[0, "group"] = "GC"
+    with pytest.raises(UserError, match=rf"group that is also in {which}.*'GC'"):
+        data.audit(planted)
+
+
+@pytest.mark.parametrize("which", SIZES)
+def test_audit_refuses_an_empty_split(frames, which):
+    with pytest.raises(UserError, match=f"split {which} is empty"):
+        data.audit({**frames, which: frames[which].head(0)})
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_audit_finds_a_leak_wherever_it_is(frames, data_):
+    first, second = data_.draw(st.permutations(list(SIZES)))[:2]
+    column = data_.draw(st.sampled_from(["id", "sequence", "prompt"]))
+    source = data_.draw(st.integers(0, SIZES[first] - 1))
+    target = data_.draw(st.integers(0, SIZES[second] - 1))
+    planted = {which: frame.copy() for which, frame in frames.items()}
+    planted[second].loc[target, column] = planted[first].loc[source, column]
+    with pytest.raises(UserError, match="leakage audit") as caught:
+        data.audit(planted)
+    assert f"row {source + 1} of {first}" in str(caught.value)
+    assert f"row {target + 1} of {second}" in str(caught.value)
+
+
+def test_audit_folder_catches_a_file_that_was_changed_afterwards(tmp_path):
+    data.prepare("cell-type", SIZES, 0, tmp_path / "t")
+    train = pd.read_parquet(tmp_path / "t/train.parquet")
+    data.write(pd.concat([train.head(1), train.iloc[2:]]), tmp_path / "t/train.parquet")
+    data.audit_folder(tmp_path / "t")
+    test = pd.read_parquet(tmp_path / "t/id.parquet")
+    data.write(pd.concat([train, test.head(1)]), tmp_path / "t/train.parquet")
+    with pytest.raises(UserError, match=r"row 201 of train.*row 1 of id"):
+        data.audit_folder(tmp_path / "t")
+
+
+def test_audit_folder_names_a_missing_or_broken_file(tmp_path):
+    with pytest.raises(UserError, match=r"train\.parquet: no such file"):
+        data.audit_folder(tmp_path)
+    data.prepare("cell-type", SIZES, 0, tmp_path / "t")
+    (tmp_path / "t/ood.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"ood\.parquet: not a readable Parquet file"):
+        data.audit_folder(tmp_path / "t")
+
+
+def test_a_failure_leaves_the_earlier_output_whole_and_nothing_beside_it(tmp_path):
+    data.prepare("cell-type", SIZES, 0, tmp_path / "t")
+    before = contents(tmp_path / "t")
+    with pytest.raises(UserError):
+        data.prepare("cell-type", {**SIZES, "ood": 5000}, 0, tmp_path / "t")
+    assert contents(tmp_path / "t") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_failure_while_writing_leaves_no_half_written_folder(tmp_path, monkeypatch):
+    written = []
+
+    def fail_at_the_third(frame, path):
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        written.append(path)
+        path.write_bytes(b"half")
+
+    monkeypatch.setattr(data, "write", fail_at_the_third)
+    with pytest.raises(OSError, match="No space left"):
+        data.prepare("cell-type", SIZES, 0, tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_output_is_replaced_as_a_whole(tmp_path):
+    output = tmp_path / "t"
+    output.mkdir()
+    (output / "stale.parquet").write_bytes(b"old")
+    data.prepare("cell-type", SIZES, 0, output)
+    assert not (output / "stale.parquet").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def jaccard(left, right):
+    return 1 - len(left & right) / len(left | right)
+
+
+words = st.text(alphabet="ACGT", min_size=1, max_size=8)
+equal = st.lists(st.text(alphabet="ACGT", min_size=6, max_size=6), min_size=1, max_size=6)
+
+
+@given(equal, equal)
+def test_distance_of_equal_lengths_is_the_share_of_different_residues(left, right):
+    measure, values = data.distances(left, right)
+    expected = [
+        min(sum(a != b for a, b in zip(x, y, strict=True)) / 6 for y in right) for x in left
+    ]
+    assert measure == "hamming / length"
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+@given(st.lists(words, min_size=1, max_size=6), st.lists(words, min_size=1, max_size=6))
+def test_distance_of_unequal_lengths_is_jaccard_of_three_mers(left, right):
+    left = [*left, "ACGTACGTA"]  # makes the lengths unequal
+
+    def mers(text):
+        return {text[i : i + 3] for i in range(max(1, len(text) - 2))}
+
+    measure, values = data.distances(left, right)
+    assert measure == "jaccard of 3-mers"
+    expected = [min(jaccard(mers(x), mers(y)) for y in right) for x in left]
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_distance_of_cell_sentences_is_jaccard_of_genes():
+    measure, values = data.distances(["A B C", "X Y Z"], ["C B D", "A B C"])
+    assert measure == "jaccard of genes"
+    np.testing.assert_allclose(values, [0.0, 1.0])
+    np.testing.assert_allclose(data.distances(["A B C"], ["C B D"])[1], [0.5])
+
+
+def test_out_of_domain_is_further_from_train_than_id(frames):
+    nearest = data.audit(frames)["nearest_train"]
+    assert nearest["ood"]["quantiles"]["0.5"] > nearest["id"]["quantiles"]["0.5"]
+    assert nearest["id"]["quantiles"]["0"] > 0
