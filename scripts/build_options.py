@@ -1,0 +1,108 @@
+"""Write src/cisterna/options.json: the options a recipe may pass through, with their types.
+
+    python scripts/build_options.py
+
+`cisterna.config` checks a config in well under a second, so it cannot import transformers and trl
+(8 s of CPU) to learn what their options are called. This script asks the installed classes once;
+`tests/test_study.py` asks them again and fails if the file is out of date. Not for run time.
+
+Types in the file: "bool", "int", "float", "str", with " | null" where None is allowed; a list
+enumerates the allowed values; "other" (dicts, lists, mixed unions) is passed through unchecked.
+"""
+
+import dataclasses
+import enum
+import json
+import types
+import typing
+from pathlib import Path
+
+TARGET = Path(__file__).resolve().parents[1] / "src" / "cisterna" / "options.json"
+
+# Architectures that a backbone can be made from: causal decoders that keep attention inside a
+# document when positions restart, which packed CPT needs.
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+
+# Keys of a transformers config that are bookkeeping, or that Cisterna sets from the tokenizer.
+BOOKKEEPING = {
+    "architectures",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+}
+
+
+def describe(annotation: object) -> str | list[str | None]:
+    """The type of one option, as written in options.json."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = list(typing.get_args(annotation)) if union else [annotation]
+    nullable = type(None) in members
+    members = [member for member in members if member is not type(None)]
+    enums = [
+        member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)
+    ]
+    if len(enums) == 1 and set(members) <= {enums[0], str}:
+        return [str(item.value) for item in enums[0]] + ([None] if nullable else [])
+    if len(members) == 1 and typing.get_origin(members[0]) is typing.Literal:
+        values = list(typing.get_args(members[0]))
+        return values + ([None] if nullable else [])
+    if set(members) == {int, float}:
+        members = [float]
+    if len(members) == 1 and members[0] in (bool, int, float, str):
+        return members[0].__name__ + (" | null" if nullable else "")
+    return "other"
+
+
+def options(cls: type) -> dict[str, str | list[str | None]]:
+    """Public constructor options of a dataclass, by name."""
+    import torch  # named in annotations that transformers only imports for type checkers
+
+    hints = typing.get_type_hints(cls, localns={"torch": torch})
+    fields = [field for field in dataclasses.fields(cls) if field.init and field.name[0] != "_"]
+    return {
+        field.name: describe(hints[field.name])
+        for field in sorted(fields, key=lambda field: field.name)
+    }
+
+
+def build() -> str:
+    """The text of options.json for the installed transformers and trl."""
+    import transformers
+    import trl
+
+    configs = {name: transformers.CONFIG_MAPPING[name] for name in ARCHITECTURES}
+    content = {
+        "versions": {"transformers": transformers.__version__, "trl": trl.__version__},
+        "classes": {
+            "cpt": "transformers.TrainingArguments",
+            "sft": "trl.SFTConfig",
+            "rl": "trl.GRPOConfig",
+        },
+        "options": {
+            "cpt": options(transformers.TrainingArguments),
+            "sft": options(trl.SFTConfig),
+            "rl": options(trl.GRPOConfig),
+        },
+        "architectures": {
+            name: {key: kind for key, kind in options(cls).items() if key not in BOOKKEEPING}
+            for name, cls in configs.items()
+        },
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(build())
+    print(f"wrote {TARGET}")

@@ -1,0 +1,271 @@
+"""`cisterna plan`: what a study would train, before anything runs.
+
+Counts are exact; tokens are estimates, and the last lines say where each comes from. Measurements
+of earlier runs (the cards of data and tokenized corpora, the manifests of checkpoints) replace
+assumptions where they are found below `results`. Not for what is already done: ask
+`snakemake --dry-run`.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from cisterna import study as studies
+from cisterna.study import Model, Study
+
+# An example of a built-in task takes 60 to 110 tokens: one a residue, one or two a common word.
+TOKENS_AN_EXAMPLE = 100
+# Bytes of a corpus per token: sequences are one token a residue, English text with a vocabulary of
+# about a thousand tokens is about three bytes a token.
+BYTES_A_TOKEN = {"dna": 1.0, "rna": 1.0, "protein": 1.0, "text": 3.0}
+MAX_COMPLETION_LENGTH = 512  # default of trl.GRPOConfig
+NUM_GENERATIONS = 8  # default of trl.GRPOConfig
+
+STAGE_COLUMNS = ("stage", "recipe", "rung", "models", "lineages each", "examples", "tokens")
+TASK_COLUMNS = (
+    "task",
+    "models",
+    "evaluations",
+    "SFT examples",
+    "SFT tokens",
+    "RL prompts",
+    "RL tokens",
+    "tested",
+)
+WORDS = ("stage", "recipe", "rung", "task")  # columns of words; all others hold numbers
+
+
+def main(config: Path) -> None:
+    """Print the plan of the study in a config file. UserError if the config is not valid."""
+    print(plan(studies.read(config)))
+
+
+def plan(study: Study, results: Path = Path("results")) -> str:
+    """The tables of a study's stages, tasks and jobs, and where the estimates come from, as text.
+
+    Corpora are looked up from the current folder, as all commands do.
+    """
+    facts = _facts(study, results)
+    lineages = _lineages(study)
+    counts = jobs(study)
+    trained = sum(model.kind != "base" for model in study.models)
+    head = (
+        f"Study {study.name}: {len(study.models)} models ({trained} trained checkpoints), "
+        f"{len(study.evaluations())} evaluations, {sum(counts.values())} jobs"
+    )
+    stages = [_stage_row(study, facts, models, lineages) for models in _stages(study)]
+    tasks = [_task_row(study, facts, task) for task in study.tasks]
+    parts = [
+        head,
+        _table(STAGE_COLUMNS, stages, totals=("models",)),
+        _table(TASK_COLUMNS, tasks, totals=TASK_COLUMNS[1:]),
+        _table(tuple(counts), [list(counts.values())], totals=()),
+        "\n".join(_notes(study, facts)),
+    ]
+    return "\n\n".join(parts)
+
+
+def jobs(study: Study) -> dict[str, int]:
+    """Number of jobs of each rule of the workflow, if nothing has been made yet."""
+    kinds = Counter(model.kind for model in study.models)
+    tokenized = {backbone for backbone, _ in study.tokenized}
+    untuned = [model for model in study.models if model.task is None]
+    return {
+        "data": len(study.tasks),
+        "audit": len(study.tasks),
+        "baselines": len(study.tasks),
+        "base": kinds["base"],
+        "tokenize": len(study.tokenized),
+        "cpt": kinds["cpt"],
+        "sft": kinds["sft"],
+        "rl": kinds["rl"],
+        "evaluate": len(study.evaluations()),
+        "perplexity": sum(model.backbone in tokenized for model in untuned),
+        "gather": 1,
+        "figures": 1,
+    }
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the estimates rest on. A missing entry is not known, and not counted or assumed."""
+
+    sizes: dict[tuple[str, str], int]  # (task, split) -> examples
+    sft_tokens: dict[str, float]  # task -> tokens an example, measured
+    corpora: dict[tuple[str, str], float]  # (backbone, corpus) -> tokens
+    counted: bool  # whether all of `corpora` is from cards, not from file sizes
+
+
+def _facts(study: Study, results: Path) -> _Facts:
+    sizes: dict[tuple[str, str], int] = {}
+    for task in study.tasks:
+        card = _json(results / "data" / task / "card.json")
+        for split in ("train", "id", "ood"):
+            size = study.config["tasks"][task][split]
+            if card:
+                sizes[task, split] = card["splits"][split]["rows"]
+            elif isinstance(size, int):  # else the groups that a user's table holds out
+                sizes[task, split] = size
+    sft_tokens: dict[str, float] = {}
+    for model in study.models:
+        if model.kind == "sft" and model.task not in sft_tokens:
+            manifest = _json(results / model.path / "checkpoint" / "manifest.json")
+            tokens = manifest.get("trained", {}).get("tokens")
+            size = sizes.get((str(model.task), "train"))
+            if tokens and size:
+                fraction = study.recipe("sft", str(model.sft))["fraction"]
+                sft_tokens[str(model.task)] = tokens / (model.epochs * _share(size, fraction))
+    corpora: dict[tuple[str, str], float] = {}
+    counted = True
+    for backbone, name in study.tokenized:
+        corpus = study.config["corpora"][name]
+        card = _json(results / "tokens" / backbone / name / "card.json")
+        if card:
+            corpora[backbone, name] = card["train"]["tokens"]
+        elif Path(corpus["file"]).is_file():
+            counted = False
+            size = _bytes(Path(corpus["file"]))
+            corpora[backbone, name] = size / BYTES_A_TOKEN[corpus["modality"]]
+    return _Facts(sizes, sft_tokens, corpora, counted)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, unpacked if it is gzipped."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with path.open("rb") as stream:  # RFC 1952: the last four bytes are the size, modulo 2^32
+        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
+        return int.from_bytes(stream.read(4), "little")
+
+
+def _share(size: int, fraction: float) -> int:
+    """A recipe's `fraction` of a training set, rounded up as SFT does."""
+    return -int(-size * fraction // 1)
+
+
+def _stages(study: Study) -> list[list[Model]]:
+    """Models grouped by kind, recipe and rung: base, CPT, SFT, RL, rungs ascending."""
+    groups: dict[tuple[str, str, int], list[Model]] = {}
+    for model in study.models:
+        name = model.recipe or model.backbone
+        groups.setdefault((model.kind, name, model.epochs), []).append(model)
+    order = ["base", "cpt", "sft", "rl"]
+    return [groups[key] for key in sorted(groups, key=lambda key: (order.index(key[0]), *key[1:]))]
+
+
+def _lineages(study: Study) -> Counter[str]:
+    """How many checkpoints have each model in their lineage, themselves included."""
+    below: dict[str, set[str]] = {}
+    counts: Counter[str] = Counter()
+    for model in study.models:
+        line = {model.path}
+        for origin in (model.parent, model.previous):
+            if origin:
+                line |= below[origin]
+        below[model.path] = line
+        counts.update(line)
+    return counts
+
+
+def _stage_row(
+    study: Study, facts: _Facts, models: list[Model], lineages: Counter[str]
+) -> list[Any]:
+    first = models[0]
+    through = sorted({lineages[model.path] for model in models})
+    work = [_work(study, facts, model) for model in models]
+    return [
+        first.kind,
+        first.recipe or first.backbone,
+        f"e{first.epochs}" if first.task else "",
+        len(models),
+        str(through[0]) if len(through) == 1 else f"{through[0]} to {through[-1]}",
+        sum(examples for examples, _ in work),
+        sum(tokens for _, tokens in work),
+    ]
+
+
+def _task_row(study: Study, facts: _Facts, task: str) -> list[Any]:
+    models = [model for model in study.models if model.task == task]
+    evaluations = sum(tested == task for _, _, tested in study.evaluations())
+    row: list[Any] = [task, len(models), evaluations]
+    for kind in ("sft", "rl"):
+        work = [_work(study, facts, model) for model in models if model.kind == kind]
+        row += [sum(examples for examples, _ in work), sum(tokens for _, tokens in work)]
+    return [*row, evaluations * sum(facts.sizes.get((task, split), 0) for split in ("id", "ood"))]
+
+
+def _work(study: Study, facts: _Facts, model: Model) -> tuple[float, float]:
+    """(examples, tokens) that a model is trained on beyond its previous rung.
+
+    Examples are blocks for CPT, training examples for SFT and prompts for RL; the tokens of RL are
+    the most that can be generated.
+    """
+    if model.kind == "base":
+        return 0, 0
+    recipe = study.recipe(model.kind, str(model.recipe))
+    if model.kind == "cpt":
+        known = [facts.corpora.get((model.backbone, name), 0) for name in recipe["corpora"]]
+        tokens = recipe["num_train_epochs"] * sum(known)
+        return tokens / recipe["block_size"], tokens
+    passes = model.epochs - (study.model(model.previous).epochs if model.previous else 0)
+    size = facts.sizes[str(model.task), "train"]
+    if model.kind == "sft":
+        examples = passes * _share(size, recipe["fraction"])
+        return examples, examples * facts.sft_tokens.get(str(model.task), TOKENS_AN_EXAMPLE)
+    prompts = passes * (recipe["examples"] or size)
+    length = recipe.get("max_completion_length") or MAX_COMPLETION_LENGTH
+    return prompts, prompts * (recipe.get("num_generations") or NUM_GENERATIONS) * length
+
+
+def _table(columns: Sequence[str], rows: list[list[Any]], totals: Sequence[str]) -> str:
+    """A table with a line of sums of the columns `totals`; numbers in groups of three digits."""
+    if totals and len(rows) > 1:
+        sums: list[Any] = ["total", *[""] * (len(columns) - 1)]
+        for name in totals:
+            index = columns.index(name)
+            sums[index] = sum(row[index] for row in rows)
+        rows = [*rows, sums]
+    cells = [
+        [cell if isinstance(cell, str) else f"{round(cell):,}" for cell in row] for row in rows
+    ]
+    aligned = ["left" if column in WORDS else "right" for column in columns]
+    return tabulate(cells, columns, tablefmt="simple", colalign=aligned, disable_numparse=True)
+
+
+def _notes(study: Study, facts: _Facts) -> list[str]:
+    """What the columns mean, and for each estimate whether it is measured or assumed."""
+    tuned = {str(model.task) for model in study.models if model.kind == "sft"}
+    assumed = [task for task in study.tasks if task in tuned and task not in facts.sft_tokens]
+    missing = [name for pair in study.tokenized if pair not in facts.corpora for name in pair[1:]]
+    unsized = [task for task in study.tasks if (task, "ood") not in facts.sizes]
+    lines = [
+        "lineages each: checkpoints with such a model in their lineage, itself included; it is",
+        "  trained once for all of them. examples (cpt: blocks, sft: examples, rl: prompts) and",
+        "  tokens of a rung are those beyond the rung before.",
+    ]
+    if facts.corpora:
+        sizes = "estimated from file sizes: 1 byte a residue, 3 bytes a token of text"
+        lines.append(f"tokens of cpt: {'counted' if facts.counted else sizes}")
+    if facts.sft_tokens:
+        lines.append(f"tokens of sft: measured for {', '.join(facts.sft_tokens)}")
+    if assumed:
+        names = ", ".join(assumed)
+        lines.append(f"tokens of sft: {TOKENS_AN_EXAMPLE} an example, assumed for {names}")
+    if any(model.kind == "rl" for model in study.models):
+        lines.append("tokens of rl: at most; prompts x num_generations x max_completion_length")
+    if missing:
+        names = ", ".join(dict.fromkeys(missing))
+        lines.append(f"not counted: corpora whose file does not exist: {names}")
+    if unsized:
+        lines.append(f"not counted: OOD examples of {', '.join(unsized)}, known once prepared")
+    return lines

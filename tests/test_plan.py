@@ -1,0 +1,132 @@
+"""The table that `cisterna plan` prints."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cisterna import cli, plan, study
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = ROOT / "config" / "config.yaml"
+
+
+def rows(text: str) -> dict[tuple[str, ...], list[str]]:
+    """Rows of all tables, by their words; cells as printed."""
+    found = {}
+    for line in text.splitlines():
+        cells = line.split()
+        words = tuple(cell for cell in cells if not cell[0].isdigit())
+        found[words] = cells[len(words) :]
+    return found
+
+
+@pytest.fixture
+def config() -> dict:
+    return yaml.safe_load(DEFAULT.read_text())
+
+
+def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    default = study.read(DEFAULT)
+    assert cli.main(["plan", "--config", str(DEFAULT)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Study default: 50 models (49 trained checkpoints), 56 evaluations, ")
+    table = rows(text)
+    assert table["base", "nano"][:2] == ["1", "50"]
+    assert table["cpt", "bio"][:2] == ["1", "25"]
+    assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
+        ["8", "6"],
+        ["8", "4"],
+        ["8", "3"],
+        ["8", "2"],
+    ]
+    assert table["rl", "grpo", "e1"][:2] == ["16", "1"]
+    assert all((task,) in table for task in default.tasks)
+
+
+def test_jobs_are_those_of_the_study():
+    counts = plan.jobs(study.read(DEFAULT))
+    assert counts["sft"] == 32
+    assert counts["rl"] == 16
+    assert counts["evaluate"] == 56
+    assert counts["tokenize"] == 4
+    assert counts["perplexity"] == 2
+
+
+def test_rungs_count_what_they_add_to_the_rung_before(config, tmp_path):
+    config["tasks"] = {"splice-donor": {"train": 100}}
+    config["lineages"] = [{"sft": ["brief"]}]
+    config["recipes"]["sft"]["brief"]["fraction"] = 0.5
+    table = rows(plan.plan(study.load(config), tmp_path))
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
+        "50",
+        "50",
+        "100",
+        "200",
+    ]
+    config["recipes"]["sft"]["brief"]["lr_scheduler_type"] = "cosine"
+    table = rows(plan.plan(study.load(config), tmp_path))
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
+        "50",
+        "100",
+        "200",
+        "400",
+    ]
+
+
+def test_estimates_say_what_they_rest_on(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = tmp_path / "dna.fasta.gz"
+    corpus.write_bytes(gzip.compress(b">a\n" + b"A" * 997))
+    config["corpora"] = {"dna": {"file": "dna.fasta.gz", "modality": "dna"}}
+    config["recipes"]["cpt"]["bio"] = {"corpora": ["dna"], "block_size": 100}
+    config["tasks"] = {"splice-donor": {"train": 100}}
+    config["recipes"]["rl"]["grpo"].pop("examples")
+    loaded = study.load(config)
+    text = plan.plan(loaded)
+    assert rows(text)["cpt", "bio"][2:] == ["10", "1,000"]
+    assert "estimated from file sizes" in text
+    assert "100 an example, assumed for splice-donor" in text
+
+    card = tmp_path / "results" / "tokens" / "nano" / "dna" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(json.dumps({"train": {"tokens": 900}}))
+    first = next(model for model in loaded.models if model.kind == "sft")
+    manifest = tmp_path / "results" / first.path / "checkpoint" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"trained": {"tokens": 7000}}))
+    text = plan.plan(loaded)
+    assert rows(text)["cpt", "bio"][2:] == ["9", "900"]
+    assert "tokens of cpt: counted" in text
+    assert "measured for splice-donor" in text
+    assert rows(text)["sft", "brief", "e1"][2:] == ["200", "14,000"]  # 70 an example, two parents
+
+
+def test_what_cannot_be_counted_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config["tasks"] = {
+        "mine": {
+            "file": "mine.csv",
+            "modality": "dna",
+            "columns": {"id": "a", "sequence": "b", "label": "c", "group": "d"},
+            "labels": ["x", "y"],
+            "question": "Which?",
+            "ood": ["g"],
+        }
+    }
+    text = plan.plan(study.load(config))
+    assert "not counted: corpora whose file does not exist: dna, rna, protein, text" in text
+    assert "not counted: OOD examples of mine" in text
+
+
+def test_plan_of_a_broken_config_is_one_message_and_exit_code_two(tmp_path, capsys):
+    path = tmp_path / "broken.yaml"
+    path.write_text("study: a\n")
+    assert cli.main(["plan", "--config", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{path}: backbones: found no such key" in captured.err
+    assert "Traceback" not in captured.err
