@@ -1,0 +1,261 @@
+"""The `cisterna` command: one subcommand a rule, so that every job of the workflow can be run by hand.
+
+Subcommands import what they need when they run; `cisterna --help` imports no library. Exit codes: 0 done, 2 a mistake of
+the user's (one short message, no traceback), anything else a bug.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cisterna import __version__
+from cisterna.errors import UserError
+
+HEAVY = frozenset({"tokenize", "base", "cpt", "sft", "rl", "evaluate", "perplexity", "baselines"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    socket = os.environ.get("CISTERNA_WARM")
+    if socket and options.command in HEAVY and options.warm:
+        from cisterna import warm
+
+        code = warm.run(socket, given)
+        if code is not None:
+            return code
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cisterna", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"cisterna {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run, warm=True)
+        return added
+
+    plan = command("plan", _plan, "print what a study would train: models, jobs, shared stages, examples, tokens")
+    plan.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)")
+
+    data = command("data", _data, "split a task's examples into train, validation, id, ood and audit them for leakage")
+    data.add_argument("--task", required=True)
+    data.add_argument("--spec", type=_mapping, required=True, help="the task's block of the config, as JSON")
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--output", type=Path, required=True)
+
+    audit = command("audit", _audit, "check the splits of a prepared task for leakage")
+    audit.add_argument("data", type=Path, help="a folder results/data/TASK")
+    audit.add_argument("--output", type=Path, help="JSON file for what was checked")
+
+    baselines = command("baselines", _baselines, "majority, k-NN and logistic regression on a task's splits")
+    baselines.add_argument("--data", type=Path, required=True)
+    baselines.add_argument("--options", type=_mapping, required=True, help="the evaluation block of the config, as JSON")
+    baselines.add_argument("--output", type=Path, required=True)
+
+    base = command("base", _base, "make a backbone's base checkpoint and tokenizer")
+    base.add_argument("--spec", type=_mapping, required=True, help="the backbone's block of the config, as JSON")
+    base.add_argument("--output", type=Path, required=True)
+
+    tokenize = command("tokenize", _tokenize, "tokenize a corpus into a memory-mapped stream")
+    tokenize.add_argument("--corpus", type=Path, required=True, help="FASTA or text, may be gzipped")
+    tokenize.add_argument("--modality", choices=["dna", "rna", "protein", "text"], required=True)
+    tokenize.add_argument("--base", type=Path, required=True, help="base checkpoint that holds the tokenizer")
+    tokenize.add_argument("--output", type=Path, required=True)
+
+    for name, run, summary in (
+        ("cpt", _cpt, "continue pre-training on corpora"),
+        ("sft", _sft, "fine-tune on a task's reasoning traces and answers"),
+        ("rl", _rl, "train by GRPO on a task's verifiable rewards"),
+    ):
+        stage = command(name, run, summary)
+        stage.add_argument("--parent", type=Path, required=True, help="checkpoint to start from")
+        if name == "cpt":
+            stage.add_argument("--tokens", type=Path, nargs="+", required=True, help="folders made by `tokenize`")
+        else:
+            stage.add_argument("--data", type=Path, required=True, help="folder made by `data`")
+        stage.add_argument("--recipe", type=_mapping, required=True, help="the recipe's block of the config, as JSON")
+        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--epochs", type=float, required=True)
+        stage.add_argument("--previous", type=Path, help="the rung before, in a ladder")
+        stage.add_argument("--work", type=Path, required=True, help="folder for resumable trainer state")
+        stage.add_argument("--output", type=Path, required=True, help="checkpoint folder to publish")
+
+    evaluate = command("evaluate", _evaluate, "evaluate a checkpoint on a task's id and ood splits")
+    evaluate.add_argument("--checkpoint", type=Path, required=True)
+    evaluate.add_argument("--data", type=Path, required=True)
+    evaluate.add_argument("--options", type=_mapping, required=True, help="the evaluation block of the config, as JSON")
+    evaluate.add_argument("--output", type=Path, required=True)
+
+    perplexity = command("perplexity", _perplexity, "measure a checkpoint's perplexity on held-out corpora")
+    perplexity.add_argument("--checkpoint", type=Path, required=True)
+    perplexity.add_argument("--tokens", type=Path, nargs="+", required=True)
+    perplexity.add_argument("--block-size", type=int, default=256)
+    perplexity.add_argument("--output", type=Path, required=True)
+
+    gather = command("gather", _gather, "collect a study's metrics into one table")
+    figures = command("figures", _figures, "draw a study's figures and results table")
+    gather.add_argument("--results", type=Path, default=Path("results"))
+    figures.add_argument("--metrics", type=Path, required=True, help="folder made by `gather`")
+    for stage in (gather, figures):
+        stage.add_argument("--study", type=_mapping, required=True, help="the whole config, as JSON")
+        stage.add_argument("--output", type=Path, required=True)
+
+    verify = command("verify", _verify, "check the manifest, hashes and parents of checkpoints below a folder")
+    verify.add_argument("path", type=Path, nargs="?", default=Path("results/models"))
+
+    warm = command("warm", _warm, "serve warm starts to the jobs of a local run (the Snakefile starts this)")
+    warm.add_argument("socket", type=Path)
+    return parser
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object, {...}")
+    return value
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from cisterna import plan
+
+    plan.main(options.config)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from cisterna import data
+
+    data.prepare(options.task, options.spec, options.seed, options.output)
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from cisterna import data, files
+
+    passed = data.audit_folder(options.data)
+    print(json.dumps(passed, indent=1))
+    if options.output:
+        files.write_json(options.output, passed)
+
+
+def _baselines(options: argparse.Namespace) -> None:
+    from cisterna import baselines, files
+
+    card = files.read_json(options.data / "card.json")
+    baselines.run(
+        options.data,
+        options.output,
+        labels=card["labels"],
+        modality=card["modality"],
+        seed=int(options.options.get("seed", 0)),
+        bootstrap=int(options.options["bootstrap"]),
+    )
+
+
+def _base(options: argparse.Namespace) -> None:
+    from cisterna import models
+
+    models.make_base(options.spec, options.output)
+
+
+def _tokenize(options: argparse.Namespace) -> None:
+    from cisterna import corpus
+
+    card = corpus.tokenize(options.corpus, options.modality, options.base, options.output)
+    print(json.dumps(card, indent=1))
+
+
+def _job(options: argparse.Namespace) -> Any:
+    from cisterna.training.run import Job
+
+    return Job(
+        kind=options.command,
+        parent=options.parent,
+        output=options.output,
+        work=options.work,
+        recipe=options.recipe,
+        seed=options.seed,
+        epochs=options.epochs,
+        previous=options.previous,
+    )
+
+
+def _cpt(options: argparse.Namespace) -> None:
+    from cisterna.training import cpt
+
+    cpt.train(_job(options), options.tokens)
+
+
+def _sft(options: argparse.Namespace) -> None:
+    from cisterna.training import sft
+
+    sft.train(_job(options), options.data)
+
+
+def _rl(options: argparse.Namespace) -> None:
+    from cisterna.training import rl
+
+    rl.train(_job(options), options.data)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cisterna import evaluate
+
+    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options)
+
+
+def _perplexity(options: argparse.Namespace) -> None:
+    from cisterna import evaluate
+
+    evaluate.perplexity(options.checkpoint, options.tokens, options.output, options.block_size)
+
+
+def _gather(options: argparse.Namespace) -> None:
+    from cisterna import study
+    from cisterna.report import gather
+
+    gather.gather(study.load(options.study), options.results, options.output)
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from cisterna import study
+    from cisterna.report import GAINS, METRICS, figures
+
+    figures.figures(
+        options.metrics / METRICS, options.metrics / GAINS, study.load(options.study), options.output
+    )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from cisterna import checkpoint
+
+    folders = sorted(path.parent for path in options.path.rglob(checkpoint.MANIFEST))
+    if not folders:
+        raise UserError(f"{options.path}: no checkpoints below it")
+    for folder in folders:
+        checkpoint.verify(folder)
+    print(f"{len(folders)} checkpoints below {options.path} are whole")
+
+
+def _warm(options: argparse.Namespace) -> None:
+    from cisterna import warm
+
+    warm.serve(options.socket)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training: one module a stage (`cpt`, `sft`, `rl`), and what they share (`run`). No stage imports another stage."""

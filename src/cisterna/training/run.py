@@ -1,0 +1,305 @@
+"""One training run, whatever its stage: resume, train with a library trainer, check, publish.
+
+A stage hands over a function that builds its trainer (`transformers.Trainer` or a TRL trainer); everything that makes
+a checkpoint trustworthy is here, once:
+
+1. The run trains in its work folder, which is no output of a rule, so Snakemake never deletes it. Trainer state is saved
+   there every `save_minutes` and at the end; a state counts only once its `complete.json` is written.
+2. A fingerprint of everything that determines the weights (recipe, seed, data, parent, packages) stands in the work
+   folder. State of another fingerprint is discarded, so an edited recipe never resumes from a stale run.
+3. Rungs of one ladder share a work folder: e4 resumes the trainer state that ended e2, checked against the hash of the
+   published e2. Without it (deleted, or made on another machine) the ladder is trained from its start again.
+4. A run in which the loss is not finite or no trained weight moved is an error, with the numbers.
+5. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
+
+Not for what a stage trains on: see `cpt`, `sft`, `rl`.
+"""
+
+import json
+import math
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from cisterna import checkpoint, files, models
+from cisterna.errors import UserError
+
+COMPLETE = "complete.json"
+SAVE_MINUTES = 10.0
+DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
+# Cisterna's own keys of a recipe; every other key is an option of the library's config class.
+OWN_KEYS = frozenset(
+    "corpora block_size seed lora deepspeed processes epochs fraction examples rewards save_minutes".split()
+)
+# Measurements that differ between two identical runs.
+NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is asked to do. Paths are checkpoint folders, except `work`."""
+
+    kind: str
+    parent: Path
+    output: Path
+    work: Path
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs: float
+    previous: Path | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stage's answer: its trainer, the hashes of its data, and the tokens in one epoch (None where sampled)."""
+
+    trainer: transformers.Trainer
+    data: dict[str, str]
+    tokens_per_epoch: int | None
+
+
+def library_options(job: Job) -> dict[str, Any]:
+    """Options for the library's config class: the recipe's own, and what Cisterna sets for every run."""
+    options = {key: value for key, value in job.recipe.items() if key not in OWN_KEYS}
+    gpu = torch.cuda.is_available()
+    options.setdefault("logging_steps", 10)
+    options.setdefault("report_to", "none")
+    options.setdefault("bf16", gpu and torch.cuda.is_bf16_supported())
+    options.setdefault("dataloader_pin_memory", gpu)
+    if job.recipe.get("deepspeed"):
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+        options["deepspeed"] = str(DEEPSPEED / f"{job.recipe['deepspeed']}.json")
+    return options | {
+        "output_dir": str(job.work),
+        "num_train_epochs": job.epochs,
+        "seed": job.seed,
+        "save_strategy": "no",  # `_Progress` below asks for saves, by time and at the end
+        "use_cpu": not gpu,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+
+
+def execute(job: Job, build: Callable[[dict[str, Any]], Setup]) -> None:
+    """Train `job` and publish its checkpoint. Raises UserError where the run cannot be trusted (see the module)."""
+    started = time.perf_counter()
+    checkpoint.verify(job.parent)
+    job.work.mkdir(parents=True, exist_ok=True)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with _lock(job.work) if state.is_main_process else nullcontext():
+        _train(job, build, state, started)
+    state.wait_for_everyone()
+
+
+def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialState, started: float) -> None:
+    transformers.set_seed(job.seed)
+    setup = build(library_options(job))
+    trainer = setup.trainer
+    if state.is_main_process:
+        _discard_stale(job, _fingerprint(job, setup, state.num_processes))
+    state.wait_for_everyone()
+
+    before = _trained_weights(trainer.model)
+    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    resume = _latest(job.work, steps)
+    if resume:
+        print(f"resuming from step {_step(resume)} of {steps}", flush=True)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(_Progress(job))
+    if resume is None or _step(resume) < steps:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    final = job.work / f"checkpoint-{steps}"
+    history = [] if not final.is_dir() else files.read_json(final / "trainer_state.json")["log_history"]
+    if state.is_main_process:
+        _publish(job, setup, final, before, _reproducible(history), steps, started)
+
+
+def _publish(
+    job: Job,
+    setup: Setup,
+    final: Path,
+    before: Mapping[str, torch.Tensor],
+    history: list[dict[str, Any]],
+    steps: int,
+    started: float,
+) -> None:
+    weights = sorted(final.glob("adapter_model.safetensors")) or sorted(final.glob("model*.safetensors"))
+    moved = _largest_change(before, weights)
+    if moved == 0.0:
+        raise UserError(
+            f"{job.output}: no trained weight moved in {steps} steps; nothing is published. "
+            f"Last log: {history[-1] if history else 'none'}. Check learning_rate, and for RL the rewards"
+        )
+    with files.new_folder(job.output) as folder:
+        for path in [*weights, final / "adapter_config.json", final / "config.json"]:
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        files.write_json(folder / "history.json", history)
+        trained = {"steps": steps, "epochs": job.epochs, "largest_weight_change": moved}
+        if setup.tokens_per_epoch is not None:
+            trained["tokens"] = round(setup.tokens_per_epoch * job.epochs)
+        checkpoint.write_manifest(
+            folder,
+            published=job.output,
+            kind=job.kind,
+            parent=job.parent,
+            recipe=job.recipe,
+            seed=job.seed,
+            data=setup.data,
+            trained=trained,
+            measured={
+                "seconds": round(time.perf_counter() - started, 3),
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            },
+        )
+    _keep_rungs(job, steps)
+
+
+class _Progress(TrainerCallback):
+    """Saves by time and at the end, marks complete saves, prints one line a log, stops at a loss that is not finite."""
+
+    def __init__(self, job: Job) -> None:
+        self.work = job.work
+        self.interval = float(job.recipe.get("save_minutes", SAVE_MINUTES)) * 60
+        self.saved = time.monotonic()
+        self.last: int | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step >= state.max_steps or time.monotonic() - self.saved >= self.interval:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # every rank has written its share
+        if state.is_world_process_zero:
+            folder = self.work / f"checkpoint-{state.global_step}"
+            weights = [*folder.glob("adapter_model.safetensors"), *folder.glob("model*.safetensors")]
+            files.write_json(folder / COMPLETE, {path.name: files.sha256(path) for path in weights})
+            if self.last is not None:
+                shutil.rmtree(self.work / f"checkpoint-{self.last}", ignore_errors=True)
+            self.last = state.global_step
+        self.saved = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        loss = numbers.get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {state.global_step}; nothing is published. Lower learning_rate or "
+                f"max_grad_norm; the last state saved before it is in {self.work}"
+            )
+        if state.is_world_process_zero and numbers:
+            shown = ("loss", "reward", "frac_reward_zero_std", "learning_rate", "train_runtime")
+            line = " ".join(f"{key} {numbers[key]:.4g}" for key in shown if key in numbers)
+            print(f"step {state.global_step}/{state.max_steps} {line}", flush=True)
+
+
+def _lock(work: Path) -> FileLock:
+    lock = FileLock(work / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{work}: another process is training this run; wait for it to end, or stop it, then run again"
+        ) from None
+    return lock
+
+
+def _fingerprint(job: Job, setup: Setup, processes: int) -> dict[str, Any]:
+    recipe = {key: value for key, value in job.recipe.items() if key not in ("epochs", "save_minutes")}
+    return {
+        "kind": job.kind,
+        "recipe": recipe,
+        "seed": job.seed,
+        "parent": checkpoint.read_manifest(job.parent)["identity"],
+        "data": setup.data,
+        "processes": processes,
+        "packages": checkpoint.packages(),
+    }
+
+
+def _discard_stale(job: Job, fingerprint: dict[str, Any]) -> None:
+    """Empty the work folder if its state belongs to another run, or is not what the previous rung published."""
+    path = job.work / "fingerprint.json"
+    known = files.read_json(path) if path.is_file() else None
+    reason = None
+    if known is not None and known != fingerprint:
+        changed = sorted(key for key in fingerprint if known.get(key) != fingerprint[key])
+        reason = f"{', '.join(changed)} changed"
+    elif job.previous is not None:
+        manifest = checkpoint.read_manifest(job.previous)
+        folder = job.work / f"checkpoint-{manifest['trained']['steps']}"
+        saved = files.read_json(folder / COMPLETE) if (folder / COMPLETE).is_file() else {}
+        if not saved or any(manifest["files"].get(name) != digest for name, digest in saved.items()):
+            reason = f"no trainer state of {job.previous}"
+    if reason:
+        print(f"training from the start: {reason}", flush=True)
+        for folder in job.work.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    files.write_json(path, fingerprint)
+
+
+def _keep_rungs(job: Job, steps: int) -> None:
+    """Remember that a rung ends at `steps`, and delete the states in between."""
+    path = job.work / "rungs.json"
+    rungs = set(files.read_json(path)) if path.is_file() else set()
+    rungs.add(steps)
+    files.write_json(path, sorted(rungs))
+    for folder in job.work.glob("checkpoint-*"):
+        if _step(folder) not in rungs and _step(folder) < steps:
+            shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _latest(work: Path, steps: int) -> Path | None:
+    """The latest complete trainer state at or before `steps`."""
+    states = [
+        folder for folder in work.glob("checkpoint-*") if _step(folder) <= steps and (folder / COMPLETE).is_file()
+    ]
+    return max(states, key=_step, default=None)
+
+
+def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what the stage may change, by the names it is saved under."""
+    if isinstance(model, PeftModel):
+        weights = get_peft_model_state_dict(model)
+    else:
+        weights = model.state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _largest_change(before: Mapping[str, torch.Tensor], weights: Iterable[Path]) -> float:
+    after: dict[str, torch.Tensor] = {}
+    for path in weights:
+        after.update(load_file(path))
+    return max(
+        ((after[name].float() - tensor.float()).abs().max().item() for name, tensor in before.items() if name in after),
+        default=0.0,
+    )
+
+
+def _reproducible(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without wall-clock measurements, NaN written as None."""
+    kept = [
+        {key: value for key, value in entry.items() if not any(part in key for part in NOT_REPRODUCIBLE)}
+        for entry in history
+    ]
+    return json.loads(json.dumps(kept), parse_constant=lambda _: None)
