@@ -1,0 +1,136 @@
+"""Evaluation of one checkpoint on one task: generate, parse, score. And the perplexity of a checkpoint on corpora.
+
+    cisterna evaluate --checkpoint .../e2/checkpoint --data results/data/splice-donor --output .../e2/eval --options '{...}'
+
+Every example of `id` and of `ood` is answered, greedily unless the options say otherwise. Outputs keep the predictions
+(one row an example) and the metrics with their intervals. Neither split ever chooses a checkpoint.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cisterna import answers, files, metrics, models, tokenizer
+from cisterna.corpus import Blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SPLITS = ("id", "ood")
+# Evaluation keys that are Cisterna's own; the others are options of transformers.GenerationConfig.
+OWN_KEYS = frozenset({"batch_size", "bootstrap", "seed"})
+
+
+def evaluate(folder: Path, data: Path, output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the checkpoint `folder` on the task in `data`; write id.parquet, ood.parquet, metrics.json to `output`.
+
+    Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), well_formed,
+    tokens (generated, the end-of-text token included), finished (False where `max_new_tokens` cut it).
+    """
+    labels = files.read_json(data / "card.json")["labels"]
+    tokens = tokenizer.load(models.base_of(folder))
+    model, device = _on_device(folder)
+    results = {}
+    with files.new_folder(output) as target:
+        for split in SPLITS:
+            frame = pd.read_parquet(data / f"{split}.parquet", columns=["id", "prompt", "answer"])
+            predictions = predict(model, tokens, frame["prompt"].tolist(), labels, options, device)
+            predictions = pd.concat([frame, predictions], axis=1)
+            columns = ["id", "prompt", "output", "answer", "predicted", "well_formed", "tokens", "finished"]
+            predictions[columns].to_parquet(target / f"{split}.parquet", index=False)
+            results[split] = metrics.score(
+                predictions["answer"].tolist(),
+                [value if isinstance(value, str) else None for value in predictions["predicted"]],
+                labels,
+                seed=int(options.get("seed", 0)),
+                resamples=int(options["bootstrap"]),
+            )
+            scores = results[split]
+            print(
+                f"{split}: n {len(frame)} accuracy {scores['accuracy']['value']:.3f} "
+                f"balanced {scores['balanced_accuracy']['value']:.3f} well-formed {scores['well_formed']['value']:.3f}",
+                flush=True,
+            )
+        files.write_json(target / "metrics.json", results)
+    return results
+
+
+def predict(
+    model: "PreTrainedModel",
+    tokens: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    options: Mapping[str, Any],
+    device: torch.device,
+) -> pd.DataFrame:
+    """Answer prompts: a frame in their order with output, predicted, well_formed, tokens, finished.
+
+    Prompts are batched by length, longest first, so that little is padded and memory peaks at the first batch.
+    """
+    texts = [tokenizer.prompt_text(tokens, prompt) for prompt in prompts]
+    ids = tokens(texts, add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in OWN_KEYS}
+    generated: dict[int, list[int]] = {}
+    torch.manual_seed(int(options.get("seed", 0)))
+    for begin in range(0, len(order), int(options["batch_size"])):
+        chosen = order[begin : begin + int(options["batch_size"])]
+        batch = tokens.pad({"input_ids": [ids[index] for index in chosen]}, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            answer = model.generate(**batch, **generation)
+        for index, row in zip(chosen, answer[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            generated[index] = row
+        print(f"generated {len(generated)}/{len(order)}", flush=True)
+    rows = []
+    for index in range(len(ids)):
+        row = generated[index]
+        finished = tokens.eos_token_id in row
+        row = row[: row.index(tokens.eos_token_id)] if finished else row
+        text = tokenizer.collapse(tokens.decode(row, skip_special_tokens=False))
+        predicted = answers.parse(text, labels) if finished else None
+        rows.append((text, predicted, predicted is not None, len(row) + finished, finished))
+    return pd.DataFrame(rows, columns=["output", "predicted", "well_formed", "tokens", "finished"])
+
+
+def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: int) -> dict[str, Any]:
+    """Perplexity of a checkpoint on the held-out part of each corpus: exp of the mean loss per predicted token.
+
+    Writes and returns corpus -> value, tokens, and a 95% interval (bootstrap over blocks of `block_size` tokens).
+    """
+    model, device = _on_device(folder)
+    results = {}
+    for corpus in corpora:
+        blocks = Blocks(corpus, block_size, part="heldout")
+        sums, counts = [], []
+        for begin in range(0, len(blocks), 16):
+            items = [blocks[index] for index in range(begin, min(begin + 16, len(blocks)))]
+            batch = {key: torch.from_numpy(np.stack([item[key] for item in items])).to(device) for key in items[0]}
+            with torch.inference_mode():
+                logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits.float()
+            labels = batch["labels"][:, 1:]
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100
+            )
+            sums.append(loss.sum(dim=1).double().cpu().numpy())
+            counts.append((labels != -100).sum(dim=1).cpu().numpy())
+        total, count = np.concatenate(sums), np.concatenate(counts)
+        draws = np.random.default_rng(0).integers(0, len(total), (1000, len(total)))
+        low, high = np.exp(np.quantile(total[draws].sum(1) / count[draws].sum(1), [0.025, 0.975]))
+        value = math.exp(total.sum() / count.sum())
+        results[corpus.name] = {"value": value, "low": float(low), "high": float(high), "n": int(count.sum())}
+        print(f"{corpus.name}: perplexity {value:.2f} over {count.sum()} tokens", flush=True)
+    files.write_json(output, results)
+    return results
+
+
+def _on_device(folder: Path) -> "tuple[PreTrainedModel, torch.device]":
+    if not torch.cuda.is_available():
+        return models.compose(folder), torch.device("cpu")
+    device = torch.device("cuda")
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    return models.compose(folder, dtype).to(device), device
