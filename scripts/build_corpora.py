@@ -7,7 +7,7 @@
 A package that DIR lacks is fetched with `apt-get download`; every package is checked against its
 SHA-256 before it is read. Needs Debian or Ubuntu (`dpkg-deb`), Biopython (EMBL, Swiss-Prot, FASTA)
 and pronto (OBO); both are in the project's `dev` extra. What the files hold, their licences and
-their limits: resources/DATASHEET.corpora.md.
+their limits: resources/DATASHEET.md.
 
 The rules, so that nothing here is a matter of taste:
 

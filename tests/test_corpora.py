@@ -92,7 +92,7 @@ def test_text_is_plain_distinct_and_free_of_the_answer_format(shipped):
 
 def test_counts_are_those_of_the_card_and_the_datasheet(script, shipped):
     card = json.loads((CORPORA / "card.json").read_text())["files"]
-    sheet = (ROOT / "resources" / "DATASHEET.corpora.md").read_text()
+    sheet = (ROOT / "resources" / "DATASHEET.md").read_text()
     assert set(card) == {path.name for path in CORPORA.iterdir()} - {"card.json"}
     for kind, documents in shipped.items():
         name = "text.txt" if kind == "text" else f"{kind}.fasta.gz"
@@ -108,7 +108,7 @@ def test_counts_are_those_of_the_card_and_the_datasheet(script, shipped):
 
 
 def test_datasheet_names_every_package_with_its_version(script):
-    sheet = (ROOT / "resources" / "DATASHEET.corpora.md").read_text()
+    sheet = (ROOT / "resources" / "DATASHEET.md").read_text()
     packages = json.loads((CORPORA / "card.json").read_text())["packages"]
     for name, version, file, digest in script.PACKAGES:
         assert f"| `{name}` | {version} |" in sheet
@@ -139,7 +139,7 @@ def test_no_sequence_of_the_task_tables_is_in_a_corpus(shipped):
 def test_datasheet_says_how_many_splice_donor_sequences_are_natural_sites_of_the_corpus():
     sites = {sequence[97:106] for name, sequence in records("rna") if name.endswith("precursor")}
     task = pd.read_parquet(ROOT / "resources" / "tasks" / "splice-donor.parquet")["sequence"]
-    sheet = (ROOT / "resources" / "DATASHEET.corpora.md").read_text()
+    sheet = (ROOT / "resources" / "DATASHEET.md").read_text()
     assert f"{task.isin(sites).sum()} of the task's {len(task):,} sequences" in sheet
 
 

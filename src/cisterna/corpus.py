@@ -14,6 +14,7 @@ boundary (transformers reads the boundary off the restarted positions); no loss 
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def documents(path: Path, modality: str) -> Iterator[str]:
                 if document:
                     found = True
                     yield document
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as a {modality} corpus: {error}") from None
     if not found:
         raise UserError(f"{path}: no documents; expected {'lines of text' if modality == 'text' else 'FASTA records'}")

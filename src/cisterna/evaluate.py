@@ -110,8 +110,9 @@ def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: 
         for begin in range(0, len(blocks), 16):
             items = [blocks[index] for index in range(begin, min(begin + 16, len(blocks)))]
             batch = {key: torch.from_numpy(np.stack([item[key] for item in items])).to(device) for key in items[0]}
-            with torch.inference_mode():
-                logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits.float()
+            with torch.inference_mode():  # with a cache, transformers would not keep attention inside the documents
+                answer = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+            logits = answer.logits.float()
             labels = batch["labels"][:, 1:]
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100

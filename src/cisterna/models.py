@@ -77,12 +77,12 @@ def _create(spec: Mapping[str, Any], folder: Path) -> None:
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     from transformers import AutoTokenizer
 
+    model = _pretrained(spec)  # first: its error says what to do where there is no such model
     tokens = AutoTokenizer.from_pretrained(spec["pretrained"], revision=spec.get("revision"))
     before = len(tokens)
     tokens.add_tokens([token for token in tokenizer.tokens() if token not in tokens.get_vocab()])
     if tokens.pad_token is None:
         tokens.pad_token = tokens.eos_token
-    model = _pretrained(spec)
     tokens.save_pretrained(folder)
     tensors = {}
     for name, module in _embeddings(model).items():

@@ -98,9 +98,11 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
 
 
 def load(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a base checkpoint, padding on the left as generation needs."""
+    """The tokenizer of a base checkpoint, padding on the left as generation needs. UserError where there is none."""
     from transformers import AutoTokenizer
 
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder}: no tokenizer; expected a base checkpoint, made by `cisterna base`")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     return tokenizer

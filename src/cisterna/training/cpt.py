@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from cisterna import files, models, tokenizer
 from cisterna.corpus import Blocks
-from cisterna.training.run import Job, Setup, execute
+from cisterna.training.run import Job, Setup, configure, execute
 
 
 def train(job: Job, corpora: list[Path]) -> None:
@@ -31,7 +31,7 @@ def train(job: Job, corpora: list[Path]) -> None:
             model = get_peft_model(model, models.lora_config(job.recipe["lora"]))
         trainer = transformers.Trainer(
             model=model,
-            args=transformers.TrainingArguments(**options),
+            args=configure(transformers.TrainingArguments, options),
             train_dataset=blocks,
             data_collator=transformers.default_data_collator,
             processing_class=tokenizer.load(models.base_of(job.parent)),

@@ -8,17 +8,21 @@ adapter starts anew, so its rank is free of the SFT rank (asymmetric capacity). 
 group of completions ever had reward variance: such a run has no gradient, and its checkpoint would be the parent.
 """
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import files, models, rewards, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, execute
+from cisterna.training.run import Job, Setup, configure, execute
 
 
 def train(job: Job, data: Path) -> None:
@@ -31,31 +35,82 @@ def train(job: Job, data: Path) -> None:
             job.recipe.get("rewards", {"correct": 1.0}), files.read_json(data / "card.json")["labels"]
         )
         prompts = [tokenizer.prompt_text(tokens, prompt) for prompt in frame["prompt"]]
-        trainer = GRPOTrainer(
-            model=models.compose(job.parent).train(),
-            args=GRPOConfig(**options, reward_weights=weights),
+        model = models.compose(job.parent).train()
+        lora = models.lora_config(job.recipe["lora"]) if job.recipe.get("lora") else None
+        config = configure(GRPOConfig, options | {"reward_weights": weights})
+        if config.beta != 0.0 and lora is None:
+            _keep_reference(model, job.work / "reference")
+        if len(frame) * config.num_generations < config.generation_batch_size:
+            raise UserError(
+                f"{data}/train.parquet: {len(frame)} prompts do not fill one batch of "
+                f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
+                "per_device_train_batch_size in the RL recipe"
+            )
+        trainer = _Trainer(
+            model=model,
+            args=config,
             reward_funcs=functions,
             train_dataset=Dataset.from_dict({"prompt": prompts, "answer": list(frame["answer"])}),
             processing_class=tokens,
-            peft_config=models.lora_config(job.recipe["lora"]) if job.recipe.get("lora") else None,
-            callbacks=[EffectiveUpdates()],
+            peft_config=lora,
         )
+        sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         return Setup(
-            trainer=trainer, data={"train.parquet": files.sha256(data / "train.parquet")}, tokens_per_epoch=None
+            trainer=trainer,
+            data={"train.parquet": files.sha256(data / "train.parquet")},
+            unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
+            check=effective_updates,
         )
 
     execute(job, build)
 
 
-class EffectiveUpdates(TrainerCallback):
-    """Ends the run with an error if no group of completions had reward variance in any logged step."""
+def effective_updates(history: list[dict[str, Any]]) -> None:
+    """UserError if in no logged step a group of completions had reward variance: GRPO then has no gradient."""
+    logs = [entry for entry in history if "frac_reward_zero_std" in entry]
+    if all(entry["frac_reward_zero_std"] == 1.0 for entry in logs):
+        rates = ", ".join(f"{entry['reward']:.3g} at step {entry['step']}" for entry in (logs[:1] + logs[1:][-1:]))
+        raise UserError(
+            "reinforcement learning had nothing to learn from: no group of completions ever had reward variance "
+            f"(mean reward {rates or 'not logged'}); nothing is published. Start from a checkpoint that solves some "
+            "of the examples, raise num_generations or temperature, or check the rewards"
+        )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        logs = [entry for entry in state.log_history if "frac_reward_zero_std" in entry]
-        if logs and all(entry["frac_reward_zero_std"] == 1.0 for entry in logs):
-            raise UserError(
-                f"reinforcement learning had nothing to learn from: in all {len(logs)} logged steps no group of "
-                f"{args.num_generations} completions had reward variance (mean reward {logs[0]['reward']:.3g} first, "
-                f"{logs[-1]['reward']:.3g} last); nothing is published. Start from a checkpoint that solves some of "
-                "the examples, raise num_generations or temperature, or check the rewards"
-            )
+
+class _Order(Sampler):
+    """TRL's order of prompts, made a function of seed and epoch.
+
+    `trl.trainer.utils.RepeatSampler` shuffles each epoch with what the epochs before left of one generator, so a run
+    that resumes in its second epoch would see the order of the first.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class _Trainer(GRPOTrainer):
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        return _Order(super()._get_train_sampler(dataset))
+
+
+def _keep_reference(model: PreTrainedModel, folder: Path) -> None:
+    """Make the parent the reference of the KL penalty in full fine-tuning.
+
+    TRL loads the reference from the path that the model's config names, which is the base of the lineage and not the
+    parent. With LoRA the reference is the model without its adapter, and nothing is to be done.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        model.save_pretrained(folder)
+    state.wait_for_everyone()
+    model.config._name_or_path = str(folder)

@@ -9,8 +9,10 @@ a checkpoint trustworthy is here, once:
    folder. State of another fingerprint is discarded, so an edited recipe never resumes from a stale run.
 3. Rungs of one ladder share a work folder: e4 resumes the trainer state that ended e2, checked against the hash of the
    published e2. Without it (deleted, or made on another machine) the ladder is trained from its start again.
-4. A run in which the loss is not finite or no trained weight moved is an error, with the numbers.
-5. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
+4. The log is flushed before every save and at every end of an epoch, so that resumed runs, ladders and straight runs
+   leave the same history as well as the same weights.
+5. A run in which the loss is not finite or no trained weight moved is an error, with the numbers.
+6. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
 
 Not for what a stage trains on: see `cpt`, `sft`, `rl`.
 """
@@ -30,12 +32,13 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cisterna import checkpoint, files, models
+from cisterna import checkpoint, files
 from cisterna.errors import UserError
 
 COMPLETE = "complete.json"
@@ -45,8 +48,8 @@ DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
 OWN_KEYS = frozenset(
     "corpora block_size seed lora deepspeed processes epochs fraction examples rewards save_minutes".split()
 )
-# Measurements that differ between two identical runs.
-NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory")
+# Log entries that differ between two identical runs: measurements, and TRL's count of tokens since the process started.
+NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Setup:
-    """A stage's answer: its trainer, the hashes of its data, and the tokens in one epoch (None where sampled)."""
+    """A stage's answer: its trainer, and what the shared part has to know about it.
+
+    `data` holds hashes; `tokens_per_epoch` is None where tokens are sampled. State is saved at multiples of `unit`
+    steps within an epoch (some trainers keep a batch between steps that is not part of their state). `check` looks at
+    the history of the finished run and raises UserError if it must not be published.
+    """
 
     trainer: transformers.Trainer
     data: dict[str, str]
-    tokens_per_epoch: int | None
+    tokens_per_epoch: int | None = None
+    unit: int = 1
+    check: Callable[[list[dict[str, Any]]], None] | None = None
 
 
 def library_options(job: Job) -> dict[str, Any]:
@@ -78,7 +88,8 @@ def library_options(job: Job) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     options.setdefault("logging_steps", 10)
     options.setdefault("report_to", "none")
-    options.setdefault("bf16", gpu and torch.cuda.is_bf16_supported())
+    native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    options.setdefault("bf16", native and not options.get("fp16", False))
     options.setdefault("dataloader_pin_memory", gpu)
     if job.recipe.get("deepspeed"):
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
@@ -88,15 +99,29 @@ def library_options(job: Job) -> dict[str, Any]:
         "num_train_epochs": job.epochs,
         "seed": job.seed,
         "save_strategy": "no",  # `_Progress` below asks for saves, by time and at the end
+        "logging_nan_inf_filter": False,  # its default writes an invented number over a loss that is not finite
         "use_cpu": not gpu,
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }
 
 
+def configure(config: type[transformers.TrainingArguments], options: Mapping[str, Any]) -> Any:
+    """The library's config object. UserError where it refuses an option or a combination of options.
+
+    Under ZeRO-3 models created after this are created partitioned, so compose the model first.
+    """
+    try:
+        return config(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipe: {config.__name__} refuses it: {error}") from None
+
+
 def execute(job: Job, build: Callable[[dict[str, Any]], Setup]) -> None:
     """Train `job` and publish its checkpoint. Raises UserError where the run cannot be trusted (see the module)."""
     started = time.perf_counter()
+    if "LOCAL_RANK" not in os.environ:  # one process is one GPU; Trainer would spread it over all with DataParallel
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     checkpoint.verify(job.parent)
     job.work.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -119,13 +144,15 @@ def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialSta
     if resume:
         print(f"resuming from step {_step(resume)} of {steps}", flush=True)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_Progress(job))
+    trainer.add_callback(_Progress(job, setup.unit))
     if resume is None or _step(resume) < steps:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     final = job.work / f"checkpoint-{steps}"
-    history = [] if not final.is_dir() else files.read_json(final / "trainer_state.json")["log_history"]
     if state.is_main_process:
-        _publish(job, setup, final, before, _reproducible(history), steps, started)
+        history = files.read_json(final / "trainer_state.json")["log_history"]
+        if setup.check:
+            setup.check(history)
+        _publish(job, setup, final, before, history, steps, started)
 
 
 def _publish(
@@ -137,21 +164,20 @@ def _publish(
     steps: int,
     started: float,
 ) -> None:
-    weights = sorted(final.glob("adapter_model.safetensors")) or sorted(final.glob("model*.safetensors"))
+    weights = _weights(final)
     moved = _largest_change(before, weights)
-    if moved == 0.0:
+    if moved == 0.0 or not math.isfinite(moved):
+        what = "no trained weight moved" if moved == 0.0 else "trained weights are not finite"
         raise UserError(
-            f"{job.output}: no trained weight moved in {steps} steps; nothing is published. "
-            f"Last log: {history[-1] if history else 'none'}. Check learning_rate, and for RL the rewards"
+            f"{job.output}: {what} after {steps} steps; nothing is published. "
+            f"Last log: {history[-1]}. Check learning_rate, and for RL the rewards"
         )
+    seen = (history[-1].get("num_tokens") or 0) if setup.tokens_per_epoch is None else setup.tokens_per_epoch * job.epochs
     with files.new_folder(job.output) as folder:
         for path in [*weights, final / "adapter_config.json", final / "config.json"]:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
-        files.write_json(folder / "history.json", history)
-        trained = {"steps": steps, "epochs": job.epochs, "largest_weight_change": moved}
-        if setup.tokens_per_epoch is not None:
-            trained["tokens"] = round(setup.tokens_per_epoch * job.epochs)
+        files.write_json(folder / "history.json", _reproducible(history))
         checkpoint.write_manifest(
             folder,
             published=job.output,
@@ -160,7 +186,12 @@ def _publish(
             recipe=job.recipe,
             seed=job.seed,
             data=setup.data,
-            trained=trained,
+            trained={
+                "steps": steps,
+                "epochs": job.epochs,
+                "tokens": round(seen),
+                "largest_weight_change": moved,
+            },
             measured={
                 "seconds": round(time.perf_counter() - started, 3),
                 "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -173,23 +204,34 @@ def _publish(
 class _Progress(TrainerCallback):
     """Saves by time and at the end, marks complete saves, prints one line a log, stops at a loss that is not finite."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, unit: int) -> None:
         self.work = job.work
+        self.unit = unit
         self.interval = float(job.recipe.get("save_minutes", SAVE_MINUTES)) * 60
         self.saved = time.monotonic()
         self.last: int | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if state.global_step >= state.max_steps or time.monotonic() - self.saved >= self.interval:
+        last = state.global_step >= state.max_steps
+        if last or float(state.epoch).is_integer():
+            control.should_log = True
+        step = state.global_step % max(1, round(state.max_steps / args.num_train_epochs))
+        if last or (control.should_log and step % self.unit == 0 and self._due()):
             control.should_save = True
         return control
+
+    def _due(self) -> bool:
+        """Whether it is time to save, on rank 0's clock: all ranks have to save at the same step."""
+        due = [time.monotonic() - self.saved >= self.interval]
+        return bool(broadcast_object_list(due)[0])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # every rank has written its share
         if state.is_world_process_zero:
             folder = self.work / f"checkpoint-{state.global_step}"
-            weights = [*folder.glob("adapter_model.safetensors"), *folder.glob("model*.safetensors")]
-            files.write_json(folder / COMPLETE, {path.name: files.sha256(path) for path in weights})
+            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+            weights = {path.name: files.sha256(path) for path in _weights(folder)}
+            files.write_json(folder / COMPLETE, {"sizes": sizes, "weights": weights})
             if self.last is not None:
                 shutil.rmtree(self.work / f"checkpoint-{self.last}", ignore_errors=True)
             self.last = state.global_step
@@ -236,17 +278,17 @@ def _fingerprint(job: Job, setup: Setup, processes: int) -> dict[str, Any]:
 def _discard_stale(job: Job, fingerprint: dict[str, Any]) -> None:
     """Empty the work folder if its state belongs to another run, or is not what the previous rung published."""
     path = job.work / "fingerprint.json"
-    known = files.read_json(path) if path.is_file() else None
+    known = files.read_json(path) if path.is_file() else {}
+    changed = sorted(key for key in fingerprint if known.get(key) != fingerprint[key])
     reason = None
-    if known is not None and known != fingerprint:
-        changed = sorted(key for key in fingerprint if known.get(key) != fingerprint[key])
-        reason = f"{', '.join(changed)} changed"
+    if changed and any(job.work.glob("checkpoint-*")):
+        reason = f"the saved state is of another run ({', '.join(changed)} changed)"
     elif job.previous is not None:
         manifest = checkpoint.read_manifest(job.previous)
         folder = job.work / f"checkpoint-{manifest['trained']['steps']}"
-        saved = files.read_json(folder / COMPLETE) if (folder / COMPLETE).is_file() else {}
-        if not saved or any(manifest["files"].get(name) != digest for name, digest in saved.items()):
-            reason = f"no trainer state of {job.previous}"
+        weights = files.read_json(folder / COMPLETE)["weights"] if _is_complete(folder) else {}
+        if not weights or any(manifest["files"].get(name) != digest for name, digest in weights.items()):
+            reason = f"no trainer state of {job.previous} in {job.work}"
     if reason:
         print(f"training from the start: {reason}", flush=True)
         for folder in job.work.glob("checkpoint-*"):
@@ -271,10 +313,24 @@ def _step(folder: Path) -> int:
 
 def _latest(work: Path, steps: int) -> Path | None:
     """The latest complete trainer state at or before `steps`."""
-    states = [
-        folder for folder in work.glob("checkpoint-*") if _step(folder) <= steps and (folder / COMPLETE).is_file()
-    ]
+    states = [folder for folder in work.glob("checkpoint-*") if _step(folder) <= steps and _is_complete(folder)]
     return max(states, key=_step, default=None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("adapter_model.safetensors")) or sorted(folder.glob("model*.safetensors"))
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a trainer state was written to its end and every file still has its size."""
+    if not (folder / COMPLETE).is_file():
+        return False
+    sizes = files.read_json(folder / COMPLETE)["sizes"]
+    return sizes == {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
 
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -287,13 +343,12 @@ def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _largest_change(before: Mapping[str, torch.Tensor], weights: Iterable[Path]) -> float:
-    after: dict[str, torch.Tensor] = {}
+    """The largest change of any trained weight; NaN if any is not finite. Saved names have to be those trained."""
+    changes = []
     for path in weights:
-        after.update(load_file(path))
-    return max(
-        ((after[name].float() - tensor.float()).abs().max().item() for name, tensor in before.items() if name in after),
-        default=0.0,
-    )
+        for name, tensor in load_file(path).items():
+            changes.append((tensor.float() - before[name].float()).abs().max())
+    return torch.stack(changes).max().item()
 
 
 def _reproducible(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cisterna import answers, files, models, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, execute
+from cisterna.training.run import Job, Setup, configure, execute
 
 
 def train(job: Job, data: Path) -> None:
@@ -29,7 +29,8 @@ def train(job: Job, data: Path) -> None:
         tokens = tokenizer.load(models.base_of(job.parent))
         frame = pd.read_parquet(data / "train.parquet")
         frame = frame.head(math.ceil(len(frame) * float(job.recipe.get("fraction", 1.0))))
-        config = SFTConfig(**options)
+        model = models.compose(job.parent).train()
+        config = configure(SFTConfig, options)
         rows = tokenize(tokens, frame)
         too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > config.max_length]
         if too_long:
@@ -38,7 +39,7 @@ def train(job: Job, data: Path) -> None:
                 f"(first: {too_long[0]}); raise max_length in the SFT recipe or shorten the prompts"
             )
         trainer = SFTTrainer(
-            model=models.compose(job.parent).train(),
+            model=model,
             args=config,
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokens,

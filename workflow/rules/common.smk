@@ -1,0 +1,97 @@
+# Look-ups in the expanded study, for the rules. No logic: that is in cisterna.study, where it is tested.
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cisterna.errors import UserError
+
+EVALUATIONS = {folder: (path, task) for folder, path, task in STUDY.evaluations()}
+TOKENIZED = {backbone for backbone, _ in STUDY.tokenized}
+PERPLEXITIES = [
+    f"results/{model.path}/perplexity.json"
+    for model in STUDY.models
+    if model.task is None and model.backbone in TOKENIZED
+]
+
+
+wildcard_constraints:
+    backbone="[a-z0-9.-]+",
+    start="[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)",
+    task="[a-z0-9.-]+",
+    seed=r"\d+",
+    recipe="[a-z0-9.-]+",
+    epochs=r"\d+",
+
+
+def checkpoint(path):
+    return f"results/{path}/checkpoint"
+
+
+def model_of(wildcards, output):
+    """The study's model that a rule's output folder belongs to."""
+    try:
+        return STUDY.model(str(Path(output).parent.relative_to("results")))
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def parent_of(path):
+    """Input function: the parent's checkpoint, and in a ladder that of the rung before."""
+
+    def inputs(wildcards):
+        model = model_of(wildcards, path.format(**wildcards))
+        found = {"parent": checkpoint(model.parent)}
+        return found | ({"previous": checkpoint(model.previous)} if model.previous else {})
+
+    return inputs
+
+
+def previous(wildcards, input):
+    """Params function: the command line's words for the rung before, if there is one."""
+    return ["--previous", input.previous] if "previous" in input.keys() else []
+
+
+def as_json(value):
+    return json.dumps(value, sort_keys=True)
+
+
+def recipe_json(stage):
+    """Params function: the recipe without the list of rungs, so that a new rung leaves the others alone."""
+
+    def params(wildcards):
+        recipe = STUDY.recipe(stage, wildcards.recipe)
+        return as_json({key: value for key, value in recipe.items() if key != "epochs"})
+
+    return params
+
+
+def launcher(stage):
+    """Params function: how a stage is started, alone or as the ranks of one torchrun."""
+
+    def params(wildcards):
+        ranks = STUDY.recipe(stage, wildcards.recipe)["processes"]
+        return "cisterna" if ranks == 1 else f"torchrun --standalone --nproc_per_node {ranks} -m cisterna"
+
+    return params
+
+
+def resource(job, name):
+    return STUDY.resources(job)[name]
+
+
+def start_warm():
+    """Share the import of the heavy libraries between the jobs of a local run (see cisterna.warm)."""
+    local = workflow.executor_plugin.common_settings.local_exec
+    gpu = any(job["gpu"] for job in STUDY.config["resources"].values())
+    if not local or gpu or workflow.deployment_settings.deployment_method:  # jobs in an environment of their own
+        return
+    socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
+    subprocess.Popen([sys.executable, "-m", "cisterna", "warm", str(socket)], stdin=subprocess.DEVNULL)
+    os.environ["CISTERNA_WARM"] = str(socket)
+
+
+onstart:
+    start_warm()

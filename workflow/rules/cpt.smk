@@ -1,0 +1,33 @@
+# Continued pre-training on packed blocks of the corpora.
+
+
+rule cpt:
+    input:
+        parent="results/models/{backbone}/base/checkpoint",
+        tokens=lambda wildcards: expand(
+            "results/tokens/{backbone}/{corpus}",
+            backbone=wildcards.backbone,
+            corpus=STUDY.recipe("cpt", wildcards.recipe)["corpora"],
+        ),
+    output:
+        directory("results/models/{backbone}/cpt-{recipe}/checkpoint"),
+    log:
+        "results/logs/models/{backbone}/cpt-{recipe}.log",
+    benchmark:
+        "results/benchmarks/models/{backbone}/cpt-{recipe}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("cpt", "threads")
+    resources:
+        mem_mb=resource("cpt", "mem_mb"),
+        runtime=resource("cpt", "runtime"),
+        gpu=resource("cpt", "gpu"),
+    params:
+        launcher=launcher("cpt"),
+        recipe=recipe_json("cpt"),
+        seed=lambda wildcards: STUDY.recipe("cpt", wildcards.recipe)["seed"],
+        epochs=lambda wildcards: STUDY.recipe("cpt", wildcards.recipe)["num_train_epochs"],
+        work="results/.work/models/{backbone}/cpt-{recipe}",
+    shell:
+        "{params.launcher} cpt --parent {input.parent:q} --tokens {input.tokens:q} --recipe {params.recipe:q}"
+        " --seed {params.seed} --epochs {params.epochs} --work {params.work:q} --output {output:q} > {log:q} 2>&1"

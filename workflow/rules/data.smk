@@ -1,0 +1,84 @@
+# Splits of each task with their leakage audit, and the baselines on them.
+
+
+def data_files(wildcards):
+    """The raw table of a task, so that an edited table is read again."""
+    return STUDY.source(wildcards.task)
+
+
+rule data:
+    input:
+        data_files,
+    output:
+        train="results/data/{task}/train.parquet",
+        validation="results/data/{task}/validation.parquet",
+        id="results/data/{task}/id.parquet",
+        ood="results/data/{task}/ood.parquet",
+        card="results/data/{task}/card.json",
+    log:
+        "results/logs/data/{task}.log",
+    benchmark:
+        "results/benchmarks/data/{task}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("data", "threads")
+    resources:
+        mem_mb=resource("data", "mem_mb"),
+        runtime=resource("data", "runtime"),
+        gpu=resource("data", "gpu"),
+    params:
+        folder=subpath(output.card, parent=True),
+        spec=lambda wildcards: as_json(STUDY.config["tasks"][wildcards.task]),
+        seed=lambda wildcards: STUDY.config["tasks"][wildcards.task]["seed"],
+    shell:
+        "cisterna data --task {wildcards.task} --spec {params.spec:q} --seed {params.seed}"
+        " --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule audit:
+    input:
+        rules.data.output,
+    output:
+        "results/data/{task}/audit.json",
+    log:
+        "results/logs/audit/{task}.log",
+    benchmark:
+        "results/benchmarks/audit/{task}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("data", "threads")
+    resources:
+        mem_mb=resource("data", "mem_mb"),
+        runtime=resource("data", "runtime"),
+        gpu=resource("data", "gpu"),
+    params:
+        folder=subpath(output[0], parent=True),
+    shell:
+        "cisterna audit {params.folder:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule baselines:
+    input:
+        rules.data.output,
+        audit=rules.audit.output,
+    output:
+        id="results/baselines/{task}/id.parquet",
+        ood="results/baselines/{task}/ood.parquet",
+        metrics="results/baselines/{task}/metrics.json",
+    log:
+        "results/logs/baselines/{task}.log",
+    benchmark:
+        "results/benchmarks/baselines/{task}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("baselines", "threads")
+    resources:
+        mem_mb=resource("baselines", "mem_mb"),
+        runtime=resource("baselines", "runtime"),
+        gpu=resource("baselines", "gpu"),
+    params:
+        data=subpath(input[0], parent=True),
+        folder=subpath(output.metrics, parent=True),
+        options=as_json(STUDY.config["evaluation"]),
+    shell:
+        "cisterna baselines --data {params.data:q} --options {params.options:q} --output {params.folder:q} > {log:q} 2>&1"

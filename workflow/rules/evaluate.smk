@@ -1,0 +1,68 @@
+# Every checkpoint on the ID and OOD examples of its task; base and CPT also on held-out corpora.
+
+
+def evaluated(wildcards):
+    """Input function: the checkpoint and the splits that an evaluation reads."""
+    folder = f"models/{wildcards.model}/eval"
+    if folder not in EVALUATIONS:
+        raise WorkflowError(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
+    path, task = EVALUATIONS[folder]
+    return {
+        "checkpoint": checkpoint(path),
+        "id": f"results/data/{task}/id.parquet",
+        "ood": f"results/data/{task}/ood.parquet",
+        "card": f"results/data/{task}/card.json",
+        "audit": f"results/data/{task}/audit.json",
+    }
+
+
+rule evaluate:
+    input:
+        unpack(evaluated),
+    output:
+        id="results/models/{model}/eval/id.parquet",
+        ood="results/models/{model}/eval/ood.parquet",
+        metrics="results/models/{model}/eval/metrics.json",
+    log:
+        "results/logs/models/{model}/eval.log",
+    benchmark:
+        "results/benchmarks/models/{model}/eval.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("evaluate", "threads")
+    resources:
+        mem_mb=resource("evaluate", "mem_mb"),
+        runtime=resource("evaluate", "runtime"),
+        gpu=resource("evaluate", "gpu"),
+    params:
+        data=subpath(input.card, parent=True),
+        folder=subpath(output.metrics, parent=True),
+        options=as_json(STUDY.config["evaluation"]),
+    shell:
+        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {params.data:q} --options {params.options:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule perplexity:
+    input:
+        checkpoint="results/models/{start}/checkpoint",
+        tokens=lambda wildcards: [
+            f"results/tokens/{backbone}/{corpus}"
+            for backbone, corpus in STUDY.tokenized
+            if backbone == wildcards.start.split("/")[0]
+        ],
+    output:
+        "results/models/{start}/perplexity.json",
+    log:
+        "results/logs/models/{start}/perplexity.log",
+    benchmark:
+        "results/benchmarks/models/{start}/perplexity.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("evaluate", "threads")
+    resources:
+        mem_mb=resource("evaluate", "mem_mb"),
+        runtime=resource("evaluate", "runtime"),
+        gpu=resource("evaluate", "gpu"),
+    shell:
+        "cisterna perplexity --checkpoint {input.checkpoint:q} --tokens {input.tokens:q} --output {output:q} > {log:q} 2>&1"

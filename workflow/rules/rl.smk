@@ -1,0 +1,41 @@
+# Reinforcement learning, warm (from an SFT rung) or cold (from a base or CPT checkpoint).
+RL = "results/models/{origin}/rl-{recipe}/e{epochs}/checkpoint"
+
+
+def data_of(name):
+    """Input function: a file of the task that `origin` (backbone/start/task/...) names."""
+    return lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}"
+
+
+rule rl:
+    input:
+        unpack(parent_of(RL)),
+        data=data_of("train.parquet"),
+        card=data_of("card.json"),
+        audit=data_of("audit.json"),
+    output:
+        directory(RL),
+    log:
+        "results/logs/models/{origin}/rl-{recipe}/e{epochs}.log",
+    benchmark:
+        "results/benchmarks/models/{origin}/rl-{recipe}/e{epochs}.tsv"
+    wildcard_constraints:
+        origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("rl", "threads")
+    resources:
+        mem_mb=resource("rl", "mem_mb"),
+        runtime=resource("rl", "runtime"),
+        gpu=resource("rl", "gpu"),
+    params:
+        launcher=launcher("rl"),
+        recipe=recipe_json("rl"),
+        data=subpath(input.data, parent=True),
+        seed=lambda wildcards, output: model_of(wildcards, output[0]).seed,
+        previous=previous,
+        work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
+    shell:
+        "{params.launcher} rl --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
+        " --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
+        " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,33 @@
+# Supervised fine-tuning: one job a rung; in a ladder each rung goes on from the one before.
+SFT = "results/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}/checkpoint"
+
+
+rule sft:
+    input:
+        unpack(parent_of(SFT)),
+        data="results/data/{task}/train.parquet",
+        card="results/data/{task}/card.json",
+        audit="results/data/{task}/audit.json",
+    output:
+        directory(SFT),
+    log:
+        "results/logs/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}.log",
+    benchmark:
+        "results/benchmarks/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("sft", "threads")
+    resources:
+        mem_mb=resource("sft", "mem_mb"),
+        runtime=resource("sft", "runtime"),
+        gpu=resource("sft", "gpu"),
+    params:
+        launcher=launcher("sft"),
+        recipe=recipe_json("sft"),
+        data=subpath(input.data, parent=True),
+        previous=previous,
+        work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
+    shell:
+        "{params.launcher} sft --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
+        " --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
+        " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

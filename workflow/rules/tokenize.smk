@@ -1,0 +1,47 @@
+# The base checkpoint of each backbone, with its tokenizer, and the corpora as streams of tokens.
+
+
+rule base:
+    input:
+        lambda wildcards: STUDY.config["backbones"][wildcards.backbone].get("tokenizer", {}).get("files", []),
+    output:
+        directory("results/models/{backbone}/base/checkpoint"),
+    log:
+        "results/logs/models/{backbone}/base.log",
+    benchmark:
+        "results/benchmarks/models/{backbone}/base.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("base", "threads")
+    resources:
+        mem_mb=resource("base", "mem_mb"),
+        runtime=resource("base", "runtime"),
+        gpu=resource("base", "gpu"),
+    params:
+        spec=lambda wildcards: as_json(STUDY.config["backbones"][wildcards.backbone]),
+    shell:
+        "cisterna base --spec {params.spec:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule tokenize:
+    input:
+        corpus=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["file"],
+        base="results/models/{backbone}/base/checkpoint",
+    output:
+        directory("results/tokens/{backbone}/{corpus}"),
+    log:
+        "results/logs/tokens/{backbone}/{corpus}.log",
+    benchmark:
+        "results/benchmarks/tokens/{backbone}/{corpus}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("tokenize", "threads")
+    resources:
+        mem_mb=resource("tokenize", "mem_mb"),
+        runtime=resource("tokenize", "runtime"),
+        gpu=resource("tokenize", "gpu"),
+    params:
+        modality=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["modality"],
+    shell:
+        "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality} --base {input.base:q}"
+        " --output {output:q} > {log:q} 2>&1"
