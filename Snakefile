@@ -3,10 +3,8 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-# A study given by --configfile stands alone; values given without a study change the default one.
-if "study" not in config:
 
-    report: "workflow/report/workflow.rst"
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/config.smk"
@@ -20,13 +18,6 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-rule all:
-    default_target: True
-    input:
-        REPORT,
-        PERPLEXITIES,
-
-
 rule models:
     input:
         [checkpoint(model.path) for model in STUDY.models],
@@ -34,4 +25,18 @@ rule models:
 
 rule evaluations:
     input:
-        [f"results/{folder}/metrics.json" for folder, _, _ in STUDY.evaluations()],
+        [f"results/{folder}/{name}" for folder, _, _ in STUDY.evaluations() for name in EVALUATION],
+
+
+# All that a study is made of, not the report alone: Snakemake leaves a deleted file be where only the report needs it.
+rule all:
+    default_target: True
+    input:
+        expand(rules.data.output, task=STUDY.tasks),
+        expand(rules.baselines.output, task=STUDY.tasks),
+        [f"results/tokens/{backbone}/{corpus}" for backbone, corpus in STUDY.tokenized],
+        rules.models.input,
+        rules.evaluations.input,
+        PERPLEXITIES,
+        rules.gather.output,
+        rules.figures.output,

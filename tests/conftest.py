@@ -6,35 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tiny import ROOT, SIZES, backbone
+
 # Before torch is imported: one thread, so that float results do not depend on the machine, and no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Set inside a Snakemake run: a test must not hand its commands to that run's server.
 os.environ.pop("CISTERNA_WARM", None)
-
-ROOT = Path(__file__).resolve().parents[1]
-TEXTS = [ROOT / "resources" / "corpora" / "text.txt", ROOT / "resources" / "tokenizer" / "task_text.txt"]
-SIZES = {"train": 64, "validation": 16, "id": 24, "ood": 24}
-
-
-def backbone(seed: int = 0, **architecture: object) -> dict[str, object]:
-    """A value of `backbones` in the config: a Qwen3 of 50,000 parameters. Paths are absolute."""
-    shape = {
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": False,
-    }
-    return {
-        "architecture": shape | architecture,
-        "tokenizer": {"vocab_size": 400, "files": [str(path) for path in TEXTS]},
-        "seed": seed,
-    }
 
 
 @pytest.fixture(scope="session")

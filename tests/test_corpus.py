@@ -1,6 +1,7 @@
 """Corpora: exact counts, documents that stay apart, errors that name the file and the record."""
 
 import gzip
+import itertools
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from cisterna import corpus, files, models, tokenizer
 from cisterna.errors import UserError
-from conftest import ROOT
+from tiny import ROOT
 
 RECORDS = 60
 
@@ -46,7 +47,9 @@ def parts(folder):
 def test_every_document_is_there_once_and_the_card_counts_exactly(base, dna):
     folder, sequences, card = dna
     tokens = tokenizer.load(base)
-    expected = sorted(row + [tokens.eos_token_id] for row in tokenizer.encode(tokens, [f"<dna>{s}</dna>" for s in sequences]))
+    expected = sorted(
+        [*row, tokens.eos_token_id] for row in tokenizer.encode(tokens, [f"<dna>{s}</dna>" for s in sequences])
+    )
     found = parts(folder)
     assert sorted(found["train"] + found["heldout"]) == expected
     for name, rows in found.items():
@@ -112,14 +115,16 @@ def test_a_document_in_a_packed_block_is_read_as_if_it_stood_alone(base, dna):
     model = models.compose(base)
     blocks = corpus.Blocks(dna[0], 200)
     # Two blocks in one batch: boundaries at different places in each row.
-    batch = {key: torch.stack([torch.from_numpy(blocks[at][key]) for at in (0, 1)]) for key in ("input_ids", "position_ids")}
+    batch = {
+        key: torch.stack([torch.from_numpy(blocks[at][key]) for at in (0, 1)]) for key in ("input_ids", "position_ids")
+    }
     compared = 0
     with torch.inference_mode():
         packed = model(**batch, use_cache=False).logits
         for row in (0, 1):
             bounds = [*torch.nonzero(batch["position_ids"][row] == 0).flatten().tolist(), 200]
             assert len(bounds) > 4
-            for begin, end in zip(bounds, bounds[1:], strict=False):
+            for begin, end in itertools.pairwise(bounds):
                 ids = batch["input_ids"][row : row + 1, begin:end]
                 alone = model(ids, use_cache=False).logits[0]
                 # Rotary positions are relative: where a cut document's positions begin makes no difference.
@@ -140,7 +145,7 @@ def write(path, content):
 
 
 TRUNCATED = gzip.compress(b">a\nACGT\n" * 500)[:-20]
-GARBLED = gzip.compress(random.Random(0).randbytes(500), mtime=0)[:40] + b"\xff" * 60
+GARBLED = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 60  # a good header, then no deflate stream
 
 
 @pytest.mark.parametrize(
@@ -160,6 +165,10 @@ GARBLED = gzip.compress(random.Random(0).randbytes(500), mtime=0)[:40] + b"\xff"
         ("a.txt", "text", b"caf\xe9\n", "cannot be read"),
         ("absent.fasta", "dna", None, "cannot be read"),
     ],
+    ids=(
+        "empty only-headers blank-lines no-header rna-in-dna dna-in-rna stop-codon one-record "
+        "not-gzip cut-gzip garbled-gzip not-utf8 absent"
+    ).split(),
 )
 def test_a_broken_corpus_is_named_and_nothing_is_written(base, tmp_path, name, modality, content, message):
     path = tmp_path / name

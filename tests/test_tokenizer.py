@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cisterna import tokenizer
 from cisterna.errors import UserError
-from conftest import TEXTS
+from tiny import TEXTS
 
 SEQUENCES = st.sampled_from(sorted(tokenizer.ALPHABETS)).flatmap(
     lambda modality: st.tuples(st.just(modality), st.text(tokenizer.ALPHABETS[modality], max_size=40))
@@ -53,7 +53,9 @@ def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokens, piece)
     assert ids.tolist() == tokenizer.encode(tokens, [tagged(modality, sequence)])[0][1:-1]
 
 
-@pytest.mark.parametrize(("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "B"), ("dna", "a"), ("rna", " ")])
+@pytest.mark.parametrize(
+    ("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "B"), ("dna", "a"), ("rna", " ")]
+)
 def test_letters_outside_the_alphabet_are_named(tokens, modality, wrong):
     letters = tokenizer.ALPHABETS[modality]
     with pytest.raises(UserError, match=letters):
@@ -120,7 +122,9 @@ def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.train([str(TEXTS[0])], trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"], show_progress=False))
+    core.train(
+        [str(TEXTS[0])], trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]"], show_progress=False)
+    )
     other = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
     known = len(other)
     other.add_tokens(tokenizer.tokens())

@@ -85,9 +85,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete {folder} and rerun") from None
-    facts = {
-        key: manifest.get(key) for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")
-    }
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: not a manifest (expected a JSON object); delete {folder} and rerun")
+    facts = {key: manifest.get(key) for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")}
     if manifest.get("identity") != files.digest(facts):
         raise UserError(f"{path}: edited after it was written (its identity does not match); delete {folder} and rerun")
     return manifest
@@ -102,6 +102,9 @@ def verify(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path}: missing; the manifest lists it. Delete {folder} and rerun")
         if files.sha256(path) != expected:
             raise UserError(f"{path}: its SHA-256 is not the one in the manifest. Delete {folder} and rerun")
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in manifest["files"]:
+            raise UserError(f"{path}: weights that the manifest does not list. Delete {folder} and rerun")
     if manifest["parent"] is not None:
         parent = parent_of(folder, manifest)
         found = read_manifest(parent)["identity"]

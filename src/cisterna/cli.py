@@ -1,12 +1,13 @@
 """The `cisterna` command: one subcommand a rule, so that every job of the workflow can be run by hand.
 
-Subcommands import what they need when they run; `cisterna --help` imports no library. Exit codes: 0 done, 2 a mistake of
-the user's (one short message, no traceback), anything else a bug.
+Subcommands import what they need when they run; `cisterna --help` imports no library. Exit codes: 0 done, 2 a mistake
+of the user's (one short message, no traceback), anything else a bug.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = warm.run(socket, given)
         if code is not None:
             return code
+    if options.command not in HEAVY:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cisterna plan | head` ends in silence
     try:
         options.run(options)
     except UserError as error:
@@ -48,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     plan = command("plan", _plan, "print what a study would train: models, jobs, shared stages, examples, tokens")
-    plan.add_argument("--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)")
+    plan.add_argument(
+        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
+    )
 
     data = command("data", _data, "split a task's examples into train, validation, id, ood and audit them for leakage")
     data.add_argument("--task", required=True)
@@ -62,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     baselines = command("baselines", _baselines, "majority, k-NN and logistic regression on a task's splits")
     baselines.add_argument("--data", type=Path, required=True)
-    baselines.add_argument("--options", type=_mapping, required=True, help="the evaluation block of the config, as JSON")
+    baselines.add_argument("--options", type=_mapping, required=True, help="the config's evaluation block, as JSON")
     baselines.add_argument("--output", type=Path, required=True)
 
     base = command("base", _base, "make a backbone's base checkpoint and tokenizer")
@@ -96,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "evaluate a checkpoint on a task's id and ood splits")
     evaluate.add_argument("--checkpoint", type=Path, required=True)
     evaluate.add_argument("--data", type=Path, required=True)
-    evaluate.add_argument("--options", type=_mapping, required=True, help="the evaluation block of the config, as JSON")
+    evaluate.add_argument("--options", type=_mapping, required=True, help="the config's evaluation block, as JSON")
     evaluate.add_argument("--output", type=Path, required=True)
 
     perplexity = command("perplexity", _perplexity, "measure a checkpoint's perplexity on held-out corpora")
@@ -235,15 +240,16 @@ def _figures(options: argparse.Namespace) -> None:
     from cisterna import study
     from cisterna.report import GAINS, METRICS, figures
 
-    figures.figures(
-        options.metrics / METRICS, options.metrics / GAINS, study.load(options.study), options.output
-    )
+    figures.figures(options.metrics / METRICS, options.metrics / GAINS, study.load(options.study), options.output)
 
 
 def _verify(options: argparse.Namespace) -> None:
     from cisterna import checkpoint
 
-    folders = sorted(path.parent for path in options.path.rglob(checkpoint.MANIFEST))
+    # A folder whose name begins with a dot is one that a killed process was about to publish.
+    folders = sorted(
+        path.parent for path in options.path.rglob(checkpoint.MANIFEST) if not path.parent.name.startswith(".")
+    )
     if not folders:
         raise UserError(f"{options.path}: no checkpoints below it")
     for folder in folders:

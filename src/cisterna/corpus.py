@@ -26,7 +26,7 @@ from cisterna import files, tokenizer
 from cisterna.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 HELDOUT_SHARE = 0.05  # of documents, chosen by a hash of their content
 

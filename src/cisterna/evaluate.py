@@ -1,6 +1,7 @@
 """Evaluation of one checkpoint on one task: generate, parse, score. And the perplexity of a checkpoint on corpora.
 
-    cisterna evaluate --checkpoint .../e2/checkpoint --data results/data/splice-donor --output .../e2/eval --options '{...}'
+    cisterna evaluate --checkpoint .../e2/checkpoint --data results/data/splice-donor --output .../e2/eval \
+        --options '{...}'
 
 Every example of `id` and of `ood` is answered, greedily unless the options say otherwise. Outputs keep the predictions
 (one row an example) and the metrics with their intervals. Neither split ever chooses a checkpoint.

@@ -37,17 +37,20 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target`; when the block ends well it takes the place of `target` in one rename.
+    """Give a temporary folder beside `target`; when the block ends well it takes the place of `target` by renames.
 
-    If the block raises, nothing of it stays and an earlier `target` is untouched.
+    If the block raises, nothing of it stays and an earlier `target` is untouched. A `target` is never seen half
+    written or half deleted, also if the process is killed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary.chmod(0o755)
+    earlier = temporary.with_name(f"{temporary.name}.earlier")
     try:
         yield temporary
-        if target.exists():
-            shutil.rmtree(target)
+        if target.is_dir():
+            os.replace(target, earlier)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)

@@ -5,7 +5,8 @@ key, or a hash that does not match its manifest, is an error that names it. Not 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
     Two kinds of `spec` (a value of `backbones` in the config): with `architecture` a model is made here, with random
     weights drawn from `seed`, and a tokenizer trained on `tokenizer.files`; with `pretrained` (a hub id or a local
     folder, and a `revision`) the checkpoint holds only what Cisterna adds to it: the tokenizer with residue tokens and
-    their embedding rows, drawn around the mean of the model's own rows.
+    their embedding rows, drawn around the mean of the model's own rows. The weights stay where they are; those of a
+    local folder are hashed, so that another model in its place is noticed. Raises UserError for what cannot be made.
     """
     started = time.perf_counter()
     seed = int(spec.get("seed", 0))
@@ -45,13 +47,22 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
             parent=None,
             recipe=spec,
             seed=seed,
-            data={str(path): files.sha256(Path(path)) for path in spec.get("tokenizer", {}).get("files", [])},
+            data=_sources(spec),
             trained={},
             measured={"seconds": round(time.perf_counter() - started, 3)},
         )
 
 
+def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files that a base is made from: the tokenizer's text, or a pretrained model in a local folder."""
+    if "pretrained" not in spec:
+        return {str(path): files.sha256(Path(path)) for path in spec["tokenizer"]["files"]}
+    folder = Path(spec["pretrained"])
+    return {path.name: files.sha256(path) for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])}
+
+
 def _create(spec: Mapping[str, Any], folder: Path) -> None:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokens = tokenizer.build(spec["tokenizer"]["vocab_size"], [Path(file) for file in spec["tokenizer"]["files"]])
@@ -66,7 +77,9 @@ def _create(spec: Mapping[str, Any], folder: Path) -> None:
             **options,
         )
         model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        with torch.inference_mode():
+            model(torch.tensor([[tokens.eos_token_id]]))  # some shapes that do not fit each other fail only here
+    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"backbone architecture {dict(spec['architecture'])}: {error}") from None
     model.generation_config.eos_token_id = tokens.eos_token_id
     model.generation_config.pad_token_id = tokens.pad_token_id
@@ -77,8 +90,11 @@ def _create(spec: Mapping[str, Any], folder: Path) -> None:
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    model = _pretrained(spec)  # first: its error says what to do where there is no such model
-    tokens = AutoTokenizer.from_pretrained(spec["pretrained"], revision=spec.get("revision"))
+    model = _pretrained(spec)
+    with _loading(spec):
+        tokens = AutoTokenizer.from_pretrained(spec["pretrained"], revision=spec.get("revision"))
+        if not tokens.encode("A", add_special_tokens=False):  # the empty one that transformers makes without files
+            raise ValueError("It has no tokenizer.")
     before = len(tokens)
     tokens.add_tokens([token for token in tokenizer.tokens() if token not in tokens.get_vocab()])
     if tokens.pad_token is None:
@@ -93,7 +109,7 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     files.write_json(folder / "tokens.json", {"before": before, "after": len(tokens)})
 
 
-def _embeddings(model: "PreTrainedModel") -> dict[str, torch.nn.Module]:
+def _embeddings(model: "PreTrainedModel") -> dict[str, Any]:
     """The input embedding, and the output projection where it is not tied to it."""
     found = {"input": model.get_input_embeddings()}
     output = model.get_output_embeddings()
@@ -102,18 +118,25 @@ def _embeddings(model: "PreTrainedModel") -> dict[str, torch.nn.Module]:
     return found
 
 
+@contextmanager
+def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what the library raises for a model or tokenizer that it cannot load into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id or a local folder with config.json, "
+            f"safetensors weights and a tokenizer. {str(error).splitlines()[0]}"
+        ) from None
+
+
 def _pretrained(spec: Mapping[str, Any]) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    try:
+    with _loading(spec):
         return AutoModelForCausalLM.from_pretrained(
             spec["pretrained"], revision=spec.get("revision"), dtype=spec.get("dtype", "float32")
         )
-    except OSError as error:
-        raise UserError(
-            f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id or a local folder with config.json "
-            f"and safetensors weights. {str(error).splitlines()[0]}"
-        ) from None
 
 
 def _load_base(folder: Path, manifest: Mapping[str, Any]) -> "PreTrainedModel":
@@ -122,9 +145,15 @@ def _load_base(folder: Path, manifest: Mapping[str, Any]) -> "PreTrainedModel":
     spec = manifest["recipe"]
     if "pretrained" in spec:
         model = _pretrained(spec)
+        if _sources(spec) != manifest["data"]:
+            raise UserError(
+                f"backbone {spec['pretrained']}: its files are not those that {folder} was made from. Put them back, "
+                f"or delete {folder} and rerun"
+            )
         sizes = files.read_json(folder / "tokens.json")
         if len(_embeddings(model)["input"].weight) < sizes["after"]:
             model.resize_token_embeddings(sizes["after"], mean_resizing=False)
+            model.name_or_path = ""  # else PEFT would compare the sizes and store the whole matrix with every adapter
         rows = load_file(folder / NEW_ROWS)
         with torch.no_grad():
             for name, module in _embeddings(model).items():
@@ -135,18 +164,30 @@ def _load_base(folder: Path, manifest: Mapping[str, Any]) -> "PreTrainedModel":
     return model
 
 
-def load_full(model: torch.nn.Module, folder: Path) -> None:
+def load_full(model: "PreTrainedModel", folder: Path) -> None:
     """Load full weights (safetensors, one file or shards), every key present and none left over, or UserError."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         tensors.update(load_file(path))
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    missing, unexpected = model.load_state_dict(tensors, strict=False)  # both lists are checked on the next lines
-    missing = [key for key in missing if key not in tied]
+    _check(f"{folder}: weights do", tensors, model.state_dict(), optional=tied)
+    model.load_state_dict(tensors, strict=False)  # only tied names can be absent now
+    model.tie_weights()
+
+
+def _check(
+    what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], optional: Collection[str] = ()
+) -> None:
+    """UserError unless `found` has the names and shapes of `expected`; those in `optional` may be absent."""
+    missing = sorted(set(expected) - set(found) - set(optional))
+    unexpected = sorted(set(found) - set(expected))
     if missing or unexpected:
-        raise UserError(f"{folder}: weights do not fit the model; missing {missing[:5]}, unexpected {unexpected[:5]}")
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
+        raise UserError(f"{what} not fit the model; missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{what} not fit the model; {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+            )
 
 
 def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
@@ -164,10 +205,7 @@ def attach(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> A
     config.inference_mode = not trainable
     adapted = get_peft_model(model, config)
     tensors = load_file(folder / "adapter_model.safetensors")
-    expected = set(get_peft_model_state_dict(adapted))
-    missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
-    if missing or unexpected:
-        raise UserError(f"{folder}: adapter does not fit the model; missing {missing[:5]}, unexpected {unexpected[:5]}")
+    _check(f"{folder}: adapter does", tensors, get_peft_model_state_dict(adapted))
     set_peft_model_state_dict(adapted, tensors)
     return adapted
 

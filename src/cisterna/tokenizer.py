@@ -27,8 +27,7 @@ PAD = "<|pad|>"
 _TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
 _TABLES = {
-    modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters}
-    for modality, letters in ALPHABETS.items()
+    modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters} for modality, letters in ALPHABETS.items()
 }
 
 
@@ -66,7 +65,8 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
     """Train a byte-level BPE on text files and add the residue tokens.
 
     `vocab_size` counts the BPE's tokens (at least 256 bytes + 2 control tokens); the residue tokens come on top.
-    The pre-tokenizer splits digits one by one, as Qwen's does, so that positions in a sequence share their digits.
+    Numbers stay together up to three digits, as in Llama 3's pre-tokenizer, so that a position in a sequence can be one
+    token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -78,7 +78,7 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+            pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

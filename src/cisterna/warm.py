@@ -3,13 +3,13 @@
 Importing torch, transformers and TRL costs 5 to 8 seconds of CPU, more than a nano stage trains. Joining stages into
 bigger jobs would save it and lose caching and partial reruns, so the jobs stay small and the import is shared: the
 Snakefile starts `cisterna warm` when a local run begins and sets CISTERNA_WARM to its socket; `cisterna sft ...` then
-hands its arguments, environment, working folder and output streams to the server, which forks, runs exactly the code that
-a cold start runs, and sends back the exit code. Without the variable (by hand, under torchrun, on a cluster) nothing of
-this happens.
+hands its arguments, environment, working folder and output streams to the server, which forks, runs exactly the code
+that a cold start runs, and sends back the exit code. Without the variable (by hand, under torchrun, on a cluster)
+nothing of this happens.
 
 The pair lives and dies together: signals to the client go to the fork, a killed client kills its fork, a killed fork is
-exit code 137 in the client, and the server ends with the Snakemake process that started it. The server itself never runs
-torch, so that forks are safe; jobs that use a GPU are not sent to it.
+exit code 137 in the client, and the server ends with the Snakemake process that started it. The server itself never
+runs torch, so that forks are safe; jobs that use a GPU are not sent to it.
 """
 
 import gc
@@ -33,7 +33,8 @@ def serve(path: Path) -> None:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(path))
     path.chmod(0o600)
-    server.listen(_BACKLOG)  # clients may connect at once; they wait for the imports here instead of each doing their own
+    # Clients may connect at once; they wait for the imports here instead of each doing their own.
+    server.listen(_BACKLOG)
     _import()
     gc.collect()
     gc.freeze()
@@ -69,7 +70,10 @@ def run(path: str, arguments: list[str]) -> int | None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
-    code = connection.recv(1)
+    try:
+        code = connection.recv(1)
+    except ConnectionResetError:
+        code = b""
     return code[0] if code else KILLED
 
 
@@ -80,7 +84,7 @@ def _import() -> None:
     import sklearn.linear_model  # noqa: F401
     import transformers.generation.utils
     import transformers.models.qwen3.modeling_qwen3
-    import transformers.trainer
+    import transformers.trainer  # noqa: F401
     import trl.trainer.grpo_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 

@@ -1,163 +1,28 @@
-"""A tiny study that Snakemake runs for real: a table of the user's own, a task that ships, CPT, SFT, RL, evaluation."""
+"""The tiny study of `clones`, run once for all tests of the workflow."""
 
-import copy
-import gzip
-import os
-import random
-import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-import yaml
-from conftest import ROOT, backbone
-
-Config = dict[str, Any]
-TRAINING = {
-    "learning_rate": 1.0e-2,
-    "per_device_train_batch_size": 8,
-    "lr_scheduler_type": "constant",
-    "gradient_checkpointing": False,
-}
-CONFIG: Config = {
-    "study": "tiny",
-    "seeds": [0],
-    "backbones": {"tiny": backbone()},
-    "corpora": {"rna": {"file": "rna.fasta", "modality": "rna"}},
-    "tasks": {
-        "hairpin": {  # a table of the user's own
-            "file": "tables/hairpin.csv",
-            "modality": "rna",
-            "columns": {"id": "name", "sequence": "seq", "label": "class", "group": "family"},
-            "labels": ["low", "high"],
-            "question": "Is it stable?",
-            "ood": ["viral"],
-            "train": 64,
-            "validation": 16,
-            "id": 24,
-        },
-        "splice-donor": {"train": 64, "validation": 16, "id": 24, "ood": 24},
-    },
-    "recipes": {
-        "cpt": {"bio": {"corpora": ["rna"], "block_size": 64, "learning_rate": 1.0e-3}},
-        "sft": {
-            "brief": {"epochs": [1, 2, 4], "lora": {"r": 8, "lora_alpha": 16, "modules_to_save": ["lm_head"]}, **TRAINING},
-            "short": {"epochs": [1], "lora": {"r": 8, "lora_alpha": 16}, **TRAINING},
-        },
-        "rl": {
-            "grpo": {
-                "epochs": [1],
-                "lora": {"r": 4, "lora_alpha": 8},
-                "examples": 16,
-                "rewards": {"correct": 1.0, "well_formed": 0.5},
-                "num_generations": 8,
-                "max_completion_length": 12,
-                **TRAINING,
-                "learning_rate": 1.0e-3,
-                "per_device_train_batch_size": 32,
-            }
-        },
-    },
-    "evaluation": {"max_new_tokens": 12, "batch_size": 64, "bootstrap": 100},
-    "lineages": [
-        {"tasks": ["hairpin"], "cpt": ["none", "bio"], "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [2]}]},
-        {"tasks": ["splice-donor"], "sft": ["short"]},
-    ],
-}
-
-
-class Job(NamedTuple):
-    """A job of a dry run: its rule and its first output, without `results/`."""
-
-    rule: str
-    output: str
-
-
-class Clone:
-    """A folder where a user works: a config, a table, a corpus, `resources`, and later `results`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.results = folder / "results"
-
-    def write(self, config: Config) -> None:
-        (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-    def run(self, *arguments: str, code: int = 0, **variables: str) -> str:
-        """Run a command here; its output, standard error included."""
-        done = subprocess.run(
-            arguments, cwd=self.folder, env=environment(variables), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
-
-    def snakemake(self, *arguments: str, code: int = 0) -> str:
-        return self.run(*snakemake(*arguments), code=code)
-
-    def todo(self, *arguments: str) -> list[Job]:
-        """What a dry run would do, sorted, without the target rule."""
-        output = self.snakemake("--dry-run", *arguments)
-        found = re.findall(r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*    output: (\S+?)(?:,|\n)", output, re.MULTILINE)
-        counts = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
-        jobs = sorted(Job(rule, path.removeprefix("results/")) for rule, path in found)
-        assert len(jobs) == int(counts.get("total", 0)) - int(counts.get("all", 0)), output
-        return jobs
-
-
-def snakemake(*arguments: str) -> list[str]:
-    return ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
-
-
-def environment(variables: dict[str, str] | None = None) -> dict[str, str]:
-    """The test's own, with the commands of the Python that runs the tests."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, **(variables or {})}
-
-
-def make(folder: Path, config: Config = CONFIG) -> Clone:
-    """A fresh clone: everything but results."""
-    for name in ("config", "tables"):
-        (folder / name).mkdir(parents=True)
-    (folder / "resources").symlink_to(ROOT / "resources")
-    with gzip.open(ROOT / "resources" / "corpora" / "rna.fasta.gz", "rt") as lines:
-        (folder / "rna.fasta").write_text("".join(line for _, line in zip(range(200), lines, strict=False)))
-    table(folder / "tables" / "hairpin.csv")
-    clone = Clone(folder)
-    clone.write(config)
-    return clone
-
-
-def table(path: Path) -> None:
-    """200 RNA sequences, `high` where a stem of G and C begins and ends them; a quarter is of another family."""
-    draw = random.Random(0)
-    lines = ["name,seq,class,family,note"]
-    for number in range(200):
-        stable = draw.random() < 0.5
-        stem = "".join(draw.choices("GC" if stable else "AU", k=5))
-        loop = "".join(draw.choices("ACGU", k=6))
-        closing = stem[::-1].translate(str.maketrans("ACGU", "UGCA"))
-        family = "viral" if number % 4 == 0 else "bacterial"
-        lines.append(f"h{number},{stem}{loop}{closing},{'high' if stable else 'low'},{family},x")
-    path.write_text("\n".join(lines) + "\n")
-
-
-def edited(**changes: Any) -> Config:
-    """CONFIG with values changed; a key is a path with `__` between its parts."""
-    config = copy.deepcopy(CONFIG)
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        place = config
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return config
+from clones import Clone, make
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The tiny study, run once. Tests leave its results, config and table as they found them."""
-    clone = make(tmp_path_factory.mktemp("tiny"))
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The tiny study, run once. Read only: a test that changes anything takes `clone`."""
+    clone = make(tmp_path_factory.mktemp("with a blank") / "study")
     clone.snakemake()
     return clone
+
+
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    """A copy of the finished study, times of files included."""
+    shutil.copytree(finished.folder, tmp_path / "study", symlinks=True)
+    return Clone(tmp_path / "study")
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Clone:
+    """The tiny study before anything is run."""
+    return make(tmp_path / "study")

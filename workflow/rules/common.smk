@@ -6,9 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cisterna.errors import UserError
-
+EVALUATION = ("id.parquet", "ood.parquet", "metrics.json")
 EVALUATIONS = {folder: (path, task) for folder, path, task in STUDY.evaluations()}
+FOLDER = f"results/studies/{STUDY.name}"
+REPORT = f"{FOLDER}/figures/table.html"
 TOKENIZED = {backbone for backbone, _ in STUDY.tokenized}
 PERPLEXITIES = [
     f"results/{model.path}/perplexity.json"
@@ -32,10 +33,7 @@ def checkpoint(path):
 
 def model_of(wildcards, output):
     """The study's model that a rule's output folder belongs to."""
-    try:
-        return STUDY.model(str(Path(output).parent.relative_to("results")))
-    except UserError as error:
-        raise WorkflowError(str(error))
+    return check(STUDY.model, str(Path(output).parent.relative_to("results")))
 
 
 def parent_of(path):
@@ -52,6 +50,26 @@ def parent_of(path):
 def previous(wildcards, input):
     """Params function: the command line's words for the rung before, if there is one."""
     return ["--previous", input.previous] if "previous" in input.keys() else []
+
+
+def data_of(name):
+    """Input function: a file of the task that `origin` (backbone/start/task/...) names."""
+    return lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}"
+
+
+def evaluated(wildcards):
+    """Input function: the checkpoint and the splits that an evaluation reads."""
+    folder = f"models/{wildcards.model}/eval"
+    if folder not in EVALUATIONS:
+        refuse(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
+    path, task = EVALUATIONS[folder]
+    return {
+        "checkpoint": checkpoint(path),
+        "id": f"results/data/{task}/id.parquet",
+        "ood": f"results/data/{task}/ood.parquet",
+        "card": f"results/data/{task}/card.json",
+        "audit": f"results/data/{task}/audit.json",
+    }
 
 
 def as_json(value):
@@ -82,6 +100,16 @@ def resource(job, name):
     return STUDY.resources(job)[name]
 
 
+def figure(name, category, **labels):
+    """One figure as a target of `snakemake --report`, with the caption of its name."""
+    return report(
+        f"{FOLDER}/figures/{name}.svg",
+        caption=f"../report/{name}.rst",
+        category=category,
+        labels={key.replace("_", " "): value for key, value in labels.items()},
+    )
+
+
 def start_warm():
     """Share the import of the heavy libraries between the jobs of a local run (see cisterna.warm)."""
     local = workflow.executor_plugin.common_settings.local_exec
@@ -89,8 +117,12 @@ def start_warm():
     if not local or gpu or workflow.deployment_settings.deployment_method:  # jobs in an environment of their own
         return
     socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
-    subprocess.Popen([sys.executable, "-m", "cisterna", "warm", str(socket)], stdin=subprocess.DEVNULL)
-    os.environ["CISTERNA_WARM"] = str(socket)
+    log = Path("results/logs/warm.log")  # not this terminal: a pipe behind Snakemake would wait for the server to end
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "cisterna", "warm", str(socket)]
+    with log.open("w") as stream:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+    os.environ.update(CISTERNA_WARM=str(socket))
 
 
 onstart:

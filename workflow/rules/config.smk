@@ -1,4 +1,4 @@
-# The study: config/config.yaml or, in its place and not merged into it, what --configfile names.
+# The study. One given by --configfile stands alone; values given without a study change the default one.
 import os
 import sys
 from pathlib import Path
@@ -7,23 +7,29 @@ from cisterna import study as studies
 from cisterna.errors import UserError
 
 DEFAULT = Path("config/config.yaml")
-FILES = workflow.overwrite_configfiles or [DEFAULT]
+GIVEN = workflow.overwrite_configfiles
+FILES = GIVEN if GIVEN and "study" in config else [DEFAULT, *GIVEN]
+
+
+def refuse(message):
+    """End Snakemake for a mistake of the user's as the command line ends, before anything is written."""
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def check(function, *arguments, **options):
-    """Call a function; a mistake of the user's ends Snakemake as it ends the command line, before anything is written."""
+    """Call a function of Cisterna's, which may refuse."""
     try:
         return function(*arguments, **options)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        os._exit(2)
+        refuse(error)
 
 
 if len(FILES) == 1:
     check(studies.read, FILES[0])  # unlike Snakemake's loader, names the line and sees a key given twice
 
-if not workflow.overwrite_configfiles:
+if DEFAULT in FILES:
 
     configfile: DEFAULT
 

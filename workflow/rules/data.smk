@@ -1,14 +1,9 @@
 # Splits of each task with their leakage audit, and the baselines on them.
 
 
-def data_files(wildcards):
-    """The raw table of a task, so that an edited table is read again."""
-    return STUDY.source(wildcards.task)
-
-
 rule data:
     input:
-        data_files,
+        lambda wildcards: STUDY.source(wildcards.task),
     output:
         train="results/data/{task}/train.parquet",
         validation="results/data/{task}/validation.parquet",

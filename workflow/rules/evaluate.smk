@@ -1,21 +1,6 @@
 # Every checkpoint on the ID and OOD examples of its task; base and CPT also on held-out corpora.
 
 
-def evaluated(wildcards):
-    """Input function: the checkpoint and the splits that an evaluation reads."""
-    folder = f"models/{wildcards.model}/eval"
-    if folder not in EVALUATIONS:
-        raise WorkflowError(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
-    path, task = EVALUATIONS[folder]
-    return {
-        "checkpoint": checkpoint(path),
-        "id": f"results/data/{task}/id.parquet",
-        "ood": f"results/data/{task}/ood.parquet",
-        "card": f"results/data/{task}/card.json",
-        "audit": f"results/data/{task}/audit.json",
-    }
-
-
 rule evaluate:
     input:
         unpack(evaluated),

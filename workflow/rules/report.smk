@@ -1,16 +1,4 @@
 # One table of all metrics, then figures and a results page, each with its caption in the Snakemake report.
-FOLDER = f"results/studies/{STUDY.name}"
-REPORT = f"{FOLDER}/figures/table.html"
-
-
-def figure(name, category, **labels):
-    """One figure as a target of `snakemake --report`, with the caption of its name."""
-    return report(
-        f"{FOLDER}/figures/{name}.svg",
-        caption=f"../report/{name}.rst",
-        category=category,
-        labels={key.replace("_", " "): value for key, value in labels.items()},
-    )
 
 
 rule gather:

@@ -2,11 +2,6 @@
 RL = "results/models/{origin}/rl-{recipe}/e{epochs}/checkpoint"
 
 
-def data_of(name):
-    """Input function: a file of the task that `origin` (backbone/start/task/...) names."""
-    return lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}"
-
-
 rule rl:
     input:
         unpack(parent_of(RL)),

@@ -356,7 +356,7 @@ def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.Data
             body.append(f"<h2>{html.escape(task)}</h2>" + _html_rows(starts, columns, "+.3f"))
     if len(perplexity):
         body.append("<h1>Perplexity on the held-out part of each corpus</h1>")
-        body.append("<p>Per token, with a bootstrap interval over blocks. An untrained model is near its vocabulary.</p>")
+        body.append("<p>Per token; bootstrap over blocks. An untrained model is near the size of its vocabulary.</p>")
         body.append(_perplexity_rows(perplexity))
     return PAGE.format(
         study=html.escape(study),
@@ -427,14 +427,14 @@ def _html_rows(
     lines = [f"<tr><th></th>{groups}</tr><tr><th>model</th>{head}</tr>"]
     body = []
     for name, frame, kind in rows:
-        values = frame.set_index(["split", "metric"])
+        values = {(row["split"], row["metric"]): row for row in frame.to_dict("records")}
         cells = ""
         for split in SPLITS:
             for position, metric in enumerate(columns):
-                cell = values.loc[(split, metric)]
+                cell = values[split, metric]
                 cells += (
-                    f"<td{_edge(split, position)}>{cell.value:{number}}"
-                    f"<span>{cell.low:.2f} to {cell.high:.2f}</span></td>"
+                    f"<td{_edge(split, position)}>{cell['value']:{number}}"
+                    f"<span>{cell['low']:.2f} to {cell['high']:.2f}</span></td>"
                 )
         body.append(f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}</tr>')
     return (
@@ -759,9 +759,10 @@ def _arms(frame: pd.DataFrame) -> np.ndarray:
 
 def _baselines(axes: Axes, frame: pd.DataFrame, colour: str) -> Iterator[Tag]:
     """Thin dotted lines for the baselines in ``frame``; yields their tags."""
-    for row in frame[frame.kind == "baseline"].itertuples():
-        axes.axhline(row.value, color=colour, linewidth=0.9, linestyle=(0, (1, 1.5)), alpha=0.8)
-        yield Tag(row.value, _baseline(row.model), colour)
+    shown = frame[frame.kind == "baseline"]
+    for model, value in zip(shown.model, shown.value, strict=True):
+        axes.axhline(value, color=colour, linewidth=0.9, linestyle=(0, (1, 1.5)), alpha=0.8)
+        yield Tag(value, _baseline(model), colour)
 
 
 def _baseline(model: str) -> str:

@@ -235,7 +235,7 @@ def _predictions(file: Path) -> pd.DataFrame:
     """Gold and predicted label by example id, sorted by id."""
     frame = pd.read_parquet(file, columns=["id", "answer", "predicted"])
     frame = frame.astype(object).set_index("id").sort_index()
-    return frame.where(frame.notna(), None)
+    return frame.replace({float("nan"): None})
 
 
 def _write(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> None:

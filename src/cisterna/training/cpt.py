@@ -1,7 +1,7 @@
 """Continued pre-training: next-token loss on packed blocks of the corpora.
 
-    cisterna cpt --parent results/models/nano/base/checkpoint --tokens results/tokens/nano/dna results/tokens/nano/text \
-        --output results/models/nano/cpt-bio/checkpoint --work results/.work/models/nano/cpt-bio --recipe '{...}' --epochs 1
+    cisterna cpt --parent results/models/nano/base/checkpoint --tokens results/tokens/nano/{dna,text} \
+        --output results/models/nano/cpt-bio/checkpoint --work results/.work/... --recipe '{...}' --epochs 1
 
 What it trains on: blocks of `block_size` tokens cut from the memory-mapped corpora, without padding; positions restart
 at every document and attention stays inside it. The trainer is `transformers.Trainer`, its options the recipe's.
@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from cisterna import files, models, tokenizer
 from cisterna.corpus import Blocks
-from cisterna.training.run import Job, Setup, configure, execute
+from cisterna.training.run import Job, Setup, configure, execute, parent_model
 
 
 def train(job: Job, corpora: list[Path]) -> None:
@@ -23,8 +23,8 @@ def train(job: Job, corpora: list[Path]) -> None:
 
     def build(options: dict[str, Any]) -> Setup:
         block_size = int(job.recipe["block_size"])
-        blocks = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
-        model = models.compose(job.parent).train()
+        blocks: ConcatDataset = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
+        model = parent_model(job)
         if job.recipe.get("lora"):
             from peft import get_peft_model
 

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import files, models, rewards, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, configure, execute
+from cisterna.training.run import Job, Setup, configure, execute, parent_model
 
 
 def train(job: Job, data: Path) -> None:
@@ -30,12 +30,12 @@ def train(job: Job, data: Path) -> None:
 
     def build(options: dict[str, Any]) -> Setup:
         tokens = tokenizer.load(models.base_of(job.parent))
-        frame = pd.read_parquet(data / "train.parquet").head(job.recipe.get("examples"))
+        frame = pd.read_parquet(data / "train.parquet").iloc[: job.recipe.get("examples")]
         functions, weights = rewards.trl_functions(
             job.recipe.get("rewards", {"correct": 1.0}), files.read_json(data / "card.json")["labels"]
         )
         prompts = [tokenizer.prompt_text(tokens, prompt) for prompt in frame["prompt"]]
-        model = models.compose(job.parent).train()
+        model = parent_model(job)
         lora = models.lora_config(job.recipe["lora"]) if job.recipe.get("lora") else None
         config = configure(GRPOConfig, options | {"reward_weights": weights})
         if config.beta != 0.0 and lora is None:

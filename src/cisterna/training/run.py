@@ -3,8 +3,8 @@
 A stage hands over a function that builds its trainer (`transformers.Trainer` or a TRL trainer); everything that makes
 a checkpoint trustworthy is here, once:
 
-1. The run trains in its work folder, which is no output of a rule, so Snakemake never deletes it. Trainer state is saved
-   there every `save_minutes` and at the end; a state counts only once its `complete.json` is written.
+1. The run trains in its work folder, which is no output of a rule, so Snakemake never deletes it. Trainer state is
+   saved there every `save_minutes` and at the end; a state counts only once its `complete.json` is written.
 2. A fingerprint of everything that determines the weights (recipe, seed, data, parent, packages) stands in the work
    folder. State of another fingerprint is discarded, so an edited recipe never resumes from a stale run.
 3. Rungs of one ladder share a work folder: e4 resumes the trainer state that ended e2, checked against the hash of the
@@ -38,7 +38,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cisterna import checkpoint, files
+from cisterna import checkpoint, files, models
 from cisterna.errors import UserError
 
 COMPLETE = "complete.json"
@@ -93,6 +93,10 @@ def library_options(job: Job) -> dict[str, Any]:
     options.setdefault("dataloader_pin_memory", gpu)
     if job.recipe.get("deepspeed"):
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+        import deepspeed.ops
+
+        if not gpu:  # else it compiles, for minutes and into the home folder, an operation for inference on CPUs
+            deepspeed.ops.__compatible_ops__ = {}
         options["deepspeed"] = str(DEEPSPEED / f"{job.recipe['deepspeed']}.json")
     return options | {
         "output_dir": str(job.work),
@@ -104,6 +108,11 @@ def library_options(job: Job) -> dict[str, Any]:
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }
+
+
+def parent_model(job: Job) -> transformers.PreTrainedModel:
+    """The model of the parent, every weight trainable (merging an adapter leaves the weights below it frozen)."""
+    return models.compose(job.parent).train().requires_grad_(True)
 
 
 def configure(config: type[transformers.TrainingArguments], options: Mapping[str, Any]) -> Any:
@@ -141,7 +150,7 @@ def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialSta
     before = _trained_weights(trainer.model)
     steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
     resume = _latest(job.work, steps)
-    if resume:
+    if resume and state.is_main_process:
         print(f"resuming from step {_step(resume)} of {steps}", flush=True)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_Progress(job, setup.unit))
@@ -172,11 +181,17 @@ def _publish(
             f"{job.output}: {what} after {steps} steps; nothing is published. "
             f"Last log: {history[-1]}. Check learning_rate, and for RL the rewards"
         )
-    seen = (history[-1].get("num_tokens") or 0) if setup.tokens_per_epoch is None else setup.tokens_per_epoch * job.epochs
+    if setup.tokens_per_epoch is None:  # logged where completions were sampled
+        tokens = max(entry.get("num_tokens", 0) for entry in history)
+    else:
+        tokens = setup.tokens_per_epoch * job.epochs
     with files.new_folder(job.output) as folder:
-        for path in [*weights, final / "adapter_config.json", final / "config.json"]:
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        for path in weights:
+            shutil.copyfile(path, folder / path.name)
+        if (final / "adapter_config.json").is_file():
+            files.write_json(folder / "adapter_config.json", _adapter_config(final / "adapter_config.json"))
+        else:
+            shutil.copyfile(final / "config.json", folder / "config.json")
         files.write_json(folder / "history.json", _reproducible(history))
         checkpoint.write_manifest(
             folder,
@@ -189,7 +204,7 @@ def _publish(
             trained={
                 "steps": steps,
                 "epochs": job.epochs,
-                "tokens": round(seen),
+                "tokens": round(tokens),
                 "largest_weight_change": moved,
             },
             measured={
@@ -199,6 +214,18 @@ def _publish(
             },
         )
     _keep_rungs(job, steps)
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's configuration without what differs between two identical runs: the order of a set, and a path.
+
+    The path would also mislead: it names the base, and the adapter belongs on the parent that the manifest names.
+    """
+    config = files.read_json(path)
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config[key], list):
+            config[key] = sorted(config[key])
+    return config | {"base_model_name_or_path": None}
 
 
 class _Progress(TrainerCallback):
@@ -335,10 +362,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of what the stage may change, by the names it is saved under."""
-    if isinstance(model, PeftModel):
-        weights = get_peft_model_state_dict(model)
-    else:
-        weights = model.state_dict()
+    weights = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
 

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cisterna import answers, files, models, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, configure, execute
+from cisterna.training.run import Job, Setup, configure, execute, parent_model
 
 
 def train(job: Job, data: Path) -> None:
@@ -29,10 +29,11 @@ def train(job: Job, data: Path) -> None:
         tokens = tokenizer.load(models.base_of(job.parent))
         frame = pd.read_parquet(data / "train.parquet")
         frame = frame.head(math.ceil(len(frame) * float(job.recipe.get("fraction", 1.0))))
-        model = models.compose(job.parent).train()
+        model = parent_model(job)
         config = configure(SFTConfig, options)
         rows = tokenize(tokens, frame)
-        too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > config.max_length]
+        limit = config.max_length or math.inf
+        too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > limit]
         if too_long:
             raise UserError(
                 f"{data}/train.parquet: {len(too_long)} examples are longer than max_length {config.max_length} "

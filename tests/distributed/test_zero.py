@@ -1,0 +1,141 @@
+"""Stages on two CPU ranks (gloo) with DeepSpeed ZeRO, against one process at the same global batch.
+
+Tolerance: the ranks average their gradients in another order than one process sums them, so every step differs by float
+rounding (1e-7 relative), and AdamW, which divides by the gradient's own size, passes that on at the scale of a step.
+Measured: largest difference 1e-7 after 8 LoRA steps. TOLERANCE is 1% of one step (the learning rate). A loss
+that was normalised per rank instead of over the tokens of all ranks would differ by whole steps (the completions of a
+batch differ in length).
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cisterna import corpus, models
+from conftest import ROOT
+from runs import CPT, RL, SFT, Run, published, solver
+
+RATE = 2.0e-3
+TOLERANCE = 0.01 * RATE
+LORA = SFT | {"lora": {"r": 4, "lora_alpha": 8}, "fraction": 1.0, "learning_rate": RATE}
+STAGES = {
+    "sft-zero1": ("sft", LORA, 1),
+    "sft-zero2": ("sft", LORA, 1),
+    "sft-zero3": ("sft", LORA, 1),
+    "sft-zero3-offload": ("sft", LORA, 1),
+    "full-zero3": ("sft", LORA | {"lora": None}, 1),
+    "cpt-zero2": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
+    "cpt-zero3": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
+}
+
+
+def on_ranks(recipe: dict, zero: str) -> dict:
+    """The recipe for two ranks, with the same global batch."""
+    batch = recipe["per_device_train_batch_size"] // 2
+    return recipe | {"per_device_train_batch_size": batch, "deepspeed": zero, "processes": 2}
+
+
+def torchrun(commands: list[list[str]], folder: Path) -> str:
+    """Run commands one after the other in two ranks; their output."""
+    (folder / "commands.json").write_text(json.dumps(commands))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [str(Path(__file__).with_name("stages.py")), str(folder / "commands.json")]
+    done = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dna(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens") / "dna"
+    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(base, splice, dna, tmp_path_factory) -> dict[str, Run]:
+    """Every stage of STAGES, two rungs of a ZeRO-2 ladder and RL under ZeRO-2, in one start of two ranks."""
+    folder = tmp_path_factory.mktemp("zero")
+    runs = {
+        name: Run(
+            kind, base, dna if kind == "cpt" else splice, folder / name, on_ranks(recipe, name.split("-", 1)[1]), e
+        )
+        for name, (kind, recipe, e) in STAGES.items()
+    }
+    ladder = on_ranks(LORA, "zero2")
+    runs["e1"] = Run("sft", base, splice, folder / "ladder", ladder, 1, ladder=True)
+    runs["e2"] = Run("sft", base, splice, folder / "ladder", ladder, 2, previous=runs["e1"])
+    runs["straight"] = Run("sft", base, splice, folder / "straight", ladder, 2)
+    runs["rl"] = Run("rl", solver(base, splice, folder).output, splice, folder / "rl", on_ranks(RL, "zero2"), 1)
+    commands = [run.command()[run.command().index("cisterna") + 1 :] for run in runs.values()]
+    (folder / "log").write_text(torchrun(commands, folder))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def alone(base, splice, dna, tmp_path_factory) -> dict[str, Run]:
+    """The same stages, each in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: Run(kind, base, dna if kind == "cpt" else splice, folder / name, recipe, epochs).here()
+        for name, (kind, recipe, epochs) in STAGES.items()
+        if name in ("sft-zero2", "full-zero3", "cpt-zero2")
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_ranks_publish_what_one_process_publishes(made, alone, name):
+    zero = made[name]
+    one = alone[{"sft": "sft-zero2", "full": "full-zero3", "cpt": "cpt-zero2"}[name.split("-")[0]]]
+    expected, found = load_file(one.weights), load_file(zero.weights)
+    assert expected.keys() == found.keys()
+    furthest = max((expected[key] - found[key]).abs().max().item() for key in expected)
+    assert furthest < TOLERANCE
+    assert one.manifest["trained"]["largest_weight_change"] > 2 * RATE > 100 * TOLERANCE
+    for key in ("steps", "epochs", "tokens"):
+        assert zero.manifest["trained"][key] == one.manifest["trained"][key]
+    assert zero.history[-1]["loss"] == pytest.approx(one.history[-1]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_checkpoint_of_two_ranks_is_whole_and_loads(made, name):
+    assert made[name].manifest["recipe"]["deepspeed"] == name.split("-", 1)[1]
+    model = models.compose(made[name].output)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.arange(5)[None]).logits).all()
+    assert len(published(made[name].output.parent)) == 1
+
+
+def test_optimizer_state_is_split_over_the_ranks(made):
+    state = made["sft-zero2"].work / "checkpoint-8" / "global_step8"
+    assert len(list(state.glob("*zero_pp_rank_*_optim_states.pt"))) == 2
+
+
+def test_zero_ladder_resumes_its_state_to_the_weights_of_a_straight_run(made):
+    log = (made["rl"].output.parents[2] / "log").read_text()
+    assert log.count("resuming from step 8 of 16") == 1  # and said by one rank only
+    assert made["e2"].manifest["files"] == made["straight"].manifest["files"]
+    assert made["e2"].manifest["identity"] == made["straight"].manifest["identity"]
+
+
+def test_rl_on_two_ranks_learns_and_publishes(made):
+    assert any(entry["frac_reward_zero_std"] < 1 for entry in made["rl"].history)
+    assert made["rl"].manifest["trained"]["largest_weight_change"] > 0
+    models.compose(made["rl"].output)
+
+
+def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
+    asked = Run("sft", base, splice, tmp_path, on_ranks(LORA, "zero2") | {"learning_rate": 0.0}, 1)
+    started = time.monotonic()
+    process = asked.start(tmp_path / "log", ranks=2)  # rank 0 alone finds that nothing moved; rank 1 waits for it
+    assert process.wait(200) != 0
+    assert time.monotonic() - started < 200
+    assert "error: " in (tmp_path / "log").read_text()
+    assert "no trained weight moved" in (tmp_path / "log").read_text()
+    assert not published(tmp_path)

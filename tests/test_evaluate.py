@@ -1,0 +1,211 @@
+"""Evaluation: every example once, independent of how it was batched, and metrics that are those of the predictions."""
+
+import itertools
+import math
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cisterna import answers, corpus, evaluate, files, metrics, models, tokenizer
+from cisterna.corpus import Blocks
+from cisterna.errors import UserError
+from tiny import SIZES, publish
+
+OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
+STEPS = 60
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(base, splice, tmp_path_factory):
+    """A checkpoint that mostly, but not always, writes what can be parsed: the base after a few steps on the answers.
+
+    Trained here by a plain loop, so that these tests depend on no trainer. Without it all outputs would be malformed.
+    """
+    tokens, model = tokenizer.load(base), models.compose(base).train()
+    frame = pd.read_parquet(splice / "train.parquet")
+    rows = []
+    for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
+        start = tokenizer.encode(tokens, [prompt])[0]
+        end = tokenizer.encode(tokens, [answers.completion(prompt[-12:-7], answer)])[0] + [tokens.eos_token_id]
+        rows.append((start, end))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    width = max(len(start) + len(end) for start, end in rows)
+    ids = torch.tensor([start + end + [tokens.pad_token_id] * (width - len(start) - len(end)) for start, end in rows])
+    labels = torch.tensor([[-100] * len(a) + b + [-100] * (width - len(a) - len(b)) for a, b in rows])
+    for _ in range(STEPS):
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
+    return publish(base, folder, model.eval().save_pretrained)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, splice, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated") / "eval"
+    return output, evaluate.evaluate(trained, splice, output, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def prompts(splice):
+    """Prompts of very different lengths, in no order of length."""
+    frame = pd.concat([pd.read_parquet(splice / f"{split}.parquet") for split in ("id", "ood")])
+    found = [prompt[-(10 + 7 * (at % 9)) :] if at % 3 else prompt for at, prompt in enumerate(frame["prompt"])]
+    return [
+        prompt if prompt.count("<rna>") == prompt.count("</rna>") else prompt.replace("rna>", "") for prompt in found
+    ]
+
+
+def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    assert len({len(ids) for ids in tokenizer.encode(tokens, prompts)}) > 5
+
+    def predict(texts, size):
+        return evaluate.predict(model, tokens, texts, ["spliced", "skipped"], OPTIONS | {"batch_size": size}, CPU)
+
+    alone = predict(prompts, 1)
+    assert alone["finished"].any()
+    for size in (3, 200):
+        pd.testing.assert_frame_equal(predict(prompts, size), alone)
+    order = random.Random(3).sample(range(len(prompts)), len(prompts))
+    shuffled = predict([prompts[at] for at in order], 5)
+    pd.testing.assert_frame_equal(shuffled, alone.iloc[order].reset_index(drop=True))
+
+
+def test_every_example_is_there_once_with_its_gold_answer(evaluated, splice):
+    for split in ("id", "ood"):
+        given = pd.read_parquet(splice / f"{split}.parquet")
+        found = pd.read_parquet(evaluated[0] / f"{split}.parquet")
+        assert len(found) == SIZES[split]
+        pd.testing.assert_frame_equal(found[["id", "prompt", "answer"]], given[["id", "prompt", "answer"]])
+    assert sorted(path.name for path in evaluated[0].iterdir()) == ["id.parquet", "metrics.json", "ood.parquet"]
+
+
+def test_a_prediction_is_the_strict_reading_of_the_output_that_is_kept(evaluated, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    frame = pd.concat([pd.read_parquet(evaluated[0] / f"{split}.parquet") for split in ("id", "ood")])
+    assert frame["well_formed"].sum() > 0
+    for row in frame.itertuples():
+        expected = answers.parse(row.output, labels) if row.finished else None
+        assert (row.predicted if isinstance(row.predicted, str) else None) == expected
+        assert row.well_formed == (expected is not None)
+        assert row.finished or row.tokens == OPTIONS["max_new_tokens"]
+        assert row.tokens <= OPTIONS["max_new_tokens"]
+        assert "<|endoftext|>" not in row.output
+        assert "<|pad|>" not in row.output or not row.finished
+
+
+def test_metrics_agree_with_the_predictions_that_are_kept(evaluated, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    written = files.read_json(evaluated[0] / "metrics.json")
+    assert written == evaluated[1]
+    for split in ("id", "ood"):
+        frame = pd.read_parquet(evaluated[0] / f"{split}.parquet")
+        right = (frame["predicted"] == frame["answer"]).mean()
+        assert written[split]["accuracy"]["value"] == pytest.approx(right)
+        assert written[split]["well_formed"]["value"] == pytest.approx(frame["well_formed"].mean())
+        for label in labels:
+            assert written[split][f"predicted:{label}"]["value"] == pytest.approx((frame["predicted"] == label).mean())
+            assert written[split][f"gold:{label}"]["value"] == pytest.approx((frame["answer"] == label).mean())
+        assert {metric["n"] for metric in written[split].values()} == {SIZES[split]}
+        predicted = [value if isinstance(value, str) else None for value in frame["predicted"]]
+        assert metrics.score(frame["answer"].tolist(), predicted, labels, seed=0, resamples=200) == written[split]
+
+
+def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path):
+    evaluate.evaluate(trained, splice, tmp_path / "eval", OPTIONS)
+    for path in evaluated[0].iterdir():
+        assert (tmp_path / "eval" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_output_that_was_cut_is_never_well_formed(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    labels = ["spliced", "skipped"]
+    whole = evaluate.predict(model, tokens, prompts, labels, OPTIONS, CPU)
+    chosen = whole[whole["well_formed"]].iloc[0]
+    for length in range(1, int(chosen["tokens"]) + 1):
+        options = OPTIONS | {"max_new_tokens": length}
+        cut = evaluate.predict(model, tokens, [prompts[chosen.name]], labels, options, CPU).iloc[0]
+        assert cut["finished"] == cut["well_formed"] == (length == chosen["tokens"])
+        assert cut["tokens"] == length
+        assert (cut["predicted"] == chosen["predicted"]) == (length == chosen["tokens"])
+    # One token short, the text already reads as an answer; only the end-of-text token is missing.
+    options = OPTIONS | {"max_new_tokens": int(chosen["tokens"]) - 1}
+    cut = evaluate.predict(model, tokens, [prompts[chosen.name]], labels, options, CPU).iloc[0]
+    assert answers.parse(cut["output"], labels) == chosen["predicted"]
+
+
+def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_path):
+    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4})
+    for split in ("id", "ood"):
+        assert scores[split]["well_formed"]["value"] == scores[split]["accuracy"]["value"] == 0.0
+        assert pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")["predicted"].isna().all()
+
+
+def test_sampling_depends_on_the_seed_alone(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+
+    def sample(seed):
+        options = OPTIONS | {"do_sample": True, "temperature": 1.5, "seed": seed}
+        return evaluate.predict(model, tokens, prompts[:8], ["spliced", "skipped"], options, CPU)
+
+    first, second, other = sample(0), sample(0), sample(1)
+    pd.testing.assert_frame_equal(first, second)
+    assert not first["output"].equals(other["output"])
+
+
+# Perplexity
+
+
+@pytest.fixture(scope="module")
+def dna(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    draw = random.Random(2)
+    records = (f">{at}\n{''.join(draw.choices('ACGT', k=draw.randint(10, 50)))}\n" for at in range(400))
+    (folder / "dna.fasta").write_text("".join(records))
+    corpus.tokenize(folder / "dna.fasta", "dna", base, folder / "dna")
+    return folder / "dna"
+
+
+def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(base, dna, tmp_path):
+    model = models.compose(base)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    blind = publish(base, tmp_path / "blind", model.save_pretrained)
+    found = evaluate.perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    vocabulary = len(tokenizer.load(base))
+    assert found["value"] == pytest.approx(vocabulary, rel=1e-5)
+    assert found["low"] == pytest.approx(vocabulary, rel=1e-5)
+    assert found["high"] == pytest.approx(vocabulary, rel=1e-5)
+
+
+def test_perplexity_is_of_each_document_by_itself(base, dna, tmp_path):
+    model, blocks = models.compose(base), Blocks(dna, 64, part="heldout")
+    total, count = 0.0, 0
+    for index in range(len(blocks)):
+        ids = torch.from_numpy(blocks[index]["input_ids"])
+        bounds = [*np.flatnonzero(blocks[index]["position_ids"] == 0).tolist(), 64]
+        for begin, end in itertools.pairwise(bounds):
+            with torch.inference_mode():
+                logits = model(ids[None, begin:end]).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, ids[begin + 1 : end], reduction="sum").item()
+            count += end - begin - 1
+    found = evaluate.perplexity(base, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    assert found["n"] == count
+    assert found["value"] == pytest.approx(math.exp(total / count), rel=1e-6)
+    assert found["low"] < found["value"] < found["high"]
+    assert files.read_json(tmp_path / "perplexity.json") == {"dna": found}
+
+
+def test_evaluating_a_checkpoint_that_was_touched_is_refused_and_leaves_nothing(base, splice, tmp_path):
+    broken = shutil.copytree(base, tmp_path / "checkpoint")
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint/config\.json"):
+        evaluate.evaluate(broken, splice, tmp_path / "out" / "eval", OPTIONS)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,182 @@
+import json
+import os
+import shutil
+import signal
+import time
+
+import pandas as pd
+import pytest
+
+from cisterna import cli, corpus
+from cisterna.training import run
+from conftest import ROOT
+from runs import CPT, RL, SFT, Run, published, solver
+
+# `save_minutes: 0` saves at every log. Long enough to be killed in the middle, more than one epoch.
+LONG = {
+    "cpt": (CPT | {"save_minutes": 0, "lora": {"r": 4, "lora_dropout": 0.1}}, 0.25),
+    "sft": (SFT | {"save_minutes": 0, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, 6),
+    "rl": (RL | {"save_minutes": 0, "num_iterations": 2, "examples": 8}, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def parents(base, splice, tmp_path_factory):
+    """For each stage the parent and the data."""
+    folder = tmp_path_factory.mktemp("parents")
+    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder / "dna")
+    return {
+        "cpt": (base, folder / "dna"),
+        "sft": (base, splice),
+        "rl": (solver(base, splice, folder).output, splice),
+    }
+
+
+def states(asked: Run) -> list[int]:
+    """Steps of the complete trainer states."""
+    return sorted(int(path.parent.name.split("-")[1]) for path in asked.work.glob(f"checkpoint-*/{run.COMPLETE}"))
+
+
+def wait(asked: Run, process, step: int) -> None:
+    """Until a state at `step` or later is saved."""
+    end = time.monotonic() + 180
+    while not (states(asked) and states(asked)[-1] >= step):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, "the run does not save"
+        time.sleep(0.002)
+
+
+def kill(process) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "rl"])
+def test_killed_run_resumes_to_identical_weights(parents, tmp_path, kind):
+    parent, data = parents[kind]
+    recipe, epochs = LONG[kind]
+    undisturbed = Run(kind, parent, data, tmp_path / "undisturbed", recipe, epochs).here()
+    asked = Run(kind, parent, data, tmp_path / "killed", recipe, epochs)
+    process = asked.start(tmp_path / "killed.log")
+    steps = undisturbed.manifest["trained"]["steps"]
+    wait(asked, process, steps // 3)
+    kill(process)
+    reached = states(asked)[-1]
+    assert steps // 3 <= reached < steps
+    assert not published(tmp_path / "killed")
+
+    asked.there(tmp_path / "again.log")
+    assert f"resuming from step {reached} of {steps}" in (tmp_path / "again.log").read_text()
+    assert asked.manifest["files"] == undisturbed.manifest["files"]
+    assert asked.manifest["identity"] == undisturbed.manifest["identity"]
+    assert states(asked) == [steps]
+
+
+# --- The same in this process, where the kill is an exception after a save ---
+
+
+class Killed(BaseException):
+    pass
+
+
+def interrupt(asked: Run, saves: int) -> None:
+    """Train until a number of states is saved."""
+    left = [saves]
+    original = run._Progress.on_save
+
+    def on_save(self, *args, **options):
+        original(self, *args, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run._Progress, "on_save", on_save)
+        with pytest.raises(Killed):
+            asked.here()
+
+
+@pytest.fixture
+def interrupted(base, splice, tmp_path) -> Run:
+    asked = Run("sft", base, splice, tmp_path / "run", SFT | {"save_minutes": 0}, 2)
+    interrupt(asked, 4)
+    assert states(asked) == [9]
+    return asked
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, splice, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return Run("sft", base, splice, folder / "run", SFT | {"save_minutes": 0}, 2).here()
+
+
+def test_interrupted_run_resumes(interrupted, undisturbed, capsys):
+    interrupted.here()
+    assert "resuming from step 9 of 16" in capsys.readouterr().out
+    assert interrupted.manifest["files"] == undisturbed.manifest["files"]
+
+
+@pytest.mark.parametrize("damage", ["unmarked", "truncated", "file-missing"])
+def test_half_written_state_is_not_resumed_from(interrupted, undisturbed, capsys, damage):
+    state = interrupted.work / "checkpoint-9"
+    if damage == "unmarked":
+        (state / run.COMPLETE).unlink()
+    elif damage == "truncated":
+        os.truncate(state / "optimizer.pt", 1000)
+    else:
+        (state / "scheduler.pt").unlink()
+    interrupted.here()
+    assert "resuming" not in capsys.readouterr().out
+    assert interrupted.manifest["files"] == undisturbed.manifest["files"]
+
+
+def test_state_is_saved_only_where_the_run_can_go_on_from(parents, tmp_path):
+    """Each batch of completions serves 3 x 2 steps, logged every 2: a state in between would have lost the batch."""
+    parent, data = parents["rl"]
+    recipe = RL | {"num_iterations": 2, "steps_per_generation": 3, "per_device_train_batch_size": 8}
+    recipe |= {"save_minutes": 0, "logging_steps": 2, "examples": 12}
+    straight = Run("rl", parent, data, tmp_path / "straight", recipe, 1).here()
+    asked = Run("rl", parent, data, tmp_path / "interrupted", recipe, 1)
+    interrupt(asked, 1)
+    assert states(asked) == [6]
+    asked.here()
+    assert asked.manifest["identity"] == straight.manifest["identity"]
+
+
+@pytest.mark.parametrize("changed", ["recipe", "data", "seed"])
+def test_state_of_another_run_is_discarded_and_the_log_says_why(interrupted, splice, tmp_path, capsys, changed):
+    if changed == "recipe":
+        interrupted.recipe = interrupted.recipe | {"learning_rate": 1e-3}
+    elif changed == "seed":
+        interrupted.seed = 1
+    else:
+        interrupted.data = tmp_path / "data"
+        shutil.copytree(splice, interrupted.data)
+        table = pd.read_parquet(splice / "train.parquet")
+        table[::-1].to_parquet(interrupted.data / "train.parquet")
+    capsys.readouterr()
+    interrupted.here()
+    said = capsys.readouterr().out
+    assert f"training from the start: the saved state is of another run ({changed} changed)" in said
+    assert "resuming" not in said
+
+
+def test_more_frequent_saving_is_no_other_run(interrupted, capsys):
+    interrupted.recipe = interrupted.recipe | {"save_minutes": 10}
+    interrupted.here()
+    assert "resuming from step 9 of 16" in capsys.readouterr().out
+
+
+def test_stage_that_is_already_running_is_refused(parents, tmp_path, capsys):
+    recipe, epochs = LONG["sft"]
+    asked = Run("sft", *parents["sft"], tmp_path, recipe, epochs * 10)
+    process = asked.start(tmp_path / "first.log")
+    try:
+        wait(asked, process, 1)
+        command = asked.command()
+        assert cli.main(command[command.index("cisterna") + 1 :]) == 2
+        assert "another process is training this run" in capsys.readouterr().err
+        assert process.poll() is None
+    finally:
+        kill(process)
+    assert json.loads((asked.work / "fingerprint.json").read_text())["kind"] == "sft"

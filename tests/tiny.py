@@ -1,0 +1,65 @@
+"""Tiny but real things that tests are made of: a backbone, sizes of a task, an adapter published as a stage does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = [ROOT / "resources" / "corpora" / "text.txt", ROOT / "resources" / "tokenizer" / "task_text.txt"]
+SIZES = {"train": 64, "validation": 16, "id": 24, "ood": 24}
+
+
+def backbone(seed: int = 0, **architecture: object) -> dict[str, object]:
+    """A value of `backbones` in the config: a Qwen3 of 50,000 parameters. Paths are absolute."""
+    shape = {
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    return {
+        "architecture": shape | architecture,
+        "tokenizer": {"vocab_size": 400, "files": [str(path) for path in TEXTS]},
+        "seed": seed,
+    }
+
+
+def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str = "sft") -> Path:
+    """Publish what `save` writes into a folder as a checkpoint trained from `parent`."""
+    from cisterna import checkpoint, files
+
+    with files.new_folder(output) as folder:
+        save(folder)
+        checkpoint.write_manifest(
+            folder,
+            published=output,
+            kind=kind,
+            parent=parent,
+            recipe={"learning_rate": 1e-3},
+            seed=0,
+            data={"train.parquet": "0" * 64},
+            trained={"steps": 1},
+            measured={"seconds": 1.0},
+        )
+    return output
+
+
+def adapted(parent: Path, seed: int = 1, **lora: object) -> Any:
+    """The model of `parent` with a LoRA adapter (rank 8 unless told), every trainable weight moved at random."""
+    import torch
+    from peft import get_peft_model
+
+    from cisterna import models
+
+    model = get_peft_model(models.compose(parent), models.lora_config({"r": 8, "lora_alpha": 16} | lora)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    return model

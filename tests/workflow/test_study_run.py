@@ -1,0 +1,297 @@
+"""What Snakemake runs and what it leaves alone: a tiny study run for real, then changed as users change one."""
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from cisterna import files, plan, study
+from cisterna.checkpoint import MANIFEST
+from clones import CONFIG, Clone, Job, edited, environment, snakemake
+from tiny import ROOT
+
+BASE = "models/tiny/base"
+CPT = "models/tiny/cpt-bio"
+REPORT = [Job("figures", "studies/tiny/figures/sft_accuracy.svg"), Job("gather", "studies/tiny/metrics.parquet")]
+
+
+def sft(start: str, *rungs: int) -> list[str]:
+    return [f"{start}/hairpin/s0/sft-brief/e{rung}" for rung in rungs]
+
+
+def rl(start: str) -> str:
+    return f"{start}/hairpin/s0/sft-brief/e2/rl-grpo/e1"
+
+
+SHORT = f"{BASE}/splice-donor/s0/sft-short/e1"
+
+
+def made(*models: str) -> list[Job]:
+    """The job that makes each model, and its evaluation."""
+    jobs = []
+    for model in models:
+        kind = "rl" if "/rl-" in model else "sft"
+        jobs += [Job(kind, f"{model}/checkpoint"), evaluated(model)]
+    return jobs
+
+
+def evaluated(model: str) -> Job:
+    return Job("evaluate", f"{model}/eval/id.parquet")
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """The hash of every weight file below a folder, by its path."""
+    return {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+# --- The finished study ---
+
+
+def test_second_run_has_nothing_to_do(finished: Clone) -> None:
+    assert "Nothing to be done" in finished.snakemake()
+    assert finished.todo() == []
+
+
+def test_users_table_goes_from_file_to_report_with_only_a_config(finished: Clone) -> None:
+    table = pd.read_parquet(finished.results / "studies" / "tiny" / "metrics.parquet")
+    hairpin = table[(table["task"] == "hairpin") & (table["metric"] == "accuracy")]
+    assert set(hairpin["kind"]) == {"base", "cpt", "sft", "rl", "baseline"}
+    assert set(hairpin["split"]) == {"id", "ood"}
+    models = {model.path for model in study.load(CONFIG).models if model.task == "hairpin"}
+    assert {path.removeprefix("models/") for path in models} <= {
+        str(path).removeprefix("models/") for path in hairpin["model"]
+    }
+    page = (finished.results / "studies" / "tiny" / "figures" / "table.html").read_text()
+    assert "hairpin" in page
+
+
+def test_rl_of_the_tiny_study_had_reward_variance(finished: Clone) -> None:
+    """Else the tests here would say nothing about RL."""
+    for start in (BASE, CPT):
+        history = files.read_json(finished.results / rl(start) / "checkpoint" / "history.json")
+        assert min(entry["frac_reward_zero_std"] for entry in history if "reward" in entry) < 0.8
+
+
+def test_same_seed_from_nothing_gives_the_same_metrics(finished: Clone, untouched: Clone) -> None:
+    untouched.snakemake()
+    for name in ("metrics.parquet", "rl_gains.parquet"):
+        path = Path("results") / "studies" / "tiny" / name
+        assert (untouched.folder / path).read_bytes() == (finished.folder / path).read_bytes()
+    assert weights(untouched.results / "models") == weights(finished.results / "models")
+
+
+def test_report_holds_every_figure_with_its_caption(finished: Clone, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    finished.snakemake("--report", str(page))
+    text = page.read_text()
+    figures = finished.results / "studies" / "tiny" / "figures"
+    captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")} - {"workflow"}
+    assert captions == {path.stem for path in figures.iterdir() if path.suffix in (".svg", ".html")}
+    for caption in captions:
+        source = (ROOT / "workflow" / "report" / f"{caption}.rst").read_text()
+        words = re.search(r"[A-Za-z]{4,} [a-z]{2,} [a-z]{2,}", source)
+        assert words, caption
+        assert words[0] in text, caption
+
+
+def test_published_checkpoints_verify_and_a_flipped_byte_is_named(clone: Clone) -> None:
+    count = len(study.load(CONFIG).models)
+    assert f"{count} checkpoints" in clone.run("cisterna", "verify")
+    path = clone.results / sft(BASE, 1)[0] / "checkpoint" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    message = clone.run("cisterna", "verify", code=2)
+    assert str(path.relative_to(clone.folder)) in message
+    assert "Traceback" not in message
+
+
+def test_nothing_but_results_is_written(finished: Clone) -> None:
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "config", "tables", "resources", "results", ".snakemake"
+    }  # fmt: skip
+    leftovers = [
+        path for path in finished.results.rglob(".*") if path.name not in (".work", ".snakemake_timestamp", ".lock")
+    ]
+    assert leftovers == []
+
+
+# --- What an edit reruns ---
+
+
+def test_edited_rl_recipe_reruns_that_rl_stage_and_the_report(clone: Clone) -> None:
+    clone.write(edited(recipes__rl__grpo__num_generations=4))
+    assert clone.todo() == sorted(made(rl(BASE), rl(CPT)) + REPORT)
+
+
+def test_edited_sft_recipe_reruns_its_ladders_and_what_hangs_below(clone: Clone) -> None:
+    clone.write(edited(recipes__sft__brief__learning_rate=1.0e-3))
+    models = [*sft(BASE, 1, 2, 4), *sft(CPT, 1, 2, 4), rl(BASE), rl(CPT)]
+    assert clone.todo() == sorted(made(*models) + REPORT)
+
+
+def test_edited_sft_recipe_leaves_other_recipes_alone(clone: Clone) -> None:
+    clone.write(edited(recipes__sft__short__learning_rate=1.0e-3))
+    assert clone.todo() == sorted(made(SHORT) + REPORT)
+
+
+def test_edited_cpt_recipe_reruns_what_starts_from_it(clone: Clone) -> None:
+    clone.write(edited(recipes__cpt__bio__learning_rate=1.0e-4))
+    jobs = [Job("cpt", f"{CPT}/checkpoint"), Job("perplexity", f"{CPT}/perplexity.json"), evaluated(f"{CPT}/hairpin")]
+    assert clone.todo() == sorted(jobs + made(*sft(CPT, 1, 2, 4), rl(CPT)) + REPORT)
+
+
+def test_new_rung_runs_that_rung_alone(clone: Clone) -> None:
+    clone.write(edited(recipes__sft__brief__epochs=[1, 2, 4, 8]))
+    assert clone.todo() == sorted(made(*sft(BASE, 8), *sft(CPT, 8)) + REPORT)
+
+
+def test_edited_table_reruns_its_task_and_no_other(clone: Clone) -> None:
+    path = clone.folder / CONFIG["tasks"]["hairpin"]["file"]
+    path.write_text(path.read_text() + "h200,GGGGGAAAAAACCCCC,high,bacterial,x\n")
+    data = [Job("data", "data/hairpin/train.parquet"), Job("audit", "data/hairpin/audit.json")]
+    data += [
+        Job("baselines", "baselines/hairpin/id.parquet"),
+        evaluated(f"{BASE}/hairpin"),
+        evaluated(f"{CPT}/hairpin"),
+    ]
+    models = [*sft(BASE, 1, 2, 4), *sft(CPT, 1, 2, 4), rl(BASE), rl(CPT)]
+    assert clone.todo() == sorted(data + made(*models) + REPORT)
+
+
+def test_more_threads_or_memory_rerun_no_training(clone: Clone) -> None:
+    clone.write({**CONFIG, "resources": {"sft": {"mem_mb": 4000}, "rl": {"threads": 2}}})
+    assert {job.rule for job in clone.todo()} <= {"gather", "figures"}
+
+
+def test_deleted_rung_comes_back_with_the_same_weights(clone: Clone) -> None:
+    before = weights(clone.results / "models")
+    kept = clone.results / sft(BASE, 1)[0] / "checkpoint" / MANIFEST
+    modified = kept.stat().st_mtime_ns
+    clone.run("rm", "-r", str(clone.results / sft(BASE, 2)[0]))
+
+    assert clone.todo() == sorted(made(*sft(BASE, 2, 4), rl(BASE)) + REPORT)
+    clone.snakemake()
+    assert weights(clone.results / "models") == before
+    assert kept.stat().st_mtime_ns == modified
+    log = (clone.results / "logs" / f"{sft(BASE, 2)[0]}.log").read_text()
+    assert "resuming from step 16 of 32" in log or "resuming from step 32 of 32" in log
+
+
+# --- What a target needs ---
+
+
+@pytest.mark.parametrize(
+    ("target", "last"),
+    [("checkpoint", []), ("eval/metrics.json", [evaluated(sft(BASE, 2)[0])])],
+)
+def test_one_file_asks_for_its_lineage_alone(untouched: Clone, target: str, last: list[Job]) -> None:
+    lineage = [
+        Job("audit", "data/hairpin/audit.json"),
+        Job("base", f"{BASE}/checkpoint"),
+        Job("data", "data/hairpin/train.parquet"),
+        *(Job("sft", f"{model}/checkpoint") for model in sft(BASE, 1, 2)),
+    ]
+    assert untouched.todo(f"results/{sft(BASE, 2)[0]}/{target}") == sorted(lineage + last)
+
+
+def test_file_of_no_model_of_the_study_is_refused_with_the_nearest(untouched: Clone) -> None:
+    message = untouched.snakemake("--dry-run", f"results/{BASE}/hairpin/s0/sft-brief/e3/checkpoint", code=2)
+    assert "study tiny: no model" in message
+    assert "Did you mean" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("default", [False, True], ids=["tiny", "default"])
+def test_plan_counts_the_jobs_of_the_dry_run(untouched: Clone, default: bool) -> None:
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text()) if default else CONFIG
+    untouched.write(config)
+    jobs = [job.rule for job in untouched.todo()]
+    assert {rule: jobs.count(rule) for rule in jobs} == plan.jobs(study.load(config))
+
+
+def test_given_study_takes_the_place_of_the_default(untouched: Clone) -> None:
+    """Snakemake by itself would merge the two, and run the tasks of both."""
+    path = untouched.folder / "other.yaml"
+    config = edited(study="other", tasks={"splice-donor": CONFIG["tasks"]["splice-donor"]})
+    config["lineages"] = [{"sft": ["short"]}]
+    path.write_text(yaml.safe_dump(config))
+    jobs = [job.rule for job in untouched.todo("--configfile", str(path))]
+    assert {rule: jobs.count(rule) for rule in jobs} == {
+        rule: count for rule, count in plan.jobs(study.load(config)).items() if count
+    }
+
+
+def test_given_values_without_a_study_change_the_default(untouched: Clone) -> None:
+    path = untouched.folder / "seeds.yaml"
+    path.write_text("seeds: [0, 1, 2]\n")
+    rules = [job.rule for job in untouched.todo("--configfile", str(path))]
+    expected = plan.jobs(study.load(edited(seeds=[0, 1, 2])))
+    assert {rule: rules.count(rule) for rule in rules} == expected
+    assert Job("gather", "studies/renamed/metrics.parquet") in untouched.todo("--config", "study=renamed")
+
+
+def test_lint_is_clean(untouched: Clone) -> None:
+    assert "Congratulations" in untouched.snakemake("--lint")
+
+
+# --- Interrupted, and by hand ---
+
+
+def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
+    clone.write(
+        edited(recipes__sft__short={**CONFIG["recipes"]["sft"]["short"], "epochs": [12], "save_minutes": 0.005})
+    )
+    model = f"{BASE}/splice-donor/s0/sft-short/e12"
+    target = clone.results / model / "checkpoint"
+    arguments = snakemake(f"results/{model}/checkpoint")
+    job = subprocess.Popen(
+        arguments, cwd=clone.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    state = clone.results / ".work" / BASE / "splice-donor" / "s0" / "sft-short"
+    deadline = time.monotonic() + 120
+    while not any(20 < int(path.parent.name.split("-")[1]) < 150 for path in state.glob("checkpoint-*/complete.json")):
+        assert job.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    server = next(child for child in psutil.Process(job.pid).children() if "warm" in child.cmdline())
+    (training,) = server.children()
+    training.send_signal(signal.SIGKILL)
+    assert job.wait(60) == 1
+    assert not target.exists()
+
+    clone.run(*arguments)
+    log = (clone.results / "logs" / f"{model}.log").read_text()
+    step = re.search(r"resuming from step (\d+) of 192", log)
+    assert step
+    assert 0 < int(step[1]) < 192
+
+    interrupted = weights(target)
+    command = shell_of(clone, "sft", f"results/{model}/checkpoint")
+    clone.run("rm", "-r", str(state), str(target))
+    clone.run("bash", "-c", command)
+    assert "resuming" not in (clone.results / "logs" / f"{model}.log").read_text()
+    assert weights(target) == interrupted
+
+
+def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone) -> None:
+    for rule, model in (("sft", sft(CPT, 1)[0]), ("rl", rl(CPT))):
+        target = clone.results / model / "checkpoint"
+        warm, command = weights(target), shell_of(clone, rule, f"results/{model}/checkpoint")
+        clone.run("rm", "-r", str(target), str(clone.results / ".work"))
+        clone.run("bash", "-c", command)
+        assert weights(target) == warm
+
+
+def shell_of(clone: Clone, rule: str, target: str) -> str:
+    """The shell command by which a rule makes a target."""
+    output = clone.snakemake("--dry-run", "--printshellcmds", "--force", target)
+    commands = [line for line in output.splitlines() if f" {rule} --parent" in line and f"--output {target}" in line]
+    assert len(commands) == 1, output
+    return commands[0].removeprefix("Shell command: ")
