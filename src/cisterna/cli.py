@@ -5,13 +5,14 @@ of the user's (one short message, no traceback), anything else a bug.
 """
 
 import argparse
+import atexit
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cisterna import __version__
 from cisterna.errors import UserError
@@ -20,8 +21,13 @@ HEAVY = frozenset({"tokenize", "base", "cpt", "sft", "rl", "evaluate", "perplexi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; returns its exit code. Without `arguments` it is the process's own and ends the process."""
+    if arguments is None:
+        _leave(_run(sys.argv[1:]))
+    return _run(list(arguments))
+
+
+def _run(given: list[str]) -> int:
     options = _parser().parse_args(given)
     socket = os.environ.get("CISTERNA_WARM")
     if socket and options.command in HEAVY and options.warm:
@@ -38,6 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without the destructors of native libraries.
+
+    Arrow's thread pool now and then aborts or hangs a command there that has done its work
+    (https://github.com/apache/arrow/issues/34314, https://github.com/apache/arrow/issues/50482).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

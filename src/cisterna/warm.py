@@ -80,6 +80,7 @@ def run(path: str, arguments: list[str]) -> int | None:
 def _import() -> None:
     """What the commands import. None of these starts a thread or touches a GPU when it is imported."""
     import datasets  # noqa: F401
+    import deepspeed  # noqa: F401  (accelerate imports it)
     import peft  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import transformers.generation.utils

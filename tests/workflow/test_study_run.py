@@ -246,9 +246,9 @@ def test_lint_is_clean(untouched: Clone) -> None:
 
 def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     clone.write(
-        edited(recipes__sft__short={**CONFIG["recipes"]["sft"]["short"], "epochs": [12], "save_minutes": 0.005})
+        edited(recipes__sft__short={**CONFIG["recipes"]["sft"]["short"], "epochs": [24], "save_minutes": 0.005})
     )
-    model = f"{BASE}/splice-donor/s0/sft-short/e12"
+    model = f"{BASE}/splice-donor/s0/sft-short/e24"
     target = clone.results / model / "checkpoint"
     arguments = snakemake(f"results/{model}/checkpoint")
     job = subprocess.Popen(
@@ -256,7 +256,7 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     )
     state = clone.results / ".work" / BASE / "splice-donor" / "s0" / "sft-short"
     deadline = time.monotonic() + 120
-    while not any(20 < int(path.parent.name.split("-")[1]) < 150 for path in state.glob("checkpoint-*/complete.json")):
+    while not any(20 < int(path.parent.name.split("-")[1]) < 160 for path in state.glob("checkpoint-*/complete.json")):
         assert job.poll() is None, "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -268,9 +268,9 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
 
     clone.run(*arguments)
     log = (clone.results / "logs" / f"{model}.log").read_text()
-    step = re.search(r"resuming from step (\d+) of 192", log)
+    step = re.search(r"resuming from step (\d+) of 384", log)
     assert step
-    assert 0 < int(step[1]) < 192
+    assert 0 < int(step[1]) < 384
 
     interrupted = weights(target)
     command = shell_of(clone, "sft", f"results/{model}/checkpoint")
