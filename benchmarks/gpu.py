@@ -159,9 +159,7 @@ class TimedGRPOTrainer(GRPOTrainer):
         return completion_ids, logprobs
 
 
-def measure_sft(
-    model: Any, tokens: Any, options: argparse.Namespace, folder: Path
-) -> dict[str, str]:
+def measure_sft(model: Any, tokens: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Tokens per second and MFU of packed SFT with the loss on every token."""
     steps = options.warmup + options.steps
     ids = text_ids(tokens, steps * options.batch * options.length)
@@ -195,9 +193,7 @@ def measure_sft(
     }
 
 
-def measure_grpo(
-    model: Any, tokens: Any, options: argparse.Namespace, folder: Path
-) -> dict[str, str]:
+def measure_grpo(model: Any, tokens: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Rollout speed (completion tokens written per second of generation) and update speed.
 
     The update is everything in a step that is not generation: reward, log-probabilities, loss,
@@ -218,9 +214,7 @@ def measure_grpo(
             **common_options(folder, options),
         ),
         reward_funcs=distinct_words,
-        train_dataset=Dataset.from_dict(
-            {"prompt": prompts(tokens, steps * options.groups, options.prompt_length)}
-        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts(tokens, steps * options.groups, options.prompt_length)}),
         processing_class=tokens,
         peft_config=lora(options.rl_lora),
         callbacks=[clock],

@@ -101,9 +101,7 @@ FLANK = 100  # bases of exon, and of intron, around a 5' splice site
 PROTEIN_LENGTHS = range(50, 401)  # residues: whole proteins only, none cut
 PROTEIN_RESIDUES = 320_000
 GO_BYTES = 240_000
-GO_PER_OPENING = (
-    40  # definitions that may begin with the same three words ("Catalysis of the", ...)
-)
+GO_PER_OPENING = 40  # definitions that may begin with the same three words ("Catalysis of the", ...)
 TEXT_LENGTHS = range(40, 1001)  # characters
 
 Document = tuple[str, str]  # name, sequence
@@ -193,10 +191,7 @@ def pieces(name: str, sequence: str) -> Iterator[Document]:
 def dna(records: Iterable["SeqRecord"]) -> Iterator[Document]:
     """Genomic entries in pieces of 400 bases."""
     for record in records:
-        if (
-            record.annotations["molecule_type"] != "genomic DNA"
-            or record.id in RNA_ENTRIES | SAME_LOCUS | LAC_OPERON
-        ):
+        if record.annotations["molecule_type"] != "genomic DNA" or record.id in RNA_ENTRIES | SAME_LOCUS | LAC_OPERON:
             continue
         for name, piece in pieces(record.id, str(record.seq).upper()):
             yield f"{name} {record.annotations['organism']}", piece
@@ -272,9 +267,7 @@ def proteins(swissprot: Iterable[Path], proteomes: Iterable[Path]) -> Iterator[D
 def whole_proteins(documents: Iterable[Document]) -> Iterator[Document]:
     """Proteins of PROTEIN_LENGTHS until PROTEIN_RESIDUES are reached."""
     total = 0
-    for name, sequence in clean(
-        (pair for pair in documents if len(pair[1]) in PROTEIN_LENGTHS), "protein"
-    ):
+    for name, sequence in clean((pair for pair in documents if len(pair[1]) in PROTEIN_LENGTHS), "protein"):
         if total >= PROTEIN_RESIDUES:
             return
         total += len(sequence)
@@ -348,9 +341,7 @@ def build(packages: Path) -> dict[str, bytes]:
         ontologies = unpack(debs["emboss-data"], ONTOLOGIES, root)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BiopythonParserWarning)
-            records = list(
-                itertools.chain.from_iterable(SeqIO.parse(path, "embl") for path in embl)
-            )
+            records = list(itertools.chain.from_iterable(SeqIO.parse(path, "embl") for path in embl))
         sequences = {
             "dna": list(clean(dna(records), "dna")),
             "rna": list(clean(rna(records), "rna")),

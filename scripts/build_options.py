@@ -50,9 +50,7 @@ def describe(annotation: object) -> str | list[str | None]:
     members = list(typing.get_args(annotation)) if union else [annotation]
     nullable = type(None) in members
     members = [member for member in members if member is not type(None)]
-    enums = [
-        member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)
-    ]
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
     if len(enums) == 1 and set(members) <= {enums[0], str}:
         return [str(item.value) for item in enums[0]] + ([None] if nullable else [])
     if len(members) == 1 and typing.get_origin(members[0]) is typing.Literal:
@@ -71,10 +69,7 @@ def options(cls: type) -> dict[str, str | list[str | None]]:
 
     hints = typing.get_type_hints(cls, localns={"torch": torch})
     fields = [field for field in dataclasses.fields(cls) if field.init and field.name[0] != "_"]
-    return {
-        field.name: describe(hints[field.name])
-        for field in sorted(fields, key=lambda field: field.name)
-    }
+    return {field.name: describe(hints[field.name]) for field in sorted(fields, key=lambda field: field.name)}
 
 
 def build() -> str:

@@ -103,9 +103,7 @@ def splice_donors(packages: Path) -> pd.DataFrame:
     frame = pd.DataFrame({"id": "mpsa-" + both["x"], "sequence": both["x"]})
     for replicate in ("1", "2"):
         frame[f"psi_{replicate}"] = (10 ** both[f"y_{replicate}"]).round(2)
-    frame["label"] = [
-        splice_donor.label(a, b) for a, b in zip(frame["psi_1"], frame["psi_2"], strict=True)
-    ]
+    frame["label"] = [splice_donor.label(a, b) for a, b in zip(frame["psi_1"], frame["psi_2"], strict=True)]
     donor = frame["sequence"].str[3:5]
     spliced = int((frame["label"][donor == "GU"] == "spliced").sum())
     rare = int((frame["label"][donor == "GC"] == "spliced").sum())
@@ -126,9 +124,7 @@ def protein_variants(packages: Path) -> pd.DataFrame:
     enrichment = raw["y"].round(3)
     labels = enrichment.map(protein_fitness.label)
     kept = labels.notna()
-    frame = pd.DataFrame(
-        {"sequence": raw["x"][kept], "enrichment": enrichment[kept], "label": labels[kept]}
-    )
+    frame = pd.DataFrame({"sequence": raw["x"][kept], "enrichment": enrichment[kept], "label": labels[kept]})
     letters = np.frombuffer("".join(frame["sequence"]).encode(), dtype="S1").reshape(len(frame), -1)
     mutated = letters != np.frombuffer(protein_fitness.WILD_TYPE.encode(), dtype="S1")
     first = protein_fitness.HELIX[0] - protein_fitness.FIRST
@@ -159,9 +155,7 @@ def promoters(packages: Path) -> pd.DataFrame:
     load_ = frame["sequence"].map(lambda s: len(promoter_expression.mutations(s)))
     return pd.concat(
         [
-            balanced(
-                frame[load_.isin(list(promoter_expression.LIGHT))], {"high": 2500, "low": 2500}
-            ),
+            balanced(frame[load_.isin(list(promoter_expression.LIGHT))], {"high": 2500, "low": 2500}),
             balanced(frame[load_.isin(list(promoter_expression.HEAVY))], {"high": 500, "low": 500}),
         ]
     )
@@ -186,8 +180,7 @@ def cells(packages: Path) -> pd.DataFrame:
     for row, cell in enumerate(observations):
         expressed = slice(starts[row], starts[row + 1])
         ranked = sorted(
-            (-float(value), names[column])
-            for value, column in zip(values[expressed], columns[expressed], strict=True)
+            (-float(value), names[column]) for value, column in zip(values[expressed], columns[expressed], strict=True)
         )
         rows.append(
             {
@@ -265,15 +258,9 @@ def build(packages: Path, target: Path) -> list[Path]:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--packages", type=Path, default=Path(".cache/packages"), help="folder for the wheels"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="rebuild elsewhere and compare with the files here"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, default=Path(".cache/packages"), help="folder for the wheels")
+    parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with the files here")
     arguments = parser.parse_args()
     fetch(arguments.packages)
     if not arguments.check:
@@ -283,9 +270,7 @@ def main() -> int:
     different = 0
     with tempfile.TemporaryDirectory() as folder:
         for path in build(arguments.packages, Path(folder)):
-            same = (ROOT / path).is_file() and files.sha256(ROOT / path) == files.sha256(
-                Path(folder) / path
-            )
+            same = (ROOT / path).is_file() and files.sha256(ROOT / path) == files.sha256(Path(folder) / path)
             different += not same
             print(f"{'same' if same else 'DIFFERENT'}  {files.sha256(Path(folder) / path)}  {path}")
     return 1 if different else 0

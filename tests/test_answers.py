@@ -104,12 +104,8 @@ def test_an_output_that_scores_names_one_label_and_nothing_else(output: str) -> 
     st.lists(st.sampled_from(LABELS), min_size=2, max_size=4),
     st.text(max_size=5),
 )
-def test_more_than_one_label_after_the_reasoning_never_scores(
-    reasoning: str, named: list[str], joint: str
-) -> None:
+def test_more_than_one_label_after_the_reasoning_never_scores(reasoning: str, named: list[str], joint: str) -> None:
     if "</think>" not in joint + reasoning:
         tail = joint.join(f"Answer: {label}" for label in named)
         assert parse(f"<think>{reasoning}</think>{tail}", LABELS) is None
-        assert parse(completion(reasoning, joint.join(named)), LABELS) is None or (
-            joint.join(named) in LABELS
-        )
+        assert parse(completion(reasoning, joint.join(named)), LABELS) is None or (joint.join(named) in LABELS)

@@ -19,16 +19,12 @@ def planted(length: int | None, modality: str = "dna") -> pd.DataFrame:
     signal = "GC" if modality == "dna" else "AVILMFWY"
     sequences = [
         document[: length or 40 + 5 * (number % 9)]
-        for number, document in enumerate(
-            corpus.documents(CORPORA / f"{modality}.fasta.gz", modality)
-        )
+        for number, document in enumerate(corpus.documents(CORPORA / f"{modality}.fasta.gz", modality))
         if len(document) >= 80
     ]
     table = pd.DataFrame({"sequence": sequences}).drop_duplicates(ignore_index=True)
     head = 8 if length else 100
-    share = table["sequence"].map(
-        lambda text: np.mean([letter in signal for letter in text[:head]])
-    )
+    share = table["sequence"].map(lambda text: np.mean([letter in signal for letter in text[:head]]))
     table["answer"] = np.where(share > share.median(), "yes", "no")
     table["id"] = [f"row{number}" for number in range(len(table))]
     return table
@@ -38,9 +34,7 @@ def write(table: pd.DataFrame, folder: Path) -> Path:
     """The table as four splits of 50 / 10 / 20 / 20 %."""
     folder.mkdir()
     cuts = [int(len(table) * share) for share in (0, 0.5, 0.6, 0.8, 1)]
-    for split, start, stop in zip(
-        ("train", "validation", "id", "ood"), cuts, cuts[1:], strict=False
-    ):
+    for split, start, stop in zip(("train", "validation", "id", "ood"), cuts, cuts[1:], strict=False):
         table.iloc[start:stop].to_parquet(folder / f"{split}.parquet", index=False)
     return folder
 
@@ -98,9 +92,7 @@ def test_labels_of_the_test_splits_change_no_prediction(tmp_path):
         table.to_parquet(data / f"{split}.parquet", index=False)
     fit(data, tmp_path / "after")
     for split in ("id", "ood"):
-        before, after = (
-            pd.read_parquet(tmp_path / name / f"{split}.parquet") for name in ("before", "after")
-        )
+        before, after = (pd.read_parquet(tmp_path / name / f"{split}.parquet") for name in ("before", "after"))
         assert before["predicted"].equals(after["predicted"])
         assert not before["gold"].equals(after["gold"])
     choices = [(tmp_path / name / "choices.json").read_text() for name in ("before", "after")]
@@ -114,9 +106,7 @@ def test_validation_chooses_the_penalty_and_is_not_trained_on(tmp_path):
     table["answer"] = table["answer"].map({"no": "yes", "yes": "no"})
     table.to_parquet(data / "validation.parquet", index=False)
     fit(data, tmp_path / "after")
-    chosen = [
-        json.loads((tmp_path / name / "choices.json").read_text()) for name in ("before", "after")
-    ]
+    chosen = [json.loads((tmp_path / name / "choices.json").read_text()) for name in ("before", "after")]
     assert chosen[0]["logistic"]["C"] != chosen[1]["logistic"]["C"]
     scores = json.loads((tmp_path / "after" / "metrics.json").read_text())
     assert value(scores, "logistic") > 0.6  # it learned from train, not from the flipped labels

@@ -23,9 +23,7 @@ LAC = "AATTAATGTGAGTTAGCTCACTCATTAGGCACCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGT
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "build_corpora", ROOT / "scripts" / "build_corpora.py"
-    )
+    spec = importlib.util.spec_from_file_location("build_corpora", ROOT / "scripts" / "build_corpora.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,10 +31,9 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, list[str]]:
-    return {
-        modality: list(corpus.documents(CORPORA / f"{modality}.fasta.gz", modality))
-        for modality in LETTERS
-    } | {"text": list(corpus.documents(CORPORA / "text.txt", "text"))}
+    return {modality: list(corpus.documents(CORPORA / f"{modality}.fasta.gz", modality)) for modality in LETTERS} | {
+        "text": list(corpus.documents(CORPORA / "text.txt", "text"))
+    }
 
 
 def records(modality: str) -> list[tuple[str, str]]:

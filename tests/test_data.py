@@ -104,16 +104,12 @@ def test_a_size_that_is_no_number_of_rows_is_refused(examples, which, size):
 
 @pytest.mark.parametrize("which", SIZES)
 def test_a_split_that_cannot_be_filled_is_refused_with_the_numbers(examples, which):
-    with pytest.raises(
-        UserError, match=rf"tasks\.t\.{which}: asks for 99999 rows but \d+ are left"
-    ):
+    with pytest.raises(UserError, match=rf"tasks\.t\.{which}: asks for 99999 rows but \d+ are left"):
         data.split(examples, {**SIZES, which: 99999}, 0, "t")
 
 
 @pytest.mark.parametrize("column", ["id", "sequence", "prompt"])
-@pytest.mark.parametrize(
-    ("first", "second"), [("train", "ood"), ("validation", "id"), ("train", "id")]
-)
+@pytest.mark.parametrize(("first", "second"), [("train", "ood"), ("validation", "id"), ("train", "id")])
 def test_audit_finds_one_planted_leak(frames, column, first, second):
     planted = {which: frame.copy() for which, frame in frames.items()}
     planted[second].loc[7, column] = planted[first].loc[3, column]
@@ -225,9 +221,7 @@ equal = st.lists(st.text(alphabet="ACGT", min_size=6, max_size=6), min_size=1, m
 @given(equal, equal)
 def test_distance_of_equal_lengths_is_the_share_of_different_residues(left, right):
     measure, values = data.distances(left, right)
-    expected = [
-        min(sum(a != b for a, b in zip(x, y, strict=True)) / 6 for y in right) for x in left
-    ]
+    expected = [min(sum(a != b for a, b in zip(x, y, strict=True)) / 6 for y in right) for x in left]
     assert measure == "hamming / length"
     np.testing.assert_allclose(values, expected, atol=1e-6)
 

@@ -16,9 +16,7 @@ from cisterna.metrics import difference, score
 
 LABELS = ("a", "b", "c")
 MALFORMED = "~malformed"
-PAIRS = st.lists(
-    st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, None])), min_size=1, max_size=40
-)
+PAIRS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, None])), min_size=1, max_size=40)
 
 
 @settings(deadline=None)
@@ -80,9 +78,7 @@ def test_missing_values_of_a_table_count_as_malformed() -> None:
         (["a"], ["a"], (), "distinct labels"),
     ],
 )
-def test_tables_that_cannot_be_scored_are_refused(
-    gold: list, predicted: list, labels: tuple, message: str
-) -> None:
+def test_tables_that_cannot_be_scored_are_refused(gold: list, predicted: list, labels: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(gold, predicted, labels)
     with pytest.raises(ValueError, match=message):
@@ -149,11 +145,7 @@ def test_paired_differences_cover_the_truth_and_are_tighter_than_unpaired_ones()
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    st.lists(
-        st.tuples(*[st.sampled_from(LABELS)], *[st.sampled_from([*LABELS, None])] * 2), min_size=1
-    )
-)
+@given(st.lists(st.tuples(*[st.sampled_from(LABELS)], *[st.sampled_from([*LABELS, None])] * 2), min_size=1))
 def test_a_difference_is_the_difference_of_the_scores(triples: list[tuple]) -> None:
     gold, first, second = [list(column) for column in zip(*triples, strict=True)]
     result = difference(gold, first, second, LABELS, resamples=20)

@@ -53,9 +53,7 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
         if model.kind in ("base", "cpt"):
             value = 1000.0 if model.kind == "base" else 20.0
             summary = {"value": value, "low": value - 1, "high": value + 1, "n": 500}
-            files.write_json(
-                results / model.path / "perplexity.json", dict.fromkeys(study.corpora, summary)
-            )
+            files.write_json(results / model.path / "perplexity.json", dict.fromkeys(study.corpora, summary))
     for task in study.tasks:
         labels = _labels(study, task)
         rng = np.random.default_rng([3, len(task)])
@@ -124,9 +122,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     return study, results
 
 
-def test_gather_has_a_row_for_every_model_split_and_metric(
-    planted: tuple[Study, Path], tmp_path: Path
-) -> None:
+def test_gather_has_a_row_for_every_model_split_and_metric(planted: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = planted
     gather(study, results, tmp_path)
     table = pd.read_parquet(tmp_path / METRICS)
@@ -148,9 +144,7 @@ def test_gather_has_a_row_for_every_model_split_and_metric(
     assert {name: row[name] for name in expected} == expected
 
 
-def test_gains_are_paired_differences_from_the_parent(
-    planted: tuple[Study, Path], tmp_path: Path
-) -> None:
+def test_gains_are_paired_differences_from_the_parent(planted: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = planted
     gather(study, results, tmp_path)
     gains = pd.read_parquet(tmp_path / GAINS)
@@ -232,15 +226,10 @@ def test_gather_refuses_to_pair_predictions_on_different_examples(tmp_path: Path
 def draw(study: Study, folder: Path) -> dict[str, str]:
     """Draw the figures; hashes of the files by name."""
     figures(folder / METRICS, folder / GAINS, study, folder / "figures")
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (folder / "figures").iterdir()
-    }
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "figures").iterdir()}
 
 
-def test_the_same_evaluations_give_the_same_bytes(
-    planted: tuple[Study, Path], tmp_path: Path
-) -> None:
+def test_the_same_evaluations_give_the_same_bytes(planted: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = planted
     drawn = []
     for name in ("first", "second"):
@@ -259,9 +248,7 @@ def test_the_same_evaluations_give_the_same_bytes(
         assert (tmp_path / "first" / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
-def test_the_table_has_every_model_beside_its_baselines(
-    planted: tuple[Study, Path], tmp_path: Path
-) -> None:
+def test_the_table_has_every_model_beside_its_baselines(planted: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = planted
     gather(study, results, tmp_path)
     draw(study, tmp_path)

@@ -32,7 +32,7 @@ GAMING = {
 
 def scores(weights, completions, golds, labels=LABELS):
     """One row a reward, as TRL calls them: with every column of the data set and the token ids."""
-    functions, _ = rewards.trl_functions(weights, labels)
+    functions, _ = rewards.trl_functions(weights, labels, end=1)
     return [
         function(prompts=["?"] * len(golds), completions=completions, completion_ids=[[1]] * len(golds), answer=golds)
         for function in functions
@@ -70,7 +70,7 @@ def test_a_label_that_begins_another_label_is_not_taken_for_it():
 @pytest.mark.parametrize("names", [["correct", "well_formed"], ["well_formed", "correct"], ["well_formed"]])
 def test_functions_and_weights_come_in_the_order_of_the_recipe(names):
     weights = {name: number + 0.5 for number, name in enumerate(names)}
-    functions, values = rewards.trl_functions(weights, LABELS)
+    functions, values = rewards.trl_functions(weights, LABELS, end=1)
     assert [function.__name__ for function in functions] == names  # the name that TRL logs
     assert values == list(weights.values())
     wrong = f"{THOUGHT}Answer: skipped"
@@ -80,4 +80,10 @@ def test_functions_and_weights_come_in_the_order_of_the_recipe(names):
 
 def test_a_reward_that_does_not_exist_is_named_with_those_that_do():
     with pytest.raises(UserError, match=r"rewards \['concise', 'tags'\] do not exist; .*correct.*well_formed"):
-        rewards.trl_functions({"correct": 1.0, "tags": 1.0, "concise": 0.5}, LABELS)
+        rewards.trl_functions({"correct": 1.0, "tags": 1.0, "concise": 0.5}, LABELS, end=1)
+
+
+def test_a_completion_cut_before_its_end_earns_nothing() -> None:
+    (correct,), _ = rewards.trl_functions({"correct": 1.0}, LABELS, end=1)
+    texts = [f"{THOUGHT}Answer: spliced"] * 2
+    assert correct(completions=texts, completion_ids=[[5, 6, 1], [5, 6]], answer=["spliced"] * 2) == [1.0, 0.0]

@@ -51,9 +51,7 @@ def small() -> Config:
             "sft": {"brief": {"epochs": [1, 2, 4, 8]}, "long": {"epochs": [8, 16]}},
             "rl": {"grpo": {"epochs": [1, 2, 4, 8]}},
         },
-        "lineages": [
-            {"cpt": ["none", "bio"], "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [1]}]}
-        ],
+        "lineages": [{"cpt": ["none", "bio"], "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [1]}]}],
     }
 
 
@@ -296,9 +294,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
 
 def test_merge_keys_are_not_repeated_keys(tmp_path):
     text = yaml.safe_dump(small()).replace("  sft:\n", "  sft:\n", 1)
-    text = text.replace(
-        "    long:\n      epochs:", "    long:\n      <<: {fraction: 0.5}\n      epochs:"
-    )
+    text = text.replace("    long:\n      epochs:", "    long:\n      <<: {fraction: 0.5}\n      epochs:")
     loaded = study.read(write(tmp_path, text))
     assert loaded.recipe("sft", "long")["fraction"] == 0.5
 
@@ -701,26 +697,14 @@ def test_all_problems_are_reported_at_once():
 
 
 SCRAPS = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 9)
-    | st.floats(allow_nan=True)
-    | st.text(max_size=3),
-    lambda inner: (
-        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
-    ),
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=True) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
 
 
 def places(value: Any, key: tuple = ()) -> list[tuple]:
-    entries = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [(*key, name) for name, _ in entries] + [
         place for name, entry in entries for place in places(entry, (*key, name))
     ]
@@ -737,9 +721,7 @@ def test_nonsense_anywhere_is_a_user_error_and_never_a_crash(place, scrap):
 
 # --- Any valid study ---
 
-NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True).filter(
-    lambda name: name not in config.RESERVED
-)
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True).filter(lambda name: name not in config.RESERVED)
 RUNGS = st.lists(st.integers(1, 32), min_size=1, max_size=4, unique=True).map(sorted)
 SCHEDULES = st.sampled_from(["constant", "cosine", "linear", "warmup_stable_decay"])
 
@@ -752,16 +734,12 @@ def configs(draw: st.DrawFn) -> Config:
     given["backbones"] = {name: copy.deepcopy(given["backbones"]["nano"]) for name in backbones}
     for kind in ("sft", "rl"):
         names = draw(st.lists(NAMES, min_size=1, max_size=2, unique=True))
-        given["recipes"][kind] = {
-            name: {"epochs": draw(RUNGS), "lr_scheduler_type": draw(SCHEDULES)} for name in names
-        }
+        given["recipes"][kind] = {name: {"epochs": draw(RUNGS), "lr_scheduler_type": draw(SCHEDULES)} for name in names}
     sft, rl = given["recipes"]["sft"], given["recipes"]["rl"]
 
     def lineage() -> Config:
         chosen = draw(st.lists(st.sampled_from(sorted(sft)), max_size=2, unique=True))
-        common = (
-            set.intersection(*(set(sft[name]["epochs"]) for name in chosen)) if chosen else set()
-        )
+        common = set.intersection(*(set(sft[name]["epochs"]) for name in chosen)) if chosen else set()
         starts = st.sampled_from(["cold", *sorted(common)])
         entry: Config = {
             "cpt": draw(st.sampled_from([["none"], ["bio"], ["none", "bio"]])),
@@ -859,9 +837,7 @@ def documented() -> dict[str, str]:
 
 
 def test_readme_has_every_key_and_no_other():
-    keys = {
-        re.sub(r"^(resources)\.[a-z]+", r"\1.JOB", key) for key in schema_keys(config._schema())
-    }
+    keys = {re.sub(r"^(resources)\.[a-z]+", r"\1.JOB", key) for key in schema_keys(config._schema())}
     keys = {re.sub(r"\.(cpt|rl)(\.NAME\.lora)\..*", r".\1\2", key) for key in keys}  # as for sft
     assert set(documented()) - {"num_train_epochs"} >= keys - {"resources.JOB"}
     assert {key for key in documented() if "." in key} <= keys

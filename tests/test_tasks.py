@@ -90,9 +90,7 @@ def test_prompt_and_trace_do_not_depend_on_the_assay(name, raw, examples):
 
 def test_no_trace_names_an_answer_alone(name, examples):
     """No trace holds only the right label: it names none of the labels, or (cell-type) all."""
-    for labels in examples["reasoning"].map(
-        lambda t: {label for label in LABELS[name] if label in t}
-    ):
+    for labels in examples["reasoning"].map(lambda t: {label for label in LABELS[name] if label in t}):
         assert labels in (set(), set(LABELS[name]))
 
 
@@ -217,11 +215,7 @@ def test_protein_facts_agree_with_the_known_domain():
     assert [number[s] for s in (27, 28, 31, 32, 35, 40, 42)] == list("EKKQNDE")
     assert protein_fitness.place(43) == "core contact"
     assert protein_fitness.place(10) == "surface"
-    assert (
-        set(protein_fitness.KINDS)
-        == set(protein_fitness.VOLUMES)
-        == set(ALPHABETS["protein"]) - {"X"}
-    )
+    assert set(protein_fitness.KINDS) == set(protein_fitness.VOLUMES) == set(ALPHABETS["protein"]) - {"X"}
 
 
 @given(st.text(alphabet="ACGT", min_size=75, max_size=75))
@@ -234,10 +228,7 @@ def test_promoter_prompt_and_trace_agree_with_the_sequence(sequence):
     kept = [int(n) for n in re.findall(r"keeps (\d)", promoter_expression.reasoning(sequence))]
     motifs = (sequence[6:11], sequence[17:22], sequence[39:45], sequence[63:69])
     consensus = ("TGTGA", "TCACA", "TTGACA", "TATAAT")
-    assert kept == [
-        sum(a == b for a, b in zip(*pair, strict=True))
-        for pair in zip(motifs, consensus, strict=True)
-    ]
+    assert kept == [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(motifs, consensus, strict=True)]
 
 
 def test_promoter_wild_type_has_the_sites_where_the_literature_puts_them():
@@ -245,9 +236,7 @@ def test_promoter_wild_type_has_the_sites_where_the_literature_puts_them():
     assert wild_type[75 - 36 : 75 - 30] == "TTTACA"  # -36 to -31
     assert wild_type[75 - 12 : 75 - 6] == "TATGTT"  # -12 to -7
     assert wild_type[75 - 69 : 75 - 53] == "TGTGAGTTAGCTCACT"  # CRP, centred on -61.5
-    assert promoter_expression.reasoning(wild_type) == (
-        "left keeps 5, right keeps 4, box35 keeps 5, box10 keeps 4"
-    )
+    assert promoter_expression.reasoning(wild_type) == ("left keeps 5, right keeps 4, box35 keeps 5, box10 keeps 4")
 
 
 def test_cell_markers_of_two_kinds_do_not_overlap():

@@ -79,9 +79,7 @@ def refused(path, pattern, **changes):
 
 def test_docstring_example_is_true(csv):
     documented = " ".join(table.__doc__.split())
-    csv.write_text(
-        "variant,seq,class,family,why\nv1,MKVLA,high,gpcr,no proline\nv2,MK,low,kinase,\n"
-    )
+    csv.write_text("variant,seq,class,family,why\nv1,MKVLA,high,gpcr,no proline\nv2,MK,low,kinase,\n")
     row = read(csv, columns={**COLUMNS, "reasoning": "why"}).iloc[0]
     fields = f"prompt {row['prompt']} trace {row['reasoning']} answer {row['answer']}"
     assert " ".join(fields.split()) in documented
@@ -246,9 +244,7 @@ def test_one_sequence_with_two_labels(csv):
 def test_one_sequence_in_domain_and_out_of_domain(csv):
     frame = rows()
     frame.loc[4, ["seq", "class"]] = frame.loc[3, ["seq", "class"]]
-    refused(
-        save(frame, csv), "rows 4 and 5 have the same sequence but different sides of the split"
-    )
+    refused(save(frame, csv), "rows 4 and 5 have the same sequence but different sides of the split")
 
 
 def test_a_repeated_measurement_is_kept_once(csv):
@@ -259,9 +255,7 @@ def test_a_repeated_measurement_is_kept_once(csv):
     assert "v4" not in set(examples["id"])
 
 
-@pytest.mark.parametrize(
-    "markup", ["<dna>", "</protein>", "<|rna:A|>", "<|endoftext|>", "</think>", "< RNA >"]
-)
+@pytest.mark.parametrize("markup", ["<dna>", "</protein>", "<|rna:A|>", "<|endoftext|>", "</think>", "< RNA >"])
 @pytest.mark.parametrize("column", ["variant", "family", "why"])
 def test_markup_in_a_cell(csv, markup, column):
     frame = rows()
@@ -330,9 +324,7 @@ def test_malformed_key(csv, change, pattern):
         tasks.load("my-assay", spec(csv, **change))
 
 
-@given(
-    suffix=st.sampled_from([".csv", ".tsv", ".parquet", ".jsonl"]), content=st.binary(max_size=200)
-)
+@given(suffix=st.sampled_from([".csv", ".tsv", ".parquet", ".jsonl"]), content=st.binary(max_size=200))
 @settings(max_examples=150, **PER_EXAMPLE)
 def test_random_bytes_never_raise_anything_but_a_user_error(tmp_path, suffix, content):
     path = tmp_path / f"assay{suffix}"

@@ -33,9 +33,7 @@ KMER = {"dna": 3, "rna": 3, "protein": 2}
 Analyzer = Callable[[str], Iterable[str]]
 
 
-def run(
-    data: Path, output: Path, labels: Sequence[str], modality: str, seed: int, bootstrap: int
-) -> None:
+def run(data: Path, output: Path, labels: Sequence[str], modality: str, seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
     Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the

@@ -287,9 +287,7 @@ def _plain(value: object, key: Key, problems: Problems) -> Any:
                     f"a name that YAML reads as {_show(name)}",
                     "a text, in quotes",
                 )
-        return {
-            str(name): _plain(entry, (*key, str(name)), problems) for name, entry in value.items()
-        }
+        return {str(name): _plain(entry, (*key, str(name)), problems) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry, (*key, index), problems) for index, entry in enumerate(value)]
     return value
@@ -317,9 +315,7 @@ def _coerce(config: dict[str, Any]) -> None:
             convert(rewards, dict.fromkeys(rewards, "float"))
     for backbone in _mapping(config.get("backbones")).values():
         architecture = _mapping(_mapping(backbone).get("architecture"))
-        convert(
-            architecture, _options()["architectures"].get(str(architecture.get("model_type")), {})
-        )
+        convert(architecture, _options()["architectures"].get(str(architecture.get("model_type")), {}))
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -370,9 +366,7 @@ KINDS = {
 }
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-NAME_RULE = (
-    'a name of at most 64 lower-case letters, digits, "." and "-", starting with a letter or digit'
-)
+NAME_RULE = 'a name of at most 64 lower-case letters, digits, "." and "-", starting with a letter or digit'
 
 
 def _check_shape(config: dict[str, Any], problems: Problems) -> None:
@@ -447,13 +441,9 @@ def _check_rules(config: dict[str, Any], problems: Problems) -> None:
 
 def _check_names(config: dict[str, Any], problems: Problems) -> None:
     recipes = _mapping(config.get("recipes"))
-    groups: list[tuple[Key, object]] = [
-        ((name,), config.get(name)) for name in ("backbones", "corpora", "tasks")
-    ]
+    groups: list[tuple[Key, object]] = [((name,), config.get(name)) for name in ("backbones", "corpora", "tasks")]
     groups += [(("recipes", kind), recipes.get(kind)) for kind in STAGES]
-    names: list[tuple[Key, str]] = [
-        ((*key, name), name) for key, group in groups for name in _mapping(group)
-    ]
+    names: list[tuple[Key, str]] = [((*key, name), name) for key, group in groups for name in _mapping(group)]
     study = config.get("study")
     names += [(("study",), study)] if isinstance(study, str) else []
     for key, name in names:
@@ -472,26 +462,18 @@ def _check_names(config: dict[str, Any], problems: Problems) -> None:
 def _check_backbone(key: Key, backbone: dict[str, Any], problems: Problems) -> None:
     made = "architecture" in backbone
     if made == ("pretrained" in backbone):
-        found = (
-            "both architecture and pretrained" if made else "neither architecture nor pretrained"
-        )
-        problems.add(
-            key, found, "architecture (a backbone made here) or pretrained (a hub id or a folder)"
-        )
+        found = "both architecture and pretrained" if made else "neither architecture nor pretrained"
+        problems.add(key, found, "architecture (a backbone made here) or pretrained (a hub id or a folder)")
     elif made:
         if "tokenizer" not in backbone:
             problems.add((*key, "tokenizer"), "no such key", "it to be given: vocab_size and files")
         for name in ("revision", "dtype"):
             if name in backbone:
-                problems.add(
-                    (*key, name), "a key of pretrained backbones", "no such key beside architecture"
-                )
+                problems.add((*key, name), "a key of pretrained backbones", "no such key beside architecture")
     else:
         for name in ("tokenizer", "seed"):
             if name in backbone:
-                problems.add(
-                    (*key, name), "a key of backbones made here", "no such key beside pretrained"
-                )
+                problems.add((*key, name), "a key of backbones made here", "no such key beside pretrained")
     architecture = _mapping(backbone.get("architecture"))
     model_type = architecture.get("model_type")
     known = _options()["architectures"]
@@ -521,9 +503,7 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
                         f"no such key: {name} is built in",
                     )
             if isinstance(task.get("ood"), list):
-                problems.add(
-                    (*key, "ood"), _show(task["ood"]), "the number of OOD examples, an integer"
-                )
+                problems.add((*key, "ood"), _show(task["ood"]), "the number of OOD examples, an integer")
         return
     if name in BUILTIN:
         problems.add(
@@ -541,21 +521,13 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
             "the list of groups that are held out, e.g. [kinase, gpcr]",
         )
     for index, label in enumerate(_list(task.get("labels"))):
-        if (
-            isinstance(label, str)
-            and label
-            and (label != label.strip() or "<" in label or not label.isprintable())
-        ):
+        if isinstance(label, str) and label and (label != label.strip() or "<" in label or not label.isprintable()):
             found = f"the label {_quote(label)}"
-            expected = (
-                "one line without < and without spaces at its ends: answers are parsed strictly"
-            )
+            expected = "one line without < and without spaces at its ends: answers are parsed strictly"
             problems.add((*key, "labels", index), found, expected)
 
 
-def _check_recipe(
-    key: Key, kind: str, recipe: dict[str, Any], config: dict[str, Any], problems: Problems
-) -> None:
+def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
     own = recipe_keys(kind)
     types = _options()["options"][kind]
     library = _options()["classes"][kind]
@@ -661,9 +633,7 @@ def _rungs(recipe: object) -> list[int]:
 def _check_rungs(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
     epochs = _rungs(recipe)
     if epochs != sorted(set(epochs)):
-        problems.add(
-            (*key, "epochs"), _show(epochs), "each number once, ascending, e.g. [1, 2, 4, 8]"
-        )
+        problems.add((*key, "epochs"), _show(epochs), "each number once, ascending, e.g. [1, 2, 4, 8]")
     schedule = recipe.get("lr_scheduler_type", DEFAULTS["sft"]["lr_scheduler_type"])
     warmup: Any = recipe.get("warmup_steps")
     if schedule == "constant" and isinstance(warmup, int | float) and warmup:
@@ -671,18 +641,14 @@ def _check_rungs(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
         problems.add((*key, "warmup_steps"), _show(warmup), expected)
     if schedule == "constant_with_warmup" and not (_is_int(warmup) and warmup >= 1):
         found = "no such key" if warmup is None else _show(warmup)
-        expected = (
-            "an integer >= 1: a share of the run would differ from rung to rung of the ladder"
-        )
+        expected = "an integer >= 1: a share of the run would differ from rung to rung of the ladder"
         problems.add((*key, "warmup_steps"), found, expected)
 
 
 def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
     """GRPO's arithmetic, as trl.GRPOConfig.__post_init__ has it, before any job is queued."""
     if "generation_batch_size" in recipe and "steps_per_generation" in recipe:
-        problems.add(
-            (*key, "steps_per_generation"), "it beside generation_batch_size", "one of the two"
-        )
+        problems.add((*key, "steps_per_generation"), "it beside generation_batch_size", "one of the two")
         return
     names = (
         "num_generations",
@@ -718,15 +684,11 @@ def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
         problems.add((*key, "rewards"), "only zeros", "at least one reward above 0")
 
 
-def _check_lineage(
-    key: Key, lineage: dict[str, Any], config: dict[str, Any], problems: Problems
-) -> None:
+def _check_lineage(key: Key, lineage: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
     recipes = _mapping(config.get("recipes"))
     cpt, sft, rl = (_mapping(recipes.get(kind)) for kind in STAGES)
     _check_known((*key, "tasks"), lineage.get("tasks"), _mapping(config.get("tasks")), problems)
-    _check_known(
-        (*key, "backbones"), lineage.get("backbones"), _mapping(config.get("backbones")), problems
-    )
+    _check_known((*key, "backbones"), lineage.get("backbones"), _mapping(config.get("backbones")), problems)
     _check_known((*key, "cpt"), lineage.get("cpt"), {"none": None, **cpt}, problems)
     _check_known((*key, "sft"), lineage.get("sft"), sft, problems)
     _check_room(key, lineage, config, problems)
@@ -805,16 +767,12 @@ def _chosen(names: object, valid: Mapping[str, Any]) -> list[str]:
     return [name for name in _list(names) if isinstance(name, str) and name in valid]
 
 
-def _check_room(
-    key: Key, lineage: dict[str, Any], config: dict[str, Any], problems: Problems
-) -> None:
+def _check_room(key: Key, lineage: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
     """A CPT block must fit the positions of the backbone."""
     backbones = _mapping(config.get("backbones"))
     recipes = _mapping(_mapping(config.get("recipes")).get("cpt"))
     for backbone in _chosen(lineage.get("backbones", "all"), backbones):
-        room = _mapping(_mapping(backbones[backbone]).get("architecture")).get(
-            "max_position_embeddings"
-        )
+        room = _mapping(_mapping(backbones[backbone]).get("architecture")).get("max_position_embeddings")
         for name in _chosen(lineage.get("cpt"), recipes):
             size = _mapping(recipes[name]).get("block_size", DEFAULTS["cpt"]["block_size"])
             if _is_int(room) and _is_int(size) and size > room:
@@ -873,8 +831,7 @@ def _fill(config: dict[str, Any]) -> dict[str, Any]:
     recipes = {}
     for kind in STAGES:
         recipes[kind] = {
-            name: fill(recipe, "recipe", kind)
-            for name, recipe in config.get("recipes", {}).get(kind, {}).items()
+            name: fill(recipe, "recipe", kind) for name, recipe in config.get("recipes", {}).get(kind, {}).items()
         }
         for recipe in recipes[kind].values():
             if recipe["lora"] is not None:

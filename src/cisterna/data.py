@@ -56,8 +56,7 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         "seed": seed,
         "rule": f"{task.rule}. id, validation and train are drawn from the other rows, in this "
         "order, by the sha256 "
-        "of seed and id"
-        + ("; rows that the tokenizer's text may quote go to train only" if task.quoted else ""),
+        "of seed and id" + ("; rows that the tokenizer's text may quote go to train only" if task.quoted else ""),
         "splits": {which: _counts(frame, task.labels) for which, frame in frames.items()},
         "audit": findings,
     }
@@ -81,12 +80,9 @@ def split(
         size = sizes.get(which)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise UserError(
-                f"tasks.{name}.{which}: {size!r} is not a size. Give the number of rows of the "
-                "split, at least 1."
+                f"tasks.{name}.{which}: {size!r} is not a size. Give the number of rows of the split, at least 1."
             )
-    key = [
-        hashlib.sha256(f"{seed}:{identifier}".encode()).hexdigest() for identifier in examples["id"]
-    ]
+    key = [hashlib.sha256(f"{seed}:{identifier}".encode()).hexdigest() for identifier in examples["id"]]
     ordered = examples.iloc[np.argsort(np.array(key), kind="stable")]
     left = {"ood": ordered[ordered["ood"]], "train": ordered[~ordered["ood"]]}
     frames = {}
@@ -110,9 +106,7 @@ def split(
 
 def write(frame: pd.DataFrame, path: Path) -> None:
     """A split as Parquet: the columns COLUMNS as strings, the same bytes for the same rows."""
-    columns = {
-        name: pa.array([str(value) for value in frame[name]], pa.string()) for name in COLUMNS
-    }
+    columns = {name: pa.array([str(value) for value in frame[name]], pa.string()) for name in COLUMNS}
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
@@ -128,9 +122,7 @@ def audit_folder(folder: Path) -> dict[str, Any]:
         try:
             frames[which] = pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: not a readable Parquet file ({error}). Delete the folder and rerun."
-            ) from error
+            raise UserError(f"{path}: not a readable Parquet file ({error}). Delete the folder and rerun.") from error
         missing = [column for column in COLUMNS if column not in frames[which].columns]
         if missing:
             raise UserError(f"{path}: no column {missing[0]!r}. Delete the folder and rerun.")
@@ -215,9 +207,7 @@ def distances(sequences: list[str], train: list[str]) -> tuple[str, np.ndarray]:
     return measure, nearest
 
 
-def _refuse_shared(
-    frames: Mapping[str, pd.DataFrame], first: str, second: str, column: str
-) -> None:
+def _refuse_shared(frames: Mapping[str, pd.DataFrame], first: str, second: str, column: str) -> None:
     """UserError if a value of `column` is in both splits, or twice in one if they are the same."""
     left, right = frames[first][column], frames[second][column]
     shared = right.duplicated() if first == second else right.isin(left)
@@ -241,8 +231,5 @@ def _counts(frame: pd.DataFrame, labels: tuple[str, ...]) -> dict[str, Any]:
     return {
         "rows": len(frame),
         "labels": {label: int((frame["answer"] == label).sum()) for label in labels},
-        "groups": {
-            str(group): int(rows)
-            for group, rows in frame["group"].value_counts().sort_index().items()
-        },
+        "groups": {str(group): int(rows) for group, rows in frame["group"].value_counts().sort_index().items()},
     }

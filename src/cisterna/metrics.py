@@ -60,10 +60,7 @@ def score(
     counts = _count(_codes(gold, known, False), _codes(predicted, known, True), len(known))
     draws = _resample(counts.reshape(-1), seed, resamples).reshape(-1, *counts.shape)
     metrics = _metrics() | _shares(known)
-    return {
-        name: _summary(metric(counts[None])[0], metric(draws), counts.sum())
-        for name, metric in metrics.items()
-    }
+    return {name: _summary(metric(counts[None])[0], metric(draws), counts.sum()) for name, metric in metrics.items()}
 
 
 def difference(
@@ -90,9 +87,7 @@ def difference(
         _codes(predicted_b, known, True),
     )
     if not len(golds) == len(first) == len(second):
-        raise ValueError(
-            f"lengths differ: {len(golds)} gold, {len(first)} and {len(second)} predicted"
-        )
+        raise ValueError(f"lengths differ: {len(golds)} gold, {len(first)} and {len(second)} predicted")
     if not len(golds):
         raise ValueError("no examples to compare")
     triples = (golds * (size + 1) + first) * (size + 1) + second
@@ -126,9 +121,7 @@ def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _codes(
-    values: Sequence[str | None], labels: tuple[str, ...], missing: bool
-) -> NDArray[np.int64]:
+def _codes(values: Sequence[str | None], labels: tuple[str, ...], missing: bool) -> NDArray[np.int64]:
     """Index of each value in ``labels``; ``len(labels)`` for a missing one, if allowed."""
     index: dict[str | None, int] = {label: code for code, label in enumerate(labels)}
 
@@ -160,9 +153,7 @@ def _resample(counts: NDArray[np.number], seed: int, resamples: int) -> NDArray[
     total = counts.sum()
     filled = np.flatnonzero(counts)
     draws = np.zeros((resamples, len(counts)))
-    draws[:, filled] = np.random.default_rng(seed).multinomial(
-        int(total), counts[filled] / total, size=resamples
-    )
+    draws[:, filled] = np.random.default_rng(seed).multinomial(int(total), counts[filled] / total, size=resamples)
     return draws
 
 

@@ -177,9 +177,7 @@ def _lineages(study: Study) -> Counter[str]:
     return counts
 
 
-def _stage_row(
-    study: Study, facts: _Facts, models: list[Model], lineages: Counter[str]
-) -> list[Any]:
+def _stage_row(study: Study, facts: _Facts, models: list[Model], lineages: Counter[str]) -> list[Any]:
     first = models[0]
     through = sorted({lineages[model.path] for model in models})
     work = [_work(study, facts, model) for model in models]
@@ -235,9 +233,7 @@ def _table(columns: Sequence[str], rows: list[list[Any]], totals: Sequence[str])
             index = columns.index(name)
             sums[index] = sum(row[index] for row in rows)
         rows = [*rows, sums]
-    cells = [
-        [cell if isinstance(cell, str) else f"{round(cell):,}" for cell in row] for row in rows
-    ]
+    cells = [[cell if isinstance(cell, str) else f"{round(cell):,}" for cell in row] for row in rows]
     aligned = ["left" if column in WORDS else "right" for column in columns]
     return tabulate(cells, columns, tablefmt="simple", colalign=aligned, disable_numparse=True)
 

@@ -23,15 +23,23 @@ def well_formed(output: str, answer: str, labels: Sequence[str]) -> float:
 REWARDS: dict[str, Callable[[str, str, Sequence[str]], float]] = {"correct": correct, "well_formed": well_formed}
 
 
-def trl_functions(weights: Mapping[str, float], labels: Sequence[str]) -> tuple[list[Callable], list[float]]:
-    """TRL reward functions and their weights, in the order of `weights`. UserError for a reward that does not exist."""
+def trl_functions(weights: Mapping[str, float], labels: Sequence[str], end: int) -> tuple[list[Callable], list[float]]:
+    """TRL reward functions and their weights, in the order of `weights`. UserError for a reward that does not exist.
+
+    A completion without the end-of-text token `end` was cut off; it is unfinished and earns nothing, as in evaluation.
+    """
     unknown = sorted(set(weights) - set(REWARDS))
     if unknown:
         raise UserError(f"rewards {unknown} do not exist; there are {sorted(REWARDS)}")
 
     def wrap(name: str) -> Callable:
-        def reward(completions: list[str], answer: list[str], **_: object) -> list[float]:
-            return [REWARDS[name](text, gold, labels) for text, gold in zip(completions, answer, strict=True)]
+        def reward(
+            completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: object
+        ) -> list[float]:
+            return [
+                REWARDS[name](text, gold, labels) if end in ids else 0.0
+                for text, ids, gold in zip(completions, completion_ids, answer, strict=True)
+            ]
 
         reward.__name__ = name
         return reward

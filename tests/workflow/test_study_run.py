@@ -4,7 +4,9 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -246,31 +248,27 @@ def test_lint_is_clean(untouched: Clone) -> None:
 
 def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     clone.write(
-        edited(recipes__sft__short={**CONFIG["recipes"]["sft"]["short"], "epochs": [24], "save_minutes": 0.005})
+        edited(recipes__sft__short={**CONFIG["recipes"]["sft"]["short"], "epochs": [32], "save_minutes": 0.005})
     )
-    model = f"{BASE}/splice-donor/s0/sft-short/e24"
+    model = f"{BASE}/splice-donor/s0/sft-short/e32"
     target = clone.results / model / "checkpoint"
     arguments = snakemake(f"results/{model}/checkpoint")
     job = subprocess.Popen(
         arguments, cwd=clone.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     state = clone.results / ".work" / BASE / "splice-donor" / "s0" / "sft-short"
-    deadline = time.monotonic() + 120
-    while not any(20 < int(path.parent.name.split("-")[1]) < 160 for path in state.glob("checkpoint-*/complete.json")):
-        assert job.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    server = next(child for child in psutil.Process(job.pid).children() if "warm" in child.cmdline())
-    (training,) = server.children()
+    training = wait_for(job, lambda: forks(job.pid))[0]
+    saved = "checkpoint-*/complete.json"  # e1 of the finished study left its own, at step 16
+    wait_for(job, lambda: any(16 < int(path.parent.name.split("-")[1]) < 300 for path in state.glob(saved)))
     training.send_signal(signal.SIGKILL)
     assert job.wait(60) == 1
     assert not target.exists()
 
     clone.run(*arguments)
     log = (clone.results / "logs" / f"{model}.log").read_text()
-    step = re.search(r"resuming from step (\d+) of 384", log)
+    step = re.search(r"resuming from step (\d+) of 512", log)
     assert step
-    assert 0 < int(step[1]) < 384
+    assert 0 < int(step[1]) < 512
 
     interrupted = weights(target)
     command = shell_of(clone, "sft", f"results/{model}/checkpoint")
@@ -287,6 +285,25 @@ def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone
         clone.run("rm", "-r", str(target), str(clone.results / ".work"))
         clone.run("bash", "-c", command)
         assert weights(target) == warm
+
+
+def forks(pid: int) -> list[psutil.Process]:
+    """The jobs that the warm server of a Snakemake process runs."""
+    try:
+        servers = [child for child in psutil.Process(pid).children() if "warm" in child.cmdline()]
+        return [fork for server in servers for fork in server.children()]
+    except psutil.NoSuchProcess:  # a job that ended while it was looked at
+        return []
+
+
+def wait_for(job: subprocess.Popen[bytes], condition: Callable[[], Any]) -> Any:
+    """What `condition` gives as soon as it is true, while `job` runs."""
+    deadline = time.monotonic() + 240
+    while not (found := condition()):
+        assert job.poll() is None, "it ended too soon"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 def shell_of(clone: Clone, rule: str, target: str) -> str:

@@ -112,9 +112,7 @@ def sft_ladder(table: pd.DataFrame, metric: str) -> Figure:
     right = _room(names.cpt(cpt) for cpt in shown.cpt.unique())
     figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=0.62)
     for row, (task, backbone, sft) in zip(panels, ladders, strict=True):
-        mine = shown[
-            (shown.task == task) & (shown.backbone == backbone) & shown.sft.isin([sft, "none"])
-        ]
+        mine = shown[(shown.task == task) & (shown.backbone == backbone) & shown.sft.isin([sft, "none"])]
         variants = [cpt for (cpt,) in _distinct(mine[mine.kind == "sft"], ["cpt"])]
         baselines = table[(table.metric == metric) & (table.task == task)]
         tags: dict[str, list[Tag]] = {}
@@ -217,9 +215,7 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
     right = _room(names.cpt(cpt) for cpt in models.cpt.unique())
     figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=0.62)
     for row, (task, backbone, sft) in zip(panels, ladders, strict=True):
-        mine = models[
-            (models.task == task) & (models.backbone == backbone) & models.sft.isin([sft, "none"])
-        ]
+        mine = models[(models.task == task) & (models.backbone == backbone) & models.sft.isin([sft, "none"])]
         tags: list[list[Tag]] = []
         for axes, metric in zip(row, metrics, strict=True):
             here = mine[mine.metric == metric]
@@ -250,9 +246,7 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
 
 def label_prior(table: pd.DataFrame) -> Figure:
     """The mix of labels that models answer, beside the mix that is true."""
-    shares = table[
-        table.metric.str.startswith(("predicted:", "gold:")) & (table.kind != "baseline")
-    ]
+    shares = table[table.metric.str.startswith(("predicted:", "gold:")) & (table.kind != "baseline")]
     tasks = [task for (task,) in _distinct(shares, ["task"])]
     stages = {task: _milestones(shares[shares.task == task]) for task in tasks}
     heights = [0.25 + 0.2 * (len(stages[task]) + 1) for task in tasks]
@@ -269,9 +263,7 @@ def label_prior(table: pd.DataFrame) -> Figure:
             mixes = [[gold[f"gold:{label}"] for label in labels] + [0.0]]
             values = here.set_index([*STAGES, "metric"]).value
             for stage in stages[task]:
-                mixes.append(
-                    [values[(*stage, f"predicted:{name}")] for name in [*labels, "malformed"]]
-                )
+                mixes.append([values[(*stage, f"predicted:{name}")] for name in [*labels, "malformed"]])
             _stacks(axes, np.array(mixes), labels)
             axes.set_yticks(np.arange(len(rows))[::-1], rows if split == "id" else [])
             axes.set_title(f"{task} · {SPLITS[split]}, {_size(here)}", loc="left", pad=20)
@@ -350,9 +342,7 @@ def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.Data
         }
         for (task,) in _distinct(paired, ["task"]):
             mine = paired[paired.task == task]
-            starts = [
-                (names.stages(stage), row, "rl") for stage, row in mine.groupby(STAGES, sort=False)
-            ]
+            starts = [(names.stages(stage), row, "rl") for stage, row in mine.groupby(STAGES, sort=False)]
             body.append(f"<h2>{html.escape(task)}</h2>" + _html_rows(starts, columns, "+.3f"))
     if len(perplexity):
         body.append("<h1>Perplexity on the held-out part of each corpus</h1>")
@@ -360,9 +350,7 @@ def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.Data
         body.append(_perplexity_rows(perplexity))
     return PAGE.format(
         study=html.escape(study),
-        note=html.escape(
-            f"95% bootstrap intervals over the test examples. {_seeds(table, dots=False)}"
-        ),
+        note=html.escape(f"95% bootstrap intervals over the test examples. {_seeds(table, dots=False)}"),
         body="\n".join(body),
     )
 
@@ -411,14 +399,10 @@ def _perplexity_rows(perplexity: pd.DataFrame) -> str:
     )
 
 
-def _html_rows(
-    rows: Sequence[tuple[str, pd.DataFrame, str]], columns: dict[str, str], number: str = ".3f"
-) -> str:
+def _html_rows(rows: Sequence[tuple[str, pd.DataFrame, str]], columns: dict[str, str], number: str = ".3f") -> str:
     """A table with a row a model and the metrics of both splits side by side."""
     head = "".join(
-        f"<th{_edge(split, position)}>{name}</th>"
-        for split in SPLITS
-        for position, name in enumerate(columns.values())
+        f"<th{_edge(split, position)}>{name}</th>" for split in SPLITS for position, name in enumerate(columns.values())
     )
     groups = "".join(
         f'<th class="{split}" colspan="{len(columns)}" style="text-align:left">{text}</th>'
@@ -437,10 +421,7 @@ def _html_rows(
                     f"<span>{cell['low']:.2f} to {cell['high']:.2f}</span></td>"
                 )
         body.append(f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}</tr>')
-    return (
-        f'<div class="wide"><table><thead>{"".join(lines)}</thead>'
-        f"<tbody>{chr(10).join(body)}</tbody></table></div>"
-    )
+    return f'<div class="wide"><table><thead>{"".join(lines)}</thead><tbody>{chr(10).join(body)}</tbody></table></div>'
 
 
 def _edge(split: str, position: int) -> str:
@@ -452,9 +433,7 @@ class _Names:
     """Words for stages: a name is said only where the study has more than one to tell apart."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.several = {
-            column: len(set(frame[column]) - {"none"}) > 1 for column in ("backbone", "sft", "rl")
-        }
+        self.several = {column: len(set(frame[column]) - {"none"}) > 1 for column in ("backbone", "sft", "rl")}
 
     def few(self, **names: str) -> list[str]:
         return [name for column, name in names.items() if self.several[column]]
@@ -509,9 +488,7 @@ class _Tree:
         rest = len(study.models) - len(self.kept)
         others = [
             f"{word} {', '.join(map(str, names))}"
-            for (word, mine), every in zip(
-                self._where(first), (study.tasks, study.backbones, study.seeds), strict=True
-            )
+            for (word, mine), every in zip(self._where(first), (study.tasks, study.backbones, study.seeds), strict=True)
             if (names := [name for name in every if name != mine])
         ]
         self.rest = f"+ {rest} checkpoints not drawn: {'; '.join(others)}" if rest else ""
@@ -660,9 +637,7 @@ def _milestones(shares: pd.DataFrame) -> list[tuple[Any, ...]]:
 
     stages = _distinct(shares, STAGES)
     stages = [stage for stage in stages if kept(dict(zip(STAGES, stage, strict=True)))]
-    return sorted(
-        stages, key=lambda stage: (stage[0], stage[1] != "none", stage[1], stage[4] != "none")
-    )
+    return sorted(stages, key=lambda stage: (stage[0], stage[1] != "none", stage[1], stage[4] != "none"))
 
 
 def _stacks(axes: Axes, mixes: np.ndarray, labels: Sequence[str]) -> None:
@@ -863,9 +838,7 @@ def _grid(
         y -= height
         for column in range(columns):
             x = left + column * (width + between)
-            panels[row, column] = figure.add_axes(
-                (x / WIDTH, y / total, width / WIDTH, height / total)
-            )
+            panels[row, column] = figure.add_axes((x / WIDTH, y / total, width / WIDTH, height / total))
         y -= gap
     return figure, panels
 
@@ -914,9 +887,7 @@ def _size(frame: pd.DataFrame) -> str:
 
 
 def _sizes(frame: pd.DataFrame) -> str:
-    return "n = " + ", ".join(
-        f"{frame[frame.split == split].n.iloc[0]} {split.upper()}" for split in SPLITS
-    )
+    return "n = " + ", ".join(f"{frame[frame.split == split].n.iloc[0]} {split.upper()}" for split in SPLITS)
 
 
 def _distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
@@ -935,9 +906,7 @@ def _save(figure: Figure, stem: Path) -> None:
         svg,
         lambda path: figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}),
     )
-    _replace(
-        png, lambda path: figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
-    )
+    _replace(png, lambda path: figure.savefig(path, format="png", dpi=150, metadata={"Software": None}))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -66,14 +66,11 @@ def gather(study: Study, results: Path, output: Path) -> None:
         shown = "\n".join(f"  {path}" for path in missing[:20])
         more = f"\n  ... and {len(missing) - 20} more" if len(missing) > 20 else ""
         raise UserError(
-            f"study {study.name}: {len(missing)} results are missing; "
-            f"run snakemake to make them\n{shown}{more}"
+            f"study {study.name}: {len(missing)} results are missing; run snakemake to make them\n{shown}{more}"
         )
     output.mkdir(parents=True, exist_ok=True)
     _write(
-        pd.DataFrame(
-            [*_evaluations(study, results), *_baselines(study, results), *_perplexities(study, results)]
-        ),
+        pd.DataFrame([*_evaluations(study, results), *_baselines(study, results), *_perplexities(study, results)]),
         IDENTITY | NUMBERS,
         output / METRICS,
     )
@@ -218,9 +215,7 @@ def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({error}); delete it and run snakemake again"
-        ) from error
+        raise UserError(f"{file}: cannot be read ({error}); delete it and run snakemake again") from error
 
 
 def _labels(splits: Any, file: Path) -> list[str]:

@@ -106,6 +106,5 @@ def _open_resource(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a readable Parquet file ({error}). Restore it with `git checkout -- "
-            "resources/tasks`."
+            f"{path}: not a readable Parquet file ({error}). Restore it with `git checkout -- resources/tasks`."
         ) from error

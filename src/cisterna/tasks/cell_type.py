@@ -39,9 +39,7 @@ KINDS = {
 MARKERS = {
     "b-cell": frozenset({"CD79A", "CD79B", "MS4A1", "IGJ", "IGLL5", "MZB1", "BANK1"}),
     "t-cell": frozenset({"CD3D", "CD3E", "CD3G", "IL7R", "LTB", "CCR7", "CD27", "LDHB"}),
-    "cytotoxic": frozenset(
-        {"NKG7", "GNLY", "GZMA", "GZMB", "GZMH", "GZMK", "PRF1", "CCL5", "CST7", "CTSW", "FGFBP2"}
-    ),
+    "cytotoxic": frozenset({"NKG7", "GNLY", "GZMA", "GZMB", "GZMH", "GZMK", "PRF1", "CCL5", "CST7", "CTSW", "FGFBP2"}),
     "monocyte": frozenset({"S100A8", "S100A9", "FCN1", "FCGR3A", "LST1", "AIF1", "CTSS"}),
     "dendritic": frozenset({"FCER1A", "CLEC10A", "CST3", "HLA-DQA1", "HLA-DQB1", "PLD4", "IRF8"}),
 }
@@ -51,9 +49,7 @@ MEANING = (
     "CD8+), cytotoxic (CD56+ NK "
     "and CD8+ cytotoxic T), monocyte (CD14+), dendritic; CD34+ (13 cells) is left out"
 )
-RULE = (
-    "out of domain: cells scored as S or G2M phase; train, validation and id have cells in G1 only"
-)
+RULE = "out of domain: cells scored as S or G2M phase; train, validation and id have cells in G1 only"
 
 
 def prompt(sentence: str) -> str:
@@ -65,8 +61,7 @@ def reasoning(sentence: str) -> str:
     """The marker genes of each kind that the sentence holds, in its order, or `none`."""
     genes = sentence.split()
     return ", ".join(
-        f"{kind} {' '.join(gene for gene in genes if gene in markers) or 'none'}"
-        for kind, markers in MARKERS.items()
+        f"{kind} {' '.join(gene for gene in genes if gene in markers) or 'none'}" for kind, markers in MARKERS.items()
     )
 
 

@@ -34,14 +34,8 @@ HIGH = frozenset({8, 9})  # the two brightest gates
 LIGHT = range(1, 9)  # mutations of a variant in domain
 HEAVY = range(12, 15)  # mutations of a variant out of domain
 
-MEANING = (
-    "high: sorted into the two brightest gates (8, 9); low: into the two dimmest (1, 2); "
-    "others are left out"
-)
-RULE = (
-    f"out of domain: {HEAVY[0]} to {HEAVY[-1]} mutations; train, validation and id have "
-    f"{LIGHT[0]} to {LIGHT[-1]}"
-)
+MEANING = "high: sorted into the two brightest gates (8, 9); low: into the two dimmest (1, 2); others are left out"
+RULE = f"out of domain: {HEAVY[0]} to {HEAVY[-1]} mutations; train, validation and id have {LIGHT[0]} to {LIGHT[-1]}"
 
 
 def label(gate: int) -> str | None:
@@ -81,9 +75,7 @@ def reasoning(sequence: str) -> str:
         for site, old, new in hits:
             if first - len(consensus) < site <= first:
                 wanted = consensus[first - site]
-                words.append(
-                    f"{site} {'loss' if old == wanted else 'gain' if new == wanted else 'other'}"
-                )
+                words.append(f"{site} {'loss' if old == wanted else 'gain' if new == wanted else 'other'}")
         found = sequence[START - first : START - first + len(consensus)]
         matches = sum(a == b for a, b in zip(found, consensus, strict=True))
         steps.append(f"{' '.join(words)} keeps {matches}")

@@ -73,9 +73,7 @@ def label(enrichment: float) -> str | None:
 def mutations(sequence: str) -> list[tuple[int, str, str]]:
     """Site (GB1 numbering), wild-type residue and new residue of each mutation, in order."""
     return [
-        (site, old, new)
-        for site, (old, new) in enumerate(zip(WILD_TYPE, sequence, strict=True), FIRST)
-        if old != new
+        (site, old, new) for site, (old, new) in enumerate(zip(WILD_TYPE, sequence, strict=True), FIRST) if old != new
     ]
 
 
@@ -104,10 +102,7 @@ def prompt(sequence: str) -> str:
 def reasoning(sequence: str) -> str:
     """What each mutation changes and where, then how many hit the core and the contact with Fc."""
     hits = mutations(sequence)
-    steps = [
-        f"{site} {place(site)} {KINDS[old]} to {KINDS[new]} {size(old, new)}"
-        for site, old, new in hits
-    ]
+    steps = [f"{site} {place(site)} {KINDS[old]} to {KINDS[new]} {size(old, new)}" for site, old, new in hits]
     core = sum(site in CORE for site, _, _ in hits)
     contacts = sum(site in CONTACTS for site, _, _ in hits)
     return f"{', '.join(steps)}, core {core} contact {contacts}"

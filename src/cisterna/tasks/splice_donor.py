@@ -45,18 +45,14 @@ def label(psi_1: float, psi_2: float) -> str | None:
 def prompt(sequence: str) -> str:
     """The question about one site of nine bases."""
     return (
-        "Is this 5' splice site spliced or skipped? "
-        f"exon <rna>{sequence[:3]}</rna> intron <rna>{sequence[3:]}</rna>\n"
+        f"Is this 5' splice site spliced or skipped? exon <rna>{sequence[:3]}</rna> intron <rna>{sequence[3:]}</rna>\n"
     )
 
 
 def reasoning(sequence: str) -> str:
     """The comparison with the consensus, then the matches counted in the exon and in the intron."""
     hits = [base in allowed for base, allowed in zip(sequence, CONSENSUS, strict=True)]
-    steps = " ".join(
-        f"{position} {'match' if hit else 'miss'}"
-        for position, hit in zip(POSITIONS, hits, strict=True)
-    )
+    steps = " ".join(f"{position} {'match' if hit else 'miss'}" for position, hit in zip(POSITIONS, hits, strict=True))
     return f"{steps} exon {sum(hits[:3])} of 3 intron {sum(hits[3:])} of 6"
 
 

@@ -87,31 +87,21 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     for key in ("file", "modality", "columns", "labels", "question", "ood"):
         if not spec.get(key):
             raise UserError(
-                f"{where}.{key}: missing or empty. A task with its own file needs it; see "
-                "config/README.md."
+                f"{where}.{key}: missing or empty. A task with its own file needs it; see config/README.md."
             )
     if spec["modality"] not in ALPHABETS:
-        raise UserError(
-            f"{where}.modality: {spec['modality']!r} is not a modality. Use one of "
-            f"{', '.join(ALPHABETS)}."
-        )
+        raise UserError(f"{where}.modality: {spec['modality']!r} is not a modality. Use one of {', '.join(ALPHABETS)}.")
     columns = spec["columns"]
     for column in REQUIRED:
         if not columns.get(column):
-            raise UserError(
-                f"{where}.columns.{column}: missing. Name the column of {spec['file']} that "
-                "holds it."
-            )
+            raise UserError(f"{where}.columns.{column}: missing. Name the column of {spec['file']} that holds it.")
     if not columns.get("group"):
         raise UserError(
-            f"{where}.columns.group: missing. {where}.ood holds out groups, so name the column "
-            "that holds the group."
+            f"{where}.columns.group: missing. {where}.ood holds out groups, so name the column that holds the group."
         )
     unknown = sorted(set(columns) - {*REQUIRED, *OPTIONAL})
     if unknown:
-        raise UserError(
-            f"{where}.columns.{unknown[0]}: unknown key. Use {', '.join((*REQUIRED, *OPTIONAL))}."
-        )
+        raise UserError(f"{where}.columns.{unknown[0]}: unknown key. Use {', '.join((*REQUIRED, *OPTIONAL))}.")
     labels = tuple(str(label) for label in spec["labels"])
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise UserError(f"{where}.labels: {list(labels)} must be two or more different labels.")
@@ -151,20 +141,14 @@ def open_table(path: Path) -> pd.DataFrame:
     if reader is None:
         raise UserError(f"{path}: unknown kind of file. Use one of {', '.join(READERS)}.")
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file. Paths are relative to the folder where the command runs."
-        )
+        raise UserError(f"{path}: no such file. Paths are relative to the folder where the command runs.")
     try:
         frame = reader(path)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as {path.suffix.lower()} ({reason}). Export it again."
-        ) from error
+        raise UserError(f"{path}: cannot be read as {path.suffix.lower()} ({reason}). Export it again.") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first field for an index
-        raise UserError(
-            f"{path}: rows have more fields than the header has names. Export it again."
-        )
+        raise UserError(f"{path}: rows have more fields than the header has names. Export it again.")
     if len(frame) == 0:
         raise UserError(f"{path}: has no rows. It needs a header and at least one row a split.")
     return frame
@@ -195,12 +179,9 @@ def examples(
     for role, column in columns.items():
         if column not in raw.columns:
             raise UserError(
-                f"{path}: no column {column!r} (columns.{role}). It has: "
-                f"{', '.join(map(str, raw.columns))}."
+                f"{path}: no column {column!r} (columns.{role}). It has: {', '.join(map(str, raw.columns))}."
             )
-    frame = pd.DataFrame(
-        {role: _texts(raw[column], path, column, role) for role, column in columns.items()}
-    )
+    frame = pd.DataFrame({role: _texts(raw[column], path, column, role) for role, column in columns.items()})
     frame["sequence"] = [text.upper() for text in frame["sequence"]]
 
     duplicated = frame["id"].duplicated()
@@ -209,8 +190,7 @@ def examples(
         name = frame["id"].iloc[repeated]
         before = _first(frame["id"] == name)
         raise UserError(
-            f"{path}: rows {before + 1} and {repeated + 1} share the id {name!r}. Give every row "
-            "an id of its own."
+            f"{path}: rows {before + 1} and {repeated + 1} share the id {name!r}. Give every row an id of its own."
         )
     unknown = ~frame["label"].isin(labels)
     if unknown.any():
@@ -255,9 +235,7 @@ def examples(
     return pd.DataFrame(
         {
             "id": frame["id"],
-            "prompt": [
-                prompt(question, sequence, modality, labels) for sequence in frame["sequence"]
-            ],
+            "prompt": [prompt(question, sequence, modality, labels) for sequence in frame["sequence"]],
             "reasoning": frame.get("reasoning", ""),
             "answer": frame["label"],
             "sequence": frame["sequence"],
@@ -269,15 +247,9 @@ def examples(
 
 def _texts(column: pd.Series, path: Path, name: str, role: str) -> list[str]:
     """A column as stripped text. Only the reasoning may be empty."""
-    texts = [
-        "" if missing else str(value).strip()
-        for value, missing in zip(column, column.isna(), strict=True)
-    ]
+    texts = ["" if missing else str(value).strip() for value, missing in zip(column, column.isna(), strict=True)]
     if role != "reasoning" and "" in texts:
-        raise UserError(
-            f"{path}: row {texts.index('') + 1}: column {name!r} is empty. Fill it or remove the "
-            "row."
-        )
+        raise UserError(f"{path}: row {texts.index('') + 1}: column {name!r} is empty. Fill it or remove the row.")
     return texts
 
 
@@ -285,8 +257,7 @@ def _refuse_markup(text: str, where: str) -> None:
     found = MARKUP.search(text)
     if found:
         raise UserError(
-            f"{where}: contains {found[0]!r}, which Cisterna's own prompts use as markup. Remove "
-            "it from the text."
+            f"{where}: contains {found[0]!r}, which Cisterna's own prompts use as markup. Remove it from the text."
         )
 
 

@@ -32,7 +32,9 @@ def train(job: Job, data: Path) -> None:
         tokens = tokenizer.load(models.base_of(job.parent))
         frame = pd.read_parquet(data / "train.parquet").iloc[: job.recipe.get("examples")]
         functions, weights = rewards.trl_functions(
-            job.recipe.get("rewards", {"correct": 1.0}), files.read_json(data / "card.json")["labels"]
+            job.recipe.get("rewards", {"correct": 1.0}),
+            files.read_json(data / "card.json")["labels"],
+            end=tokens.eos_token_id,
         )
         prompts = [tokenizer.prompt_text(tokens, prompt) for prompt in frame["prompt"]]
         model = parent_model(job)
