@@ -39,7 +39,7 @@ def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
     assert table["cpt", "bio"][:2] == ["1", "25"]
     assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
         ["8", "6"],
-        ["8", "4"],
+        ["8", "5"],
         ["8", "3"],
         ["8", "2"],
     ]

@@ -113,7 +113,8 @@ def figure(name, category, **labels):
 def start_warm():
     """Share the import of the heavy libraries between the jobs of a local run (see cisterna.warm)."""
     local = workflow.executor_plugin.common_settings.local_exec
-    gpu = any(job["gpu"] for job in STUDY.config["resources"].values())
+    # CUDA does not survive a fork, so where there is a GPU every job starts cold.
+    gpu = Path("/dev/nvidiactl").exists() or any(job["gpu"] for job in STUDY.config["resources"].values())
     if not local or gpu or workflow.deployment_settings.deployment_method:  # jobs in an environment of their own
         return
     socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
