@@ -1,6 +1,7 @@
 # Look-ups in the expanded study, for the rules. No logic: that is in cisterna.study, where it is tested.
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -114,7 +115,7 @@ def start_warm():
     """Share the import of the heavy libraries between the jobs of a local run (see cisterna.warm)."""
     local = workflow.executor_plugin.common_settings.local_exec
     # CUDA does not survive a fork, so where there is a GPU every job starts cold.
-    gpu = Path("/dev/nvidiactl").exists() or any(job["gpu"] for job in STUDY.config["resources"].values())
+    gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in STUDY.config["resources"].values())
     if not local or gpu or workflow.deployment_settings.deployment_method:  # jobs in an environment of their own
         return
     socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
