@@ -80,7 +80,7 @@ def test_default_study_has_exactly_these_paths_for_one_task():
     assert sorted(paths) == sorted(
         f"models/nano/{origin}/splice-donor/s0/sft-brief/{rest}"
         for origin in ("base", "cpt-bio")
-        for rest in ("e1", "e2", "e4", "e8", "e1/rl-grpo/e1", "e8/rl-grpo/e1")
+        for rest in ("e1", "e2", "e4", "e8", "e2/rl-grpo/e1", "e8/rl-grpo/e1")
     )
     assert [path for path, _, task in default.evaluations() if task == "splice-donor"][:2] == [
         "models/nano/base/splice-donor/eval",

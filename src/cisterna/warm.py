@@ -99,6 +99,7 @@ def _work(connection: socket.socket) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a server in the background ignores it
         size, streams = _receive_streams(connection)
         request = json.loads(_receive(connection, size))
         for source, target in zip(streams, (1, 2), strict=True):
