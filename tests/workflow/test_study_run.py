@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,9 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
         arguments, cwd=clone.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     state = clone.results / ".work" / BASE / "splice-donor" / "s0" / "sft-short"
-    training = wait_for(job, lambda: forks(job.pid))[0]
     saved = "checkpoint-*/complete.json"  # e1 of the finished study left its own, at step 16
     wait_for(job, lambda: any(16 < int(path.parent.name.split("-")[1]) < 300 for path in state.glob(saved)))
+    (training,) = forks(job.pid)
     training.send_signal(signal.SIGKILL)
     assert job.wait(60) == 1
     assert not target.exists()
@@ -288,12 +288,17 @@ def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone
 
 
 def forks(pid: int) -> list[psutil.Process]:
-    """The jobs that the warm server of a Snakemake process runs."""
-    try:
-        servers = [child for child in psutil.Process(pid).children() if "warm" in child.cmdline()]
-        return [fork for server in servers for fork in server.children()]
-    except psutil.NoSuchProcess:  # a job that ended while it was looked at
-        return []
+    """The jobs that the warm server of a Snakemake process runs. Programs that its imports call are not among them."""
+    return [fork for server in _warm(psutil.Process(pid)) for fork in _warm(server)]
+
+
+def _warm(parent: psutil.Process) -> Iterator[psutil.Process]:
+    for child in parent.children():
+        try:
+            if "warm" in child.cmdline():  # a fork keeps the command line of its server
+                yield child
+        except psutil.NoSuchProcess:  # it ended while it was looked at, or is a zombie
+            continue
 
 
 def wait_for(job: subprocess.Popen[bytes], condition: Callable[[], Any]) -> Any:
