@@ -72,7 +72,7 @@ def tokenize(source: Path, modality: str, base: Path, output: Path) -> dict[str,
     """
     tokens = tokenizer.load(base)
     everything = list(documents(source, modality))
-    heldout = [_is_heldout(document) for document in everything]
+    heldout = [is_heldout(document) for document in everything]
     if modality == "text":
         ids = [np.asarray(row, dtype=np.uint32) for row in tokenizer.encode(tokens, everything)]
     else:
@@ -100,7 +100,8 @@ def tokenize(source: Path, modality: str, base: Path, output: Path) -> dict[str,
     return card
 
 
-def _is_heldout(document: str) -> bool:
+def is_heldout(document: str) -> bool:
+    """Whether a document is kept back to measure perplexity: a share of them, by a hash of the content."""
     value = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big")
     return value < HELDOUT_SHARE * 2**64
 

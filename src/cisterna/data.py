@@ -22,9 +22,11 @@ from scipy import sparse
 
 from cisterna import files, tasks
 from cisterna.errors import UserError
+from cisterna.tokenizer import TAGGED
 
 SPLITS = ("train", "validation", "id", "ood")
-COLUMNS = ("id", "prompt", "reasoning", "answer", "sequence", "group")
+COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group")
+SEGMENTS = pa.list_(pa.struct([("sequence", pa.string()), ("start", pa.int32()), ("center", pa.int32())]))
 WORD = 3  # letters of the words that sequences of unequal length are compared by
 MOST = 2000  # sequences of a split whose nearest neighbour in train is sought
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -44,10 +46,12 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     sizes = {which: spec.get(which) for which in SPLITS}
     if isinstance(sizes["ood"], list | tuple):  # names of groups, in the user's own table
         sizes["ood"] = int(examples["ood"].sum())
+    _check_segments(examples, name)
     frames = split(examples, sizes, seed, name, task.quoted)
     findings = audit(frames)
     card = {
         "task": name,
+        "spec": dict(spec),
         "modality": task.modality,
         "labels": list(task.labels),
         "meaning": task.meaning,
@@ -64,6 +68,18 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         for which, frame in frames.items():
             write(frame, folder / f"{which}.parquet")
         files.write_json(folder / "card.json", card)
+
+
+def _check_segments(examples: pd.DataFrame, name: str) -> None:
+    """Every tagged stretch of a prompt is what its segment says: a bug of the task's, if not."""
+    for prompt, segments in zip(examples["prompt"], examples["segments"], strict=True):
+        found = [match[2] for match in TAGGED.finditer(prompt)]
+        said = [
+            part["sequence"][part["start"] : part["start"] + len(stretch)]
+            for part, stretch in zip(segments, found, strict=True)
+        ]
+        if found != said:
+            raise ValueError(f"task {name}: stretches {found} of the prompt {prompt!r} are {said} in its segments")
 
 
 def split(
@@ -105,8 +121,13 @@ def split(
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """A split as Parquet: the columns COLUMNS as strings, the same bytes for the same rows."""
-    columns = {name: pa.array([str(value) for value in frame[name]], pa.string()) for name in COLUMNS}
+    """A split as Parquet: the columns COLUMNS, all but the segments strings; the same bytes for the same rows."""
+    columns = {
+        name: pa.array(list(frame[name]), SEGMENTS)
+        if name == "segments"
+        else pa.array([str(value) for value in frame[name]], pa.string())
+        for name in COLUMNS
+    }
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 

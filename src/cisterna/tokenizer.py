@@ -5,7 +5,11 @@ Between tags (`<dna>ACGT</dna>`, `<rna>ACGU</rna>`, `<protein>MKV</protein>`) ev
 the A of alanine. `expand` writes the tokens out as text, so any Hugging Face tokenizer that was given `tokens()` reads
 them, inside TRL's trainers too; `residue_ids` converts a whole sequence at once for corpora.
 
-Not for packing corpora (`cisterna.corpus`) and not for parsing answers (`cisterna.answers`).
+All other text is data, and data cannot write a token of structure: `escape` breaks up every added token in it, those of
+a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`written`).
+
+Not for packing corpora (`cisterna.corpus`), not for features in prompts (`cisterna.inputs`), not for parsing answers
+(`cisterna.answers`).
 """
 
 import re
@@ -23,9 +27,13 @@ ALPHABETS = {"dna": "ACGTN", "rna": "ACGUN", "protein": "ACDEFGHIKLMNPQRSTVWYX"}
 THINK = ("<think>", "</think>")
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+MASK = "<|mask|>"
+UNKNOWN = "<|unknown|>"
+ROWS = "\x00"  # stands in a prompt for the feature rows of a stretch of residues; user tables may not hold it
 
-_TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
+TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
+_SPELLED = re.compile(r"<(dna|rna|protein)>(?:<\|\1:[A-Z]\|>)*</\1>")
 _TABLES = {
     modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters} for modality, letters in ALPHABETS.items()
 }
@@ -40,8 +48,11 @@ def tokens() -> list[str]:
     return added + list(THINK)
 
 
-def expand(text: str) -> str:
-    """Write each residue between tags as its token. Raises UserError for a letter outside the modality's alphabet."""
+def expand(text: str, form: str = "tokens") -> str:
+    """Write each residue between tags as its token; in the form `features` ROWS takes their place, in `both` follows.
+
+    Raises UserError for a letter outside the modality's alphabet.
+    """
 
     def residues(match: re.Match[str]) -> str:
         modality, sequence = match.groups()
@@ -51,14 +62,44 @@ def expand(text: str) -> str:
                 f"<{modality}>{sequence[:40]}: {sorted(unknown)} not in the {modality} alphabet "
                 f"{ALPHABETS[modality]}; write upper-case residues and {ALPHABETS[modality][-1]} for unknown ones"
             )
-        return f"<{modality}>{sequence.translate(_TABLES[modality])}</{modality}>"
+        spelled = "" if form == "features" else sequence.translate(_TABLES[modality])
+        return f"<{modality}>{spelled}{'' if form == 'tokens' else ROWS}</{modality}>"
 
-    return _TAGGED.sub(residues, text)
+    return TAGGED.sub(residues, text)
+
+
+def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+    """Texts in which no added token of a tokenizer is left: a space follows the first letter of each.
+
+    Stretches of residues between tags stay as they are; everything else in a text is data.
+    """
+    pattern = re.compile(f"{TAGGED.pattern}|({_added(tokenizer)})")
+    return [pattern.sub(lambda match: match[0] if match[1] else _broken(match), text) for text in texts]
+
+
+def _added(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A pattern of the added tokens; not of the runs of blanks and single characters that some tokenizers add."""
+    added = (token for token in tokenizer.get_added_vocab() if len(token) > 1 and token.strip())
+    return "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
+
+
+def _broken(match: re.Match[str]) -> str:
+    return f"{match[0][0]} {match[0][1:]}"
 
 
 def collapse(text: str) -> str:
-    """Undo `expand`: what a person reads in stored predictions."""
-    return _RESIDUE.sub(r"\1", text)
+    """Undo `expand`: what a person reads in stored predictions. Residue tokens without tags around them stay."""
+    return _SPELLED.sub(lambda match: _RESIDUE.sub(r"\1", match[0]), text)
+
+
+def written(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
+    """What a model wrote, up to the end-of-text token, and whether there is one.
+
+    Control tokens are spelled out, so that a text with one in its answer is not the text without it.
+    """
+    finished = tokenizer.eos_token_id in ids
+    kept = list(ids)[: list(ids).index(tokenizer.eos_token_id)] if finished else ids
+    return collapse(tokenizer.decode(kept, skip_special_tokens=False)), finished
 
 
 def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
@@ -97,6 +138,20 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def build_encoder() -> "PreTrainedTokenizerBase":
+    """The tokenizer of an encoder that is made here: residue tokens alone; tags, mask and padding are special."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tags = [f"<{close}{modality}>" for modality in ALPHABETS for close in ("", "/")]
+    core = Tokenizer(models.WordLevel({PAD: 0, MASK: 1, UNKNOWN: 2}, unk_token=UNKNOWN))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, mask_token=MASK, unk_token=UNKNOWN, extra_special_tokens=tags
+    )
+    tokenizer.add_tokens([token for token in tokens() if _RESIDUE.fullmatch(token)])
+    return tokenizer
+
+
 def load(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a base checkpoint, padding on the left as generation needs. UserError where there is none."""
     from transformers import AutoTokenizer
@@ -109,10 +164,11 @@ def load(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts with tagged sequences, without control tokens. One call for all texts (batched in Rust)."""
+    """Token ids of texts that are nothing but text: tags in them are letters. One call for all, batched in Rust."""
     if not texts:
         return []
-    return tokenizer([expand(text) for text in texts], add_special_tokens=False)["input_ids"]
+    pattern = re.compile(_added(tokenizer))
+    return tokenizer([pattern.sub(_broken, text) for text in texts], add_special_tokens=False)["input_ids"]
 
 
 def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality: str) -> "np.ndarray":
@@ -135,10 +191,10 @@ def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality:
     return ids
 
 
-def prompt_text(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
-    """The prompt as a model reads it: through the chat template where the tokenizer has one, else as it stands."""
-    text = expand(prompt)
-    if getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], form: str = "tokens") -> list[str]:
+    """Prompts as a model reads them: through the chat template where the tokenizer has one, else as they stand."""
+    texts = [expand(text, form) for text in escape(tokenizer, prompts)]
+    if not getattr(tokenizer, "chat_template", None):
+        return texts
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

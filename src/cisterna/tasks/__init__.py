@@ -10,26 +10,30 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cisterna.errors import UserError
 from cisterna.tasks.catalog import LABELS, MODALITIES, SOURCES
+from cisterna.tokenizer import ALPHABETS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Columns of every frame of examples; all str but `ood`, which is bool.
-COLUMNS = ("id", "prompt", "reasoning", "answer", "sequence", "group", "ood")
+# Columns of every frame of examples; all str but `segments`, a list of `segment`s, and `ood`, which is bool.
+COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group", "ood")
 
 
 @dataclass(frozen=True)
 class Task:
     """One labelled data set.
 
-    `examples` takes the raw rows and returns one row an example with the columns COLUMNS. `open`
-    reads the raw rows from `source`, a path relative to the root of the clone or absolute.
+    `examples` takes the raw rows and returns one row an example with the columns COLUMNS. `prompt`
+    is the question about one sequence, and `segments` says of which sequence each tagged stretch of
+    residues in it is, in order: the context in which an encoder reads it. `letters` and `length`
+    are those of a sequence, None where it may have any. `open` reads the raw rows from `source`, a
+    path relative to the root of the clone or absolute; there `columns` names id and sequence.
     `meaning` says what the label is and `rule` which rows are out of domain; both go into the data
     card. `quoted`: the shipped tokenizer text quotes rows of this task, so the rows that are
     `quotable` may be in train but not in validation or id.
@@ -39,11 +43,16 @@ class Task:
     modality: str
     labels: tuple[str, ...]
     examples: Callable[[pd.DataFrame], pd.DataFrame]
+    prompt: Callable[[str], str]
+    segments: Callable[[str], list[dict[str, Any]]]
+    letters: str | None
+    length: int | None
     source: str
     meaning: str
     rule: str
     open: Callable[[Path], pd.DataFrame]
     quoted: bool
+    columns: Mapping[str, str] = field(default_factory=lambda: {"id": "id", "sequence": "sequence"})
 
 
 def load(name: str, spec: Mapping[str, Any]) -> Task:
@@ -69,6 +78,10 @@ def load(name: str, spec: Mapping[str, Any]) -> Task:
         modality=MODALITIES[name],
         labels=LABELS[name],
         examples=module.examples,
+        prompt=module.prompt,
+        segments=module.segments,
+        letters=None if module.LENGTH is None else ALPHABETS[MODALITIES[name]],
+        length=module.LENGTH,
         source=SOURCES[name],
         meaning=module.MEANING,
         rule=module.RULE,
@@ -84,6 +97,65 @@ def read(task: Task) -> pd.DataFrame:
     ids, a label outside the answer space, or one sequence with two labels.
     """
     return task.examples(task.open(Path(task.source)))
+
+
+def segment(sequence: str, start: int = 0, center: int | None = None) -> dict[str, Any]:
+    """The context of a tagged stretch of residues: it begins at `start` of `sequence` (from 0).
+
+    `center` is the residue that a window for the encoder is cut around; None is the middle of the
+    stretch.
+    """
+    return {"sequence": sequence, "start": start, "center": center}
+
+
+def questions(task: Task, path: Path) -> pd.DataFrame:
+    """The sequences of any table as questions of a task: columns id, sequence, prompt, segments.
+
+    The table is csv, tsv, Parquet or JSON lines with the sequence in the column `sequence`, or as
+    the task's own table calls it, an optional id (else the number of the row) and, where the task's
+    own table has one, an optional position of the variant. Raises UserError for an unreadable table
+    and, naming the row, for a sequence that the task cannot ask about.
+    """
+    import pandas as pd
+
+    from cisterna.tasks import table
+
+    raw = table.open_table(path)
+    found = {}
+    for role in {"id", "sequence", "position"} & set(task.columns):
+        column = next((name for name in (task.columns[role], role) if name in raw.columns), None)
+        if column is not None:
+            found[role] = table.texts(raw[column], path, column, role)
+    if "sequence" not in found:
+        raise UserError(
+            f"{path}: no column {task.columns['sequence']!r} with the sequences. It has: "
+            f"{', '.join(map(str, raw.columns))}."
+        )
+    sequences = found["sequence"]
+    if task.letters is not None:
+        sequences = [sequence.upper() for sequence in sequences]
+    for row, sequence in enumerate(sequences, 1):
+        where = f"{path}: row {row}"
+        table.refuse_markup(sequence, where)
+        if task.letters is not None and set(sequence) - set(task.letters):
+            wrong = sorted(set(sequence) - set(task.letters))[0]
+            raise UserError(f"{where}: {wrong!r} is not a letter of {task.modality} ({task.letters}). Correct the row.")
+        if task.length not in (None, len(sequence)):
+            raise UserError(
+                f"{where}: {len(sequence)} residues; {task.name} asks about sequences of {task.length}. Correct it."
+            )
+    segments = [task.segments(sequence) for sequence in sequences]
+    for row, text in enumerate(found.get("position", []), 1):
+        center = table.center(text, len(sequences[row - 1]), f"{path}: row {row}")
+        segments[row - 1] = [part | {"center": center} for part in segments[row - 1]]
+    return pd.DataFrame(
+        {
+            "id": found.get("id", [str(row) for row in range(1, len(raw) + 1)]),
+            "sequence": sequences,
+            "prompt": [task.prompt(sequence) for sequence in sequences],
+            "segments": segments,
+        }
+    )
 
 
 def quotable(identifier: str) -> bool:

@@ -22,8 +22,11 @@ Scanpy 1.11.5 (`pbmc68k_reduced`, column `bulk_labels`). Cell2Sentence: Levine e
 Markers: Zheng et al. (2017); Villani et al., Science 356:eaah4573 (2017).
 """
 
+from typing import Any
+
 import pandas as pd
 
+LENGTH = None
 GENES = 16  # genes of a sentence
 KINDS = {
     "CD19+ B": "b-cell",
@@ -57,6 +60,11 @@ def prompt(sentence: str) -> str:
     return f"Which cell type? {sentence}\n"
 
 
+def segments(sentence: str) -> list[dict[str, Any]]:
+    """None: the sentence is of genes, not of residues."""
+    return []
+
+
 def reasoning(sentence: str) -> str:
     """The marker genes of each kind that the sentence holds, in its order, or `none`."""
     genes = sentence.split()
@@ -75,6 +83,7 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
         {
             "id": raw["id"].astype(str),
             "prompt": sentence.map(prompt),
+            "segments": sentence.map(segments),
             "reasoning": sentence.map(reasoning),
             "answer": raw["annotation"].map(KINDS),
             "sequence": sentence,

@@ -18,10 +18,15 @@ consensus TGTGA-N6-TCACA: Berg and von Hippel, J. Mol. Biol. 200:709 (1988). Sig
 TTGACA and TATAAT: Hawley and McClure, Nucleic Acids Research 11:2237 (1983).
 """
 
+from typing import Any
+
 import pandas as pd
 
+from cisterna.tasks import segment
+
 WILD_TYPE = "AATTAATGTGAGTTAGCTCACTCATTAGGCACCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGTGG"
-START = len(WILD_TYPE)  # the last base lies 1 upstream of the transcription start, the first one 75
+LENGTH = len(WILD_TYPE)
+START = LENGTH  # the last base lies 1 upstream of the transcription start, the first one 75
 # Element: distance upstream of its first base, consensus.
 ELEMENTS = {
     "left": (69, "TGTGA"),  # left half site of CRP
@@ -64,6 +69,11 @@ def prompt(sequence: str) -> str:
     return f"Is this lac promoter high or low? {changes}\n"
 
 
+def segments(sequence: str) -> list[dict[str, Any]]:
+    """Each mutated base in the variant."""
+    return [segment(sequence, START - site) for site, _, _ in mutations(sequence)]
+
+
 def reasoning(sequence: str) -> str:
     """For each binding site its mutations, whether each loses or gains a consensus base, and the
     matches left.
@@ -90,6 +100,7 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
         {
             "id": raw["id"].astype(str),
             "prompt": sequence.map(prompt),
+            "segments": sequence.map(segments),
             "reasoning": sequence.map(reasoning),
             "answer": raw["gate"].map(label),
             "sequence": sequence,

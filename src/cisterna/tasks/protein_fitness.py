@@ -22,9 +22,14 @@ Source: Olson, Wu and Sun, Current Biology 24:2643 (2014), as shipped in MAVE-NN
 Zamyatnin, Prog. Biophys. Mol. Biol. 24:107 (1972).
 """
 
+from typing import Any
+
 import pandas as pd
 
+from cisterna.tasks import segment
+
 WILD_TYPE = "QYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+LENGTH = len(WILD_TYPE)
 FIRST = 2  # number of the first residue of WILD_TYPE
 FUNCTIONAL = -1.0  # log2 enrichment over wild type: at least half of it
 IMPAIRED = -3.0  # log2 enrichment over wild type: at most an eighth
@@ -99,6 +104,11 @@ def prompt(sequence: str) -> str:
     return f"Is this mutant of protein G functional or impaired? {changes}\n"
 
 
+def segments(sequence: str) -> list[dict[str, Any]]:
+    """Of each mutation the residue in the wild type and that in the variant."""
+    return [segment(whole, site - FIRST) for site, _, _ in mutations(sequence) for whole in (WILD_TYPE, sequence)]
+
+
 def reasoning(sequence: str) -> str:
     """What each mutation changes and where, then how many hit the core and the contact with Fc."""
     hits = mutations(sequence)
@@ -119,6 +129,7 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
         {
             "id": raw["id"].astype(str),
             "prompt": sequence.map(prompt),
+            "segments": sequence.map(segments),
             "reasoning": sequence.map(reasoning),
             "answer": raw["enrichment"].map(label),
             "sequence": sequence,

@@ -19,9 +19,14 @@ Source: Wong, Kinney and Krainer, Molecular Cell 71:1012 (2018), as shipped in M
 Consensus of human 5' splice sites: Roca, Krainer and Eperon, Genes & Development 27:129 (2013).
 """
 
+from typing import Any
+
 import pandas as pd
 
+from cisterna.tasks import segment
+
 CONSENSUS = ("C", "A", "G", "G", "U", "AG", "A", "G", "U")  # R is A or G
+LENGTH = len(CONSENSUS)
 POSITIONS = ("-3", "-2", "-1", "+1", "+2", "+3", "+4", "+5", "+6")
 SPLICED = 10.0  # percent; both replicates at or above
 SKIPPED = 5.0  # percent; both replicates below. PSI is bimodal, its trough is from 5 to 40
@@ -49,6 +54,11 @@ def prompt(sequence: str) -> str:
     )
 
 
+def segments(sequence: str) -> list[dict[str, Any]]:
+    """The three bases of the exon and the six of the intron, each in the whole site."""
+    return [segment(sequence), segment(sequence, 3)]
+
+
 def reasoning(sequence: str) -> str:
     """The comparison with the consensus, then the matches counted in the exon and in the intron."""
     hits = [base in allowed for base, allowed in zip(sequence, CONSENSUS, strict=True)]
@@ -66,6 +76,7 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
         {
             "id": raw["id"].astype(str),
             "prompt": sequence.map(prompt),
+            "segments": sequence.map(segments),
             "reasoning": sequence.map(reasoning),
             "answer": [label(a, b) for a, b in zip(raw["psi_1"], raw["psi_2"], strict=True)],
             "sequence": sequence,

@@ -38,11 +38,11 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.tasks import Task
+from cisterna.tasks import Task, segment
 from cisterna.tokenizer import ALPHABETS
 
 # What the tokenizer and the answer parser read as structure.
-MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>", re.IGNORECASE)
+MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>|\x00", re.IGNORECASE)
 
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
@@ -74,7 +74,7 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".jsonl": _read_json_lines,
 }
 REQUIRED = ("id", "sequence", "label")
-OPTIONAL = ("group", "reasoning")
+OPTIONAL = ("group", "reasoning", "position")
 
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
@@ -108,8 +108,8 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     for label in labels:
         if label != label.strip() or not label or "\n" in label:
             raise UserError(f"{where}.labels: {label!r} must be one line without blanks around it.")
-        _refuse_markup(label, f"{where}.labels")
-    _refuse_markup(str(spec["question"]), f"{where}.question")
+        refuse_markup(label, f"{where}.labels")
+    refuse_markup(str(spec["question"]), f"{where}.question")
     held_out = tuple(str(group) for group in spec["ood"])
     path = Path(spec["file"])
     return Task(
@@ -125,11 +125,16 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
             question=str(spec["question"]).strip(),
             held_out=held_out,
         ),
+        prompt=functools.partial(prompt, str(spec["question"]).strip(), modality=spec["modality"], labels=labels),
+        segments=lambda sequence: [segment(sequence)],
+        letters=ALPHABETS[spec["modality"]],
+        length=None,
         source=str(path),
         meaning=f"column {columns['label']!r} of {path}",
         rule=f"out of domain: rows whose {columns['group']!r} is one of {', '.join(held_out)}",
         open=open_table,
         quoted=False,
+        columns=columns,
     )
 
 
@@ -181,7 +186,7 @@ def examples(
             raise UserError(
                 f"{path}: no column {column!r} (columns.{role}). It has: {', '.join(map(str, raw.columns))}."
             )
-    frame = pd.DataFrame({role: _texts(raw[column], path, column, role) for role, column in columns.items()})
+    frame = pd.DataFrame({role: texts(raw[column], path, column, role) for role, column in columns.items()})
     frame["sequence"] = [text.upper() for text in frame["sequence"]]
 
     duplicated = frame["id"].duplicated()
@@ -208,9 +213,14 @@ def examples(
                 f"{modality} "
                 f"({ALPHABETS[modality]}). Correct the row or the task's `modality`."
             )
+    if "position" in columns:
+        frame["center"] = [
+            center(text, len(sequence), f"{path}: row {row}: column {columns['position']!r}")
+            for row, (text, sequence) in enumerate(zip(frame["position"], frame["sequence"], strict=True), 1)
+        ]
     for role in columns:
         for row, text in enumerate(frame[role], 1):
-            _refuse_markup(text, f"{path}: row {row}: column {columns[role]!r}")
+            refuse_markup(text, f"{path}: row {row}: column {columns[role]!r}")
 
     frame["ood"] = frame["group"].isin(held_out)
     for name in held_out:
@@ -232,10 +242,14 @@ def examples(
                 "Keep one of them, or none."
             )
     frame = frame.drop_duplicates("sequence", ignore_index=True)
+    centers = frame["center"] if "position" in columns else [None] * len(frame)
     return pd.DataFrame(
         {
             "id": frame["id"],
             "prompt": [prompt(question, sequence, modality, labels) for sequence in frame["sequence"]],
+            "segments": [
+                [segment(sequence, 0, middle)] for sequence, middle in zip(frame["sequence"], centers, strict=True)
+            ],
             "reasoning": frame.get("reasoning", ""),
             "answer": frame["label"],
             "sequence": frame["sequence"],
@@ -245,7 +259,7 @@ def examples(
     )
 
 
-def _texts(column: pd.Series, path: Path, name: str, role: str) -> list[str]:
+def texts(column: pd.Series, path: Path, name: str, role: str) -> list[str]:
     """A column as stripped text. Only the reasoning may be empty."""
     texts = ["" if missing else str(value).strip() for value, missing in zip(column, column.isna(), strict=True)]
     if role != "reasoning" and "" in texts:
@@ -253,7 +267,15 @@ def _texts(column: pd.Series, path: Path, name: str, role: str) -> list[str]:
     return texts
 
 
-def _refuse_markup(text: str, where: str) -> None:
+def center(text: str, length: int, where: str) -> int:
+    """A 1-based position in a sequence, counted from 0."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= length:
+        raise UserError(f"{where}: {text!r} is not a position. Give a whole number from 1 to {length}.")
+    return int(text) - 1
+
+
+def refuse_markup(text: str, where: str) -> None:
+    """UserError for a text that holds what Cisterna's prompts use as markup."""
     found = MARKUP.search(text)
     if found:
         raise UserError(
