@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from cisterna import __version__
 from cisterna.errors import UserError
 
-HEAVY = frozenset({"tokenize", "base", "cpt", "sft", "rl", "evaluate", "perplexity", "baselines"})
+HEAVY = frozenset(
+    {"tokenize", "base", "encoder", "features", "cpt", "sft", "rl", "evaluate", "perplexity", "baselines", "predict"}
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +100,19 @@ def _parser() -> argparse.ArgumentParser:
     tokenize.add_argument("--base", type=Path, required=True, help="base checkpoint that holds the tokenizer")
     tokenize.add_argument("--output", type=Path, required=True)
 
+    encoder = command("encoder", _encoder, "make an encoder, or publish which pretrained one it is")
+    encoder.add_argument("--spec", type=_mapping, required=True, help="what makes the encoder, as JSON")
+    encoder.add_argument("--corpora", type=_mapping, default={}, help="name -> file and modality, as JSON")
+    encoder.add_argument("--work", type=Path, required=True, help="folder for resumable trainer state")
+    encoder.add_argument("--output", type=Path, required=True, help="checkpoint folder to publish")
+
+    features = command("features", _features, "compute the feature bank of a task's sequences")
+    features.add_argument("--encoder", type=Path, required=True, help="checkpoint folder made by `encoder`")
+    features.add_argument("--data", type=Path, required=True, help="folder made by `data`")
+    features.add_argument("--reading", type=_mapping, required=True, help="how the encoder is read, as JSON")
+    features.add_argument("--work", type=Path, required=True, help="folder for finished shards")
+    features.add_argument("--output", type=Path, required=True)
+
     for name, run, summary in (
         ("cpt", _cpt, "continue pre-training on corpora"),
         ("sft", _sft, "fine-tune on a task's reasoning traces and answers"),
@@ -109,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--tokens", type=Path, nargs="+", required=True, help="folders made by `tokenize`")
         else:
             stage.add_argument("--data", type=Path, required=True, help="folder made by `data`")
+            stage.add_argument("--sequences", choices=["tokens", "features", "both"], default="tokens")
+            stage.add_argument("--bank", type=Path, help="folder made by `features`")
+            stage.add_argument("--encoder", type=Path, help="in place of a bank: the encoder, to run in every step")
+            stage.add_argument("--reading", type=_mapping, help="beside --encoder: how it is read, as JSON")
         stage.add_argument("--recipe", type=_mapping, required=True, help="the recipe's block of the config, as JSON")
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--epochs", type=float, required=True)
@@ -119,8 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "evaluate a checkpoint on a task's id and ood splits")
     evaluate.add_argument("--checkpoint", type=Path, required=True)
     evaluate.add_argument("--data", type=Path, required=True)
+    evaluate.add_argument("--bank", type=Path, help="feature bank of the task (default: run the encoder)")
     evaluate.add_argument("--options", type=_mapping, required=True, help="the config's evaluation block, as JSON")
     evaluate.add_argument("--output", type=Path, required=True)
+
+    predict = command("predict", _predict, "answer new sequences with a checkpoint of SFT or RL")
+    predict.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    predict.add_argument("--input", type=Path, required=True, help="csv, tsv, Parquet or JSON lines with the sequences")
+    predict.add_argument("--output", type=Path, required=True, help="Parquet file, a row a sequence")
+    predict.add_argument("--options", type=_mapping, default={}, help="the config's evaluation block, as JSON")
 
     perplexity = command("perplexity", _perplexity, "measure a checkpoint's perplexity on held-out corpora")
     perplexity.add_argument("--checkpoint", type=Path, required=True)
@@ -136,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--study", type=_mapping, required=True, help="the whole config, as JSON")
         stage.add_argument("--output", type=Path, required=True)
 
-    verify = command("verify", _verify, "check the manifest, hashes and parents of checkpoints below a folder")
-    verify.add_argument("path", type=Path, nargs="?", default=Path("results/models"))
+    verify = command("verify", _verify, "check manifests, hashes and parents of checkpoints and banks below a folder")
+    verify.add_argument("path", type=Path, nargs="?", default=Path("results"))
 
     warm = command("warm", _warm, "serve warm starts to the jobs of a local run (the Snakefile starts this)")
     warm.add_argument("socket", type=Path)
@@ -202,6 +228,23 @@ def _tokenize(options: argparse.Namespace) -> None:
     print(json.dumps(card, indent=1))
 
 
+def _encoder(options: argparse.Namespace) -> None:
+    if "pretrained" in options.spec:
+        from cisterna import encoders
+
+        encoders.refer(options.spec, options.output)
+        return
+    from cisterna.training import encoder
+
+    encoder.train(options.spec, options.corpora, options.work, options.output)
+
+
+def _features(options: argparse.Namespace) -> None:
+    from cisterna import inputs
+
+    inputs.build_bank(options.encoder, options.data, options.reading, options.work, options.output)
+
+
 def _job(options: argparse.Namespace) -> Any:
     from cisterna.training.run import Job
 
@@ -223,22 +266,37 @@ def _cpt(options: argparse.Namespace) -> None:
     cpt.train(_job(options), options.tokens)
 
 
+def _inputs(options: argparse.Namespace) -> Any:
+    from cisterna import files, inputs
+    from cisterna.training.run import one_gpu
+
+    one_gpu()
+    modality = files.read_json(options.data / "card.json")["modality"]
+    return inputs.open_source(options.sequences, modality, options.bank, options.encoder, options.reading)
+
+
 def _sft(options: argparse.Namespace) -> None:
     from cisterna.training import sft
 
-    sft.train(_job(options), options.data)
+    sft.train(_job(options), options.data, _inputs(options))
 
 
 def _rl(options: argparse.Namespace) -> None:
     from cisterna.training import rl
 
-    rl.train(_job(options), options.data)
+    rl.train(_job(options), options.data, _inputs(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cisterna import evaluate
 
-    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options)
+    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options, options.bank)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from cisterna import config, evaluate
+
+    evaluate.predict(options.checkpoint, options.input, options.output, config.DEFAULTS["evaluation"] | options.options)
 
 
 def _perplexity(options: argparse.Namespace) -> None:
@@ -272,7 +330,7 @@ def _verify(options: argparse.Namespace) -> None:
         raise UserError(f"{options.path}: no checkpoints below it")
     for folder in folders:
         checkpoint.verify(folder)
-    print(f"{len(folders)} checkpoints below {options.path} are whole")
+    print(f"{len(folders)} checkpoints and banks below {options.path} are whole")
 
 
 def _warm(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ Every example of `id` and of `ood` is answered, greedily unless the options say 
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,31 +17,39 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cisterna import answers, files, metrics, models, tokenizer
+from cisterna import answers, files, inputs, metrics, models, tasks, tokenizer
 from cisterna.corpus import Blocks
+from cisterna.errors import UserError
+from cisterna.inputs import Inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPLITS = ("id", "ood")
+TOKENS = Inputs()
 # Evaluation keys that are Cisterna's own; the others are options of transformers.GenerationConfig.
 OWN_KEYS = frozenset({"batch_size", "bootstrap", "seed"})
 
 
-def evaluate(folder: Path, data: Path, output: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(
+    folder: Path, data: Path, output: Path, options: Mapping[str, Any], bank: Path | None = None
+) -> dict[str, Any]:
     """Evaluate the checkpoint `folder` on the task in `data`; write id.parquet, ood.parquet, metrics.json to `output`.
+
+    A model that reads features takes them from `bank`, or without one from its encoder.
 
     Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), well_formed,
     tokens (generated, the end-of-text token included), finished (False where `max_new_tokens` cut it).
     """
     labels = files.read_json(data / "card.json")["labels"]
     tokens = tokenizer.load(models.base_of(folder))
-    model, device = _on_device(folder)
+    given = inputs.of(folder, bank)
+    model, device = _on_device(folder, given)
     results = {}
     with files.new_folder(output) as target:
         for split in SPLITS:
-            frame = pd.read_parquet(data / f"{split}.parquet", columns=["id", "prompt", "answer"])
-            predictions = predict(model, tokens, frame["prompt"].tolist(), labels, options, device)
+            frame = pd.read_parquet(data / f"{split}.parquet", columns=["id", "prompt", "segments", "answer"])
+            predictions = answer(model, tokens, frame, labels, options, device, given)
             predictions = pd.concat([frame, predictions], axis=1)
             columns = ["id", "prompt", "output", "answer", "predicted", "well_formed", "tokens", "finished"]
             predictions[columns].to_parquet(target / f"{split}.parquet", index=False)
@@ -61,20 +70,45 @@ def evaluate(folder: Path, data: Path, output: Path, options: Mapping[str, Any])
     return results
 
 
-def predict(
+def predict(folder: Path, table: Path, output: Path, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Answer new sequences, the rows of `table` (csv, tsv, Parquet or JSON lines), with a checkpoint of SFT or RL.
+
+    The table needs the column of the sequence (`sequence`, or what the task's own table calls it) and may have its id.
+    Features come from the encoder: no bank is needed. Writes and returns id, sequence, prompt, output, predicted (null
+    where the output does not parse), well_formed, tokens, finished. Raises UserError for a checkpoint that was not
+    trained on a task, and naming the row for a sequence that the task cannot ask about.
+    """
+    described = inputs.read(folder)
+    if described is None:
+        raise UserError(f"{folder}: not trained on a task; expected a checkpoint of SFT or RL")
+    frame = tasks.questions(tasks.load(described["task"], described["spec"]), table)
+    given = inputs.of(folder)
+    model, device = _on_device(folder, given)
+    tokens = tokenizer.load(models.base_of(folder))
+    answered = answer(model, tokens, frame, described["labels"], options, device, given)
+    frame = pd.concat([frame.drop(columns="segments"), answered], axis=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    frame.to_parquet(temporary, index=False)
+    os.replace(temporary, output)
+    return frame
+
+
+def answer(
     model: "PreTrainedModel",
     tokens: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
+    frame: pd.DataFrame,
     labels: Sequence[str],
     options: Mapping[str, Any],
     device: torch.device,
+    given: Inputs,
 ) -> pd.DataFrame:
-    """Answer prompts: a frame in their order with output, predicted, well_formed, tokens, finished.
+    """Answer the `prompt` of each row (with its `segments`): output, predicted, well_formed, tokens, finished.
 
     Prompts are batched by length, longest first, so that little is padded and memory peaks at the first batch.
     """
-    texts = [tokenizer.prompt_text(tokens, prompt) for prompt in prompts]
-    ids = tokens(texts, add_special_tokens=False)["input_ids"]
+    first = model.get_input_embeddings().num_embeddings
+    ids = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
     order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
     generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in OWN_KEYS}
     generated: dict[int, list[int]] = {}
@@ -83,18 +117,17 @@ def predict(
         chosen = order[begin : begin + int(options["batch_size"])]
         batch = tokens.pad({"input_ids": [ids[index] for index in chosen]}, return_tensors="pt").to(device)
         with torch.inference_mode():
-            answer = model.generate(**batch, **generation)
-        for index, row in zip(chosen, answer[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            sampled = model.generate(**batch, **generation)
+        for index, row in zip(chosen, sampled[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             generated[index] = row
         print(f"generated {len(generated)}/{len(order)}", flush=True)
     rows = []
     for index in range(len(ids)):
         row = generated[index]
-        finished = tokens.eos_token_id in row
-        row = row[: row.index(tokens.eos_token_id)] if finished else row
-        text = tokenizer.collapse(tokens.decode(row, skip_special_tokens=False))
+        text, finished = tokenizer.written(tokens, row)
         predicted = answers.parse(text, labels) if finished else None
-        rows.append((text, predicted, predicted is not None, len(row) + finished, finished))
+        length = row.index(tokens.eos_token_id) + 1 if finished else len(row)
+        rows.append((text, predicted, predicted is not None, length, finished))
     return pd.DataFrame(rows, columns=["output", "predicted", "well_formed", "tokens", "finished"])
 
 
@@ -130,9 +163,9 @@ def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: 
     return results
 
 
-def _on_device(folder: Path) -> "tuple[PreTrainedModel, torch.device]":
-    if not torch.cuda.is_available():
-        return models.compose(folder), torch.device("cpu")
-    device = torch.device("cuda")
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    return models.compose(folder, dtype).to(device), device
+def _on_device(folder: Path, given: Inputs = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    model = models.compose(folder, torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else None)
+    inputs.prepare(model, given)
+    return model.to(device), device

@@ -1,7 +1,8 @@
 """Models from checkpoints: make a base, compose a lineage, load strictly.
 
-`compose` loads the base, merges each ancestor's adapter in order and returns one plain model; a missing or unexpected
-key, or a hash that does not match its manifest, is an error that names it. Not for training (`cisterna.training`).
+`compose` loads the base, merges each ancestor's adapter in order and returns one plain model, with its bridge if it
+reads features (`cisterna.inputs.prepare` joins it to their source); a missing or unexpected key, or a hash that does
+not match its manifest, is an error that names it. Not for training (`cisterna.training`).
 """
 
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cisterna import checkpoint, files, tokenizer
+from cisterna import checkpoint, files, inputs, tokenizer
 from cisterna.errors import UserError
 
 if TYPE_CHECKING:
@@ -221,6 +222,9 @@ def compose(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel"
         raise UserError(f"{base}: a lineage has to begin with a base checkpoint, this is {manifest['kind']}")
     model = _load_base(base, manifest)
     for path, _ in chain[1:]:
+        described = inputs.read(path)
+        if described:
+            inputs.restore(model, described)
         if (path / "adapter_model.safetensors").is_file():
             model = attach(model, path).merge_and_unload()
         else:

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from cisterna import files, models, tokenizer
 from cisterna.corpus import Blocks
-from cisterna.training.run import Job, Setup, configure, execute, parent_model
+from cisterna.training.run import Job, Setup, configure, execute, parent_model, parent_of
 
 
 def train(job: Job, corpora: list[Path]) -> None:
@@ -34,7 +34,7 @@ def train(job: Job, corpora: list[Path]) -> None:
             args=configure(transformers.TrainingArguments, options),
             train_dataset=blocks,
             data_collator=transformers.default_data_collator,
-            processing_class=tokenizer.load(models.base_of(job.parent)),
+            processing_class=tokenizer.load(models.base_of(parent_of(job))),
         )
         return Setup(
             trainer=trainer,

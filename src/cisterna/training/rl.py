@@ -20,27 +20,28 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import files, models, rewards, tokenizer
+from cisterna import files, inputs, models, rewards, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, configure, execute, parent_model
+from cisterna.inputs import Inputs
+from cisterna.training.run import Job, Setup, configure, execute, lora, parent_of, reader
+
+TOKENS = Inputs()
 
 
-def train(job: Job, data: Path) -> None:
+def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
     """Train on the prompts of `data`/train.parquet (the first `examples` of them) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenizer.load(models.base_of(job.parent))
+        tokens = tokenizer.load(models.base_of(parent_of(job)))
         frame = pd.read_parquet(data / "train.parquet").iloc[: job.recipe.get("examples")]
-        functions, weights = rewards.trl_functions(
-            job.recipe.get("rewards", {"correct": 1.0}),
-            files.read_json(data / "card.json")["labels"],
-            end=tokens.eos_token_id,
-        )
-        prompts = [tokenizer.prompt_text(tokens, prompt) for prompt in frame["prompt"]]
-        model = parent_model(job)
-        lora = models.lora_config(job.recipe["lora"]) if job.recipe.get("lora") else None
+        card = files.read_json(data / "card.json")
+        functions, weights = rewards.trl_functions(job.recipe.get("rewards", {"correct": 1.0}), card["labels"], tokens)
+        model, first = reader(job, given)
+        prompts = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+        described = inputs.describe(given, card, model)
+        adapter = lora(job, given)
         config = configure(GRPOConfig, options | {"reward_weights": weights})
-        if config.beta != 0.0 and lora is None:
+        if config.beta != 0.0 and adapter is None:
             _keep_reference(model, job.work / "reference")
         if len(frame) * config.num_generations < config.generation_batch_size:
             raise UserError(
@@ -54,14 +55,15 @@ def train(job: Job, data: Path) -> None:
             reward_funcs=functions,
             train_dataset=Dataset.from_dict({"prompt": prompts, "answer": list(frame["answer"])}),
             processing_class=tokens,
-            peft_config=lora,
+            peft_config=adapter,
         )
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         return Setup(
             trainer=trainer,
-            data={"train.parquet": files.sha256(data / "train.parquet")},
+            data={"train.parquet": files.sha256(data / "train.parquet")} | inputs.hashes(described),
             unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
             check=effective_updates,
+            beside=lambda folder: inputs.write(folder, job.output, described),
         )
 
     execute(job, build)
@@ -101,6 +103,10 @@ class _Order(Sampler):
 
 
 class _Trainer(GRPOTrainer):
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        """Prompts are token ids already: a feature row has no text."""
+        return prompts, None, {}
+
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return _Order(super()._get_train_sampler(dataset))
 

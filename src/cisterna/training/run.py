@@ -34,19 +34,21 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cisterna import checkpoint, files, models
 from cisterna.errors import UserError
+from cisterna.inputs import Inputs, prepare
 
 COMPLETE = "complete.json"
 SAVE_MINUTES = 10.0
 DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
 # Cisterna's own keys of a recipe; every other key is an option of the library's config class.
 OWN_KEYS = frozenset(
-    "corpora block_size seed lora deepspeed processes epochs fraction examples rewards save_minutes".split()
+    "corpora block_size seed lora deepspeed processes epochs fraction examples rewards save_minutes bridge train_bridge"
+    " mlm_probability".split()
 )
 # Log entries that differ between two identical runs: measurements, and TRL's count of tokens since the process started.
 NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory", "num_tokens")
@@ -54,10 +56,10 @@ NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory", "num_tokens"
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is asked to do. Paths are checkpoint folders, except `work`."""
+    """What a stage is asked to do. Paths are checkpoint folders, except `work`. Only an encoder has no parent."""
 
     kind: str
-    parent: Path
+    parent: Path | None
     output: Path
     work: Path
     recipe: Mapping[str, Any]
@@ -72,7 +74,8 @@ class Setup:
 
     `data` holds hashes; `tokens_per_epoch` is None where tokens are sampled. State is saved at multiples of `unit`
     steps within an epoch (some trainers keep a batch between steps that is not part of their state). `check` looks at
-    the history of the finished run and raises UserError if it must not be published.
+    the history of the finished run and raises UserError if it must not be published. `beside` writes what the
+    checkpoint holds beside its weights into the folder that is about to be published.
     """
 
     trainer: transformers.Trainer
@@ -80,6 +83,7 @@ class Setup:
     tokens_per_epoch: int | None = None
     unit: int = 1
     check: Callable[[list[dict[str, Any]]], None] | None = None
+    beside: Callable[[Path], None] | None = None
 
 
 def library_options(job: Job) -> dict[str, Any]:
@@ -112,7 +116,32 @@ def library_options(job: Job) -> dict[str, Any]:
 
 def parent_model(job: Job) -> transformers.PreTrainedModel:
     """The model of the parent, every weight trainable (merging an adapter leaves the weights below it frozen)."""
-    return models.compose(job.parent).train().requires_grad_(True)
+    return models.compose(parent_of(job)).train().requires_grad_(True)
+
+
+def parent_of(job: Job) -> Path:
+    """The parent of a stage that has one."""
+    assert job.parent is not None
+    return job.parent
+
+
+def reader(job: Job, inputs: Inputs) -> tuple[transformers.PreTrainedModel, int]:
+    """The model of the parent, made to read `inputs`, and the size of its vocabulary: the first id of a feature row."""
+    model = parent_model(job)
+    prepare(model, inputs, job.recipe.get("bridge", "linear"))
+    if inputs.source is not None and not job.recipe.get("train_bridge", True):
+        model.bridge.requires_grad_(False)
+    return model, model.get_input_embeddings().num_embeddings
+
+
+def lora(job: Job, inputs: Inputs) -> LoraConfig | None:
+    """The adapter of a recipe; a bridge that is trained is saved with it. None where all weights are trained."""
+    options = job.recipe.get("lora")
+    if not options:
+        return None
+    if inputs.source is not None and job.recipe.get("train_bridge", True):
+        options = options | {"modules_to_save": [*(options.get("modules_to_save") or []), "bridge"]}
+    return models.lora_config(options)
 
 
 def configure(config: type[transformers.TrainingArguments], options: Mapping[str, Any]) -> Any:
@@ -129,14 +158,20 @@ def configure(config: type[transformers.TrainingArguments], options: Mapping[str
 def execute(job: Job, build: Callable[[dict[str, Any]], Setup]) -> None:
     """Train `job` and publish its checkpoint. Raises UserError where the run cannot be trusted (see the module)."""
     started = time.perf_counter()
-    if "LOCAL_RANK" not in os.environ:  # one process is one GPU; Trainer would spread it over all with DataParallel
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    checkpoint.verify(job.parent)
+    one_gpu()
+    if job.parent:
+        checkpoint.verify(job.parent)
     job.work.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=not torch.cuda.is_available())
     with _lock(job.work) if state.is_main_process else nullcontext():
         _train(job, build, state, started)
     state.wait_for_everyone()
+
+
+def one_gpu() -> None:
+    """One process is one GPU: Trainer would spread it over all with DataParallel. To be called before CUDA is."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialState, started: float) -> None:
@@ -193,6 +228,8 @@ def _publish(
         else:
             shutil.copyfile(final / "config.json", folder / "config.json")
         files.write_json(folder / "history.json", _reproducible(history))
+        if setup.beside:
+            setup.beside(folder)
         checkpoint.write_manifest(
             folder,
             published=job.output,
@@ -295,7 +332,7 @@ def _fingerprint(job: Job, setup: Setup, processes: int) -> dict[str, Any]:
         "kind": job.kind,
         "recipe": recipe,
         "seed": job.seed,
-        "parent": checkpoint.read_manifest(job.parent)["identity"],
+        "parent": checkpoint.read_manifest(job.parent)["identity"] if job.parent else None,
         "data": setup.data,
         "processes": processes,
         "packages": checkpoint.packages(),

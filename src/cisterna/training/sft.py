@@ -5,8 +5,9 @@
         --recipe '{...}' --seed 0 --epochs 2
 
 The loss is on the completion only: `<think>{reasoning}</think>Answer: {answer}` and the end-of-text token. The trainer
-is `trl.SFTTrainer`, its options the recipe's. Examples are tokenized here, in one batched call, so that residues become
-residue tokens; an example longer than `max_length` is an error and is never cut.
+is `trl.SFTTrainer`, its options the recipe's. Examples are tokenized here, in batched calls, so that residues become
+residue tokens or feature rows; an example longer than `max_length` is an error and is never cut. With features
+(`--sequences features --bank ...`) the bridge is trained too.
 """
 
 import math
@@ -17,21 +18,25 @@ import pandas as pd
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cisterna import answers, files, models, tokenizer
+from cisterna import answers, files, inputs, models, tokenizer
 from cisterna.errors import UserError
-from cisterna.training.run import Job, Setup, configure, execute, parent_model
+from cisterna.inputs import Inputs
+from cisterna.training.run import Job, Setup, configure, execute, lora, parent_of, reader
+
+TOKENS = Inputs()
 
 
-def train(job: Job, data: Path) -> None:
+def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
     """Train on `data`/train.parquet (the recipe's `fraction` of it, from its beginning) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenizer.load(models.base_of(job.parent))
+        tokens = tokenizer.load(models.base_of(parent_of(job)))
         frame = pd.read_parquet(data / "train.parquet")
         frame = frame.head(math.ceil(len(frame) * float(job.recipe.get("fraction", 1.0))))
-        model = parent_model(job)
+        model, first = reader(job, given)
         config = configure(SFTConfig, options)
-        rows = tokenize(tokens, frame)
+        rows = tokenize(tokens, frame, given, first)
+        described = inputs.describe(given, files.read_json(data / "card.json"), model)
         limit = config.max_length or math.inf
         too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > limit]
         if too_long:
@@ -44,26 +49,27 @@ def train(job: Job, data: Path) -> None:
             args=config,
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokens,
-            peft_config=models.lora_config(job.recipe["lora"]) if job.recipe.get("lora") else None,
+            peft_config=lora(job, given),
         )
         return Setup(
             trainer=trainer,
-            data={"train.parquet": files.sha256(data / "train.parquet")},
+            data={"train.parquet": files.sha256(data / "train.parquet")} | inputs.hashes(described),
             tokens_per_epoch=sum(map(len, rows["input_ids"])),
+            beside=lambda folder: inputs.write(folder, job.output, described),
         )
 
     execute(job, build)
 
 
-def tokenize(tokens: Any, frame: pd.DataFrame) -> dict[str, list[list[int]]]:
-    """`input_ids` and `labels` (-100 on the prompt) of rows with `prompt`, `reasoning`, `answer`."""
-    prompts = [tokenizer.prompt_text(tokens, prompt) for prompt in frame["prompt"]]
+def tokenize(tokens: Any, frame: pd.DataFrame, given: Inputs = TOKENS, first: int = 0) -> dict[str, list[list[int]]]:
+    """`input_ids` and `labels` (-100 on the prompt) of rows with `prompt`, `segments`, `reasoning`, `answer`."""
+    prompt_ids = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    reasonings, labels = (tokenizer.escape(tokens, list(frame[column])) for column in ("reasoning", "answer"))
     completions = [
-        tokenizer.expand(answers.completion(reasoning, answer)) + tokens.eos_token
-        for reasoning, answer in zip(frame["reasoning"], frame["answer"], strict=True)
+        answers.completion(reasoning, answer) + tokens.eos_token
+        for reasoning, answer in zip(reasonings, labels, strict=True)
     ]
-    prompt_ids = tokens(prompts, add_special_tokens=False)["input_ids"]
-    completion_ids = tokens(completions, add_special_tokens=False)["input_ids"]
+    completion_ids = tokens([tokenizer.expand(text) for text in completions], add_special_tokens=False)["input_ids"]
     return {
         "input_ids": [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)],
         "labels": [

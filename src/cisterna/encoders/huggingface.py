@@ -1,0 +1,112 @@
+"""Encoders of the transformers library (any masked or causal language model), and those that are made here.
+
+An encoder's tokens may hold several residues: the six bases of Nucleotide Transformer, the pieces of DNABERT-2. Each
+residue then gets the features of its token, so that a row always stands for one residue; `pool` takes the repeats away.
+
+    ESM-2, one token a residue        M    K    V         rows M, K, V
+    Nucleotide Transformer v2         ATTGCA    C    G    rows six times ATTGCA, C, G
+
+Not for training (`cisterna.training.encoder`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cisterna import models, tokenizer
+from cisterna.errors import UserError
+
+
+class Encoder:
+    """See `cisterna.encoders.Encoder`. With `tagged` sequences are read as `<dna>ACGT</dna>`, in residue tokens."""
+
+    def __init__(
+        self, name: str, revision: str | None, layer: int | str, module: Any, tokens: Any, tagged: bool = False
+    ) -> None:
+        self.name, self.revision, self.layer, self.module = name, revision, layer, module
+        self.tokens, self.tagged = tokens, tagged
+        self.dtype = next(module.parameters()).dtype
+        self.width = int(module.config.hidden_size)
+        if tokens.pad_token is None:
+            tokens.pad_token = tokens.eos_token
+        special = set(tokens.all_special_ids)
+        vocabulary = tokens.get_vocab()
+        self._lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
+        for token, index in vocabulary.items():
+            if index not in special:
+                self._lengths[index] = 1 if tagged else len(token.removeprefix("##").strip("▁Ġ"))
+        if isinstance(layer, int):
+            count = int(module.config.num_hidden_layers)
+            if not -count - 1 <= layer <= count:
+                raise UserError(f"encoder {name}: layer {layer} does not exist; it has {count} layers (0 to {count})")
+        elif layer not in dict(module.named_modules()):
+            near = [known for known, _ in module.named_modules() if known][:8]
+            raise UserError(f"encoder {name}: no module {layer}; expected a name such as {', '.join(near)}")
+
+    def forward(self, sequences: Sequence[str], modality: str) -> list[torch.Tensor]:
+        """Features of one batch; see `cisterna.encoders.Encoder`."""
+        texts = list(sequences)
+        if self.tagged:
+            texts = [tokenizer.expand(f"<{modality}>{sequence}</{modality}>") for sequence in texts]
+        batch = self.tokens(texts, padding=True, return_tensors="pt", add_special_tokens=not self.tagged)
+        batch = {key: batch[key].to(self.module.device) for key in ("input_ids", "attention_mask")}
+        hidden = self._hidden(batch)
+        found = []
+        for sequence, ids, mask, states in zip(
+            sequences, batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool(), hidden, strict=True
+        ):
+            lengths = self._lengths[ids[mask]]
+            if " " in sequence:  # words, such as the genes of a cell
+                lengths = lengths.clamp(max=1)
+            found.append(torch.repeat_interleave(states[mask.to(states.device)], lengths.to(states.device), dim=0))
+        return found
+
+    def _hidden(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The hidden state `layer` of a batch: (sequences, tokens, width)."""
+        if isinstance(self.layer, int):
+            return self.module(**batch, output_hidden_states=True).hidden_states[self.layer]
+        caught: list[Any] = []
+        hook = self.module.get_submodule(self.layer).register_forward_hook(lambda *call: caught.append(call[-1]))
+        try:
+            self.module(**batch)
+        finally:
+            hook.remove()
+        output = caught[-1]
+        return output[0] if isinstance(output, tuple) else output
+
+
+def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
+    """A pretrained encoder. UserError if it cannot be loaded, or if weights that are read are missing.
+
+    Code from the hub runs only with `trust_remote_code`, and then at the revision that the config has to name.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    name, revision = spec["pretrained"], spec.get("revision")
+    options = {"revision": revision, "trust_remote_code": bool(spec.get("trust_remote_code", False))}
+    try:
+        tokens = AutoTokenizer.from_pretrained(name, **options)
+        module, report = AutoModel.from_pretrained(
+            name, dtype=spec.get("dtype", "float32"), output_loading_info=True, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
+            f"weights and a tokenizer, and trust_remote_code if it has code of its own. {str(error).splitlines()[0]}"
+        ) from None
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key)
+    if missing:
+        raise UserError(f"encoder {name}: weights do not fit the model; missing {missing[:5]}")
+    return Encoder(name, revision, layer, module.to(device).eval(), tokens)
+
+
+def load_made(folder: Path, layer: int | str, device: torch.device) -> Encoder:
+    """An encoder that `cisterna.training.encoder` made, from its (verified) checkpoint."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+    module = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
+    models.load_full(module, folder)
+    tokens = AutoTokenizer.from_pretrained(folder)
+    return Encoder(folder.parent.name, None, layer, module.base_model.to(device).eval(), tokens, tagged=True)
