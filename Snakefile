@@ -11,6 +11,7 @@ include: "workflow/rules/config.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/tokenize.smk"
+include: "workflow/rules/features.smk"
 include: "workflow/rules/cpt.smk"
 include: "workflow/rules/sft.smk"
 include: "workflow/rules/rl.smk"
@@ -35,6 +36,8 @@ rule all:
         expand(rules.data.output, task=STUDY.tasks),
         expand(rules.baselines.output, task=STUDY.tasks),
         [f"results/tokens/{backbone}/{corpus}" for backbone, corpus in STUDY.tokenized],
+        expand(rules.encoder.output, encoder=STUDY.encoders),
+        [f"results/features/{encoder}/{task}" for encoder, task in STUDY.banks],
         rules.models.input,
         rules.evaluations.input,
         PERPLEXITIES,

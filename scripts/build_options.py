@@ -23,6 +23,9 @@ TARGET = Path(__file__).resolve().parents[1] / "src" / "cisterna" / "options.jso
 # document when positions restart, which packed CPT needs.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
+# Architectures that an encoder can be made from.
+ENCODERS = ("esm",)
+
 # Keys of a transformers config that are bookkeeping, or that Cisterna sets from the tokenizer.
 BOOKKEEPING = {
     "architectures",
@@ -42,6 +45,12 @@ BOOKKEEPING = {
     "use_cache",
     "vocab_size",
 }
+
+# Keys that turn an encoder into something else (a decoder, a folding model), or that Cisterna sets from its letters.
+UNFIT = {"add_cross_attention", "esmfold_config", "is_decoder", "is_folding_model", "mask_token_id", "vocab_list"}
+
+# Values of keys whose class only says str. Any other would train a model without positions and without an error.
+VALUES: dict[str, str | list[str | None]] = {"position_embedding_type": ["absolute", "rotary"]}
 
 
 def describe(annotation: object) -> str | list[str | None]:
@@ -77,7 +86,13 @@ def build() -> str:
     import transformers
     import trl
 
-    configs = {name: transformers.CONFIG_MAPPING[name] for name in ARCHITECTURES}
+    def keys(names: tuple[str, ...], unfit: set[str]) -> dict[str, dict[str, str | list[str | None]]]:
+        found = {name: options(transformers.CONFIG_MAPPING[name]) for name in names}
+        return {
+            name: {key: VALUES.get(key, kind) for key, kind in given.items() if key not in unfit}
+            for name, given in found.items()
+        }
+
     content = {
         "versions": {"transformers": transformers.__version__, "trl": trl.__version__},
         "classes": {
@@ -90,10 +105,8 @@ def build() -> str:
             "sft": options(trl.SFTConfig),
             "rl": options(trl.GRPOConfig),
         },
-        "architectures": {
-            name: {key: kind for key, kind in options(cls).items() if key not in BOOKKEEPING}
-            for name, cls in configs.items()
-        },
+        "architectures": keys(ARCHITECTURES, BOOKKEEPING),
+        "encoders": keys(ENCODERS, BOOKKEEPING | UNFIT),
     }
     return json.dumps(content, indent=1) + "\n"
 

@@ -1,4 +1,7 @@
-"""A tiny study that Snakemake runs for real: a table of the user's own, a task that ships, CPT, SFT, RL, evaluation."""
+"""A tiny study that Snakemake runs for real: a table of the user's own, a task that ships, CPT, SFT, RL, evaluation.
+
+The task that ships is also read as features of an encoder.
+"""
 
 import copy
 import gzip
@@ -25,6 +28,19 @@ CONFIG: Config = {
     "study": "tiny",
     "seeds": [0],
     "backbones": {"tiny": backbone()},
+    "encoders": {
+        "tiny-esm": {
+            "architecture": {
+                "model_type": "esm",
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "position_embedding_type": "rotary",
+            },
+            "training": {"corpora": ["rna"], "block_size": 64, "learning_rate": 1.0e-3},
+        }
+    },
     "corpora": {"rna": {"file": "tables/some rna.fasta", "modality": "rna"}},
     "tasks": {
         "hairpin": {  # a table of the user's own
@@ -38,7 +54,14 @@ CONFIG: Config = {
             "validation": 16,
             "id": 24,
         },
-        "splice-donor": {"train": 64, "validation": 16, "id": 24, "ood": 24},
+        "splice-donor": {
+            "train": 64,
+            "validation": 16,
+            "id": 24,
+            "ood": 24,
+            "sequences": ["tokens", "features"],
+            "encoder": "tiny-esm",
+        },
     },
     "recipes": {
         "cpt": {"bio": {"corpora": ["rna"], "block_size": 64, "learning_rate": 1.0e-3}},

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def rows(text: str) -> dict[tuple[str, ...], list[str]]:
     """Rows of all tables, by their words; cells as printed."""
     found = {}
     for line in text.splitlines():
-        cells = line.split()
+        cells = re.split(" {2,}", line.strip()) if line else []
         words = tuple(cell for cell in cells if not cell[0].isdigit())
         found[words] = cells[len(words) :]
     return found
@@ -25,7 +26,10 @@ def rows(text: str) -> dict[tuple[str, ...], list[str]]:
 
 @pytest.fixture
 def config() -> dict:
-    return yaml.safe_load(DEFAULT.read_text())
+    """The default study without encoders."""
+    given = yaml.safe_load(DEFAULT.read_text())
+    del given["encoders"], given["lineages"][1:]
+    return given
 
 
 def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
@@ -33,26 +37,30 @@ def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
     default = study.read(DEFAULT)
     assert cli.main(["plan", "--config", str(DEFAULT)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Study default: 50 models (49 trained checkpoints), 56 evaluations, ")
+    assert text.startswith("Study default: 62 models (61 trained checkpoints), 68 evaluations, ")
     table = rows(text)
-    assert table["base", "nano"][:2] == ["1", "50"]
+    assert table["base", "nano"][:2] == ["1", "62"]
     assert table["cpt", "bio"][:2] == ["1", "25"]
     assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
-        ["8", "6"],
-        ["8", "5"],
-        ["8", "3"],
-        ["8", "2"],
+        ["10", "6"],
+        ["10", "5"],
+        ["10", "3"],
+        ["10", "2"],
     ]
-    assert table["rl", "grpo", "e1"][:2] == ["16", "1"]
+    assert table["rl", "grpo", "e2"][:2] == ["20", "1"]
+    assert table["promoter-expression",][:2] == ["18", "20"]  # of both forms
     assert all((task,) in table for task in default.tasks)
 
 
 def test_jobs_are_those_of_the_study():
     counts = plan.jobs(study.read(DEFAULT))
-    assert counts["sft"] == 32
-    assert counts["rl"] == 16
-    assert counts["evaluate"] == 56
+    assert counts["sft"] == 40
+    assert counts["rl"] == 20
+    assert counts["evaluate"] == 68
     assert counts["tokenize"] == 4
+    assert counts["encoder"] == 1
+    assert counts["features"] == 2
+    assert counts["data"] == counts["baselines"] == 4
     assert counts["perplexity"] == 2
 
 

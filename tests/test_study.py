@@ -55,6 +55,21 @@ def small() -> Config:
     }
 
 
+def featured() -> Config:
+    """`small` with two encoders, one made here and one pretrained, and splice-donor in two forms."""
+    given = small()
+    given["corpora"]["rna"] = {"file": "rna.fasta", "modality": "rna"}
+    given["encoders"] = {
+        "esm2": {"pretrained": "facebook/esm2_t30_150M_UR50D", "letters": {"U": "T"}, "bank": False},
+        "nano-esm": {
+            "architecture": {"model_type": "esm", "hidden_size": 8, "num_hidden_layers": 4},
+            "training": {"corpora": ["rna"]},
+        },
+    }
+    given["tasks"]["splice-donor"] = {"sequences": ["tokens", "features"], "encoder": "nano-esm"}
+    return given
+
+
 # --- Expansion ---
 
 
@@ -64,14 +79,16 @@ def test_default_study_has_the_promised_models():
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "base": 1,
         "cpt": 1,
-        "sft": 4 * 2 * 4,
-        "rl": 4 * 2 * 2,
+        "sft": 4 * 2 * 4 + 2 * 4,
+        "rl": 4 * 2 * 2 + 2,
     }
     assert sum(kind != "base" for kind in kinds) >= 30
-    assert len(default.evaluations()) == 32 + 16 + 2 * 4
+    assert len(default.evaluations()) == 40 + 18 + 2 * 4
     assert default.seeds == (0,)
     assert default.corpora == ("dna", "rna", "protein", "text")
     assert default.tasks == ("promoter-expression", "splice-donor", "cell-type", "protein-fitness")
+    assert default.encoders == ("nano-esm",)
+    assert default.banks == (("nano-esm", "promoter-expression"), ("nano-esm", "protein-fitness"))
 
 
 def test_default_study_has_exactly_these_paths_for_one_task():
@@ -80,7 +97,7 @@ def test_default_study_has_exactly_these_paths_for_one_task():
     assert sorted(paths) == sorted(
         f"models/nano/{origin}/splice-donor/s0/sft-brief/{rest}"
         for origin in ("base", "cpt-bio")
-        for rest in ("e1", "e2", "e4", "e8", "e2/rl-grpo/e1", "e8/rl-grpo/e1")
+        for rest in ("e1", "e2", "e4", "e8", "e2/rl-grpo/e2", "e8/rl-grpo/e2")
     )
     assert [path for path, _, task in default.evaluations() if task == "splice-donor"][:2] == [
         "models/nano/base/splice-donor/eval",
@@ -190,7 +207,7 @@ def test_each_seed_has_its_own_sft_and_shares_cpt():
 
 
 def test_loading_the_filled_config_again_changes_nothing():
-    for loaded in (study.read(DEFAULT), study.load(small()), budget("constant")):
+    for loaded in (study.read(DEFAULT), study.load(small()), study.load(featured()), budget("constant")):
         again = study.load(json.loads(json.dumps(loaded.config)))
         assert again == loaded
 
@@ -218,6 +235,115 @@ def test_own_table_needs_no_built_in_name():
     loaded = study.load(given)
     assert loaded.config["tasks"]["my-assay"]["ood"] == ["kinase"]
     assert loaded.tasks == ("my-assay",)
+
+
+def test_each_form_has_its_own_sft_and_rl_below_shared_parents():
+    loaded = study.load(featured())
+    tokens, features = (f"models/nano/cpt-bio/splice-donor{form}/s0/sft-brief" for form in ("", "/features-nano-esm"))
+    for folder, form, encoder in ((tokens, "tokens", None), (features, "features", "nano-esm")):
+        for path in (f"{folder}/e2", f"{folder}/e1/rl-grpo/e4"):
+            model = loaded.model(path)
+            assert (model.task, model.sequences, model.encoder) == ("splice-donor", form, encoder)
+        assert loaded.model(f"{folder}/e1").parent == "models/nano/cpt-bio"
+        assert loaded.model(f"{folder}/e2").previous == f"{folder}/e1"
+        assert loaded.model(f"{folder}/e1/rl-grpo/e1").parent == f"{folder}/e1"
+        assert loaded.work(loaded.model(f"{folder}/e2")) == f"results/.work/{folder}"
+    start = loaded.model("models/nano/cpt-bio")
+    assert (start.sequences, start.encoder) == ("tokens", None)
+    without = study.load(small())
+    assert {model.path for model in loaded.models if not model.encoder} == {model.path for model in without.models}
+    assert sum(model.encoder is not None for model in loaded.models) == 2 * (4 + 4)
+    untuned = [evaluation for evaluation in loaded.evaluations() if not loaded.model(evaluation[1]).task]
+    assert untuned == [evaluation for evaluation in without.evaluations() if not without.model(evaluation[1]).task]
+
+
+def test_cold_start_with_features_hangs_below_its_form():
+    given = featured()
+    given["tasks"]["splice-donor"]["sequences"] = "both"
+    given["lineages"] = [{"tasks": ["splice-donor"], "rl": [{"recipe": "grpo", "from": ["cold"]}]}]
+    model = study.load(given).model("models/nano/base/splice-donor/both-nano-esm/s0/rl-grpo/e1")
+    assert (model.parent, model.sequences, model.encoder) == ("models/nano/base", "both", "nano-esm")
+
+
+def test_lineage_picks_forms_of_its_tasks():
+    given = featured()
+    given["lineages"] = [
+        {"sft": ["brief"], "sequences": ["tokens"]},
+        {"sft": ["long"], "sequences": ["features"], "tasks": ["splice-donor"]},
+    ]
+    forms = {(model.task, model.sft, model.sequences) for model in study.load(given).models if model.task}
+    assert forms == {
+        ("splice-donor", "brief", "tokens"),
+        ("cell-type", "brief", "tokens"),
+        ("splice-donor", "long", "features"),
+    }
+
+
+def test_banks_are_those_in_use_and_a_live_encoder_has_none():
+    given = featured()
+    loaded = study.load(given)
+    assert loaded.encoders == ("nano-esm",)
+    assert loaded.banks == (("nano-esm", "splice-donor"),)
+    folder = "models/nano/base/splice-donor"
+    assert loaded.bank(loaded.model(f"{folder}/features-nano-esm/s0/sft-brief/e1")) == "features/nano-esm/splice-donor"
+    assert loaded.bank(loaded.model(f"{folder}/s0/sft-brief/e1")) is None
+    given["tasks"]["splice-donor"]["encoder"] = "esm2"
+    live = study.load(given)
+    assert (live.encoders, live.banks) == (("esm2",), ())
+    assert live.bank(live.model(f"{folder}/features-esm2/s0/sft-brief/e1")) is None
+    given["lineages"][0]["sequences"] = ["tokens"]
+    assert study.load(given).encoders == ()
+
+
+def test_encoder_is_what_makes_it_and_reading_how_it_is_read():
+    loaded = study.load(featured())
+    assert loaded.encoder("nano-esm") == {
+        "architecture": {"model_type": "esm", "hidden_size": 8, "num_hidden_layers": 4},
+        "training": {
+            "corpora": ["rna"],
+            "block_size": 256,
+            "mlm_probability": 0.15,
+            "seed": 0,
+            "save_minutes": 10.0,
+            "num_train_epochs": 1.0,
+        },
+    }
+    assert loaded.encoder("esm2") == {
+        "pretrained": "facebook/esm2_t30_150M_UR50D",
+        "revision": None,
+        "trust_remote_code": False,
+        "package": "transformers",
+        "dtype": "float32",
+    }
+    assert loaded.reading("esm2") == {
+        "layer": -1,
+        "pool": None,
+        "flank": 1024,
+        "letters": {"U": "T"},
+        "storage": "float16",
+        "batch_tokens": 4096,
+        "trained": False,
+    }
+    for name, encoder in loaded.config["encoders"].items():
+        assert encoder == {**loaded.encoder(name), **loaded.reading(name), "bank": encoder["bank"]}
+
+
+def test_data_of_a_task_do_not_depend_on_its_forms():
+    assert study.load(featured()).spec("splice-donor") == study.load(small()).spec("splice-donor")
+
+
+def test_stage_gets_the_keys_of_the_bridge_only_where_it_reads_features():
+    loaded = study.load(featured())
+    folder = "models/nano/base/splice-donor"
+    for form, sft, rl in (
+        ("features-nano-esm/", {"bridge"}, {"bridge", "train_bridge"}),
+        ("", set(), set()),
+    ):
+        for path, bridge in (("e1", sft), ("e1/rl-grpo/e1", rl)):
+            given = loaded.stage(loaded.model(f"{folder}/{form}s0/sft-brief/{path}"))
+            assert {"bridge", "train_bridge"} & set(given) == bridge
+            assert "epochs" not in given
+            assert given["save_minutes"] == 10.0
 
 
 def test_unknown_path_is_a_user_error_with_the_nearest_model():
@@ -290,6 +416,13 @@ def test_numbers_without_a_dot_are_numbers(tmp_path):
     loaded = study.read(write(tmp_path, text))
     assert loaded.recipe("sft", "brief")["learning_rate"] == 0.001
     assert loaded.recipe("sft", "brief")["fraction"] == 0.001
+    given = featured()
+    encoder = given["encoders"]["nano-esm"]
+    encoder["training"] |= {"learning_rate": "@", "mlm_probability": "@"}
+    encoder["architecture"]["layer_norm_eps"] = "@"
+    made = study.read(write(tmp_path, yaml.safe_dump(given).replace("'@'", "1e-3"))).encoder("nano-esm")
+    assert made["training"]["learning_rate"] == made["training"]["mlm_probability"] == 0.001
+    assert made["architecture"]["layer_norm_eps"] == 0.001
 
 
 def test_merge_keys_are_not_repeated_keys(tmp_path):
@@ -687,6 +820,144 @@ def test_broken_config_is_refused_with_file_key_and_reason(breaking, key, reason
     assert any(reason in line for line in named), message
 
 
+ESM = ("encoders", "nano-esm")
+HUB = ("encoders", "esm2")
+DONOR = ("tasks", "splice-donor")
+
+BROKEN_FEATURES = {
+    # encoders
+    "name": (change("encoders", "a/b", to={"pretrained": "x"}), "encoders.a/b", "lower-case"),
+    "reserved": (change("encoders", "eval", to={"pretrained": "x"}), "encoders.eval", "another name"),
+    "two kinds": (change(*ESM, "pretrained", to="x"), "encoders.nano-esm", "both architecture"),
+    "no kind": (change(*ESM, to={"layer": 1}), "encoders.nano-esm", "neither architecture"),
+    "no training": (lambda given: given["encoders"]["nano-esm"].pop("training"), "nano-esm.training", "to be given"),
+    "training of a pretrained": (change(*HUB, "training", to={"corpora": ["rna"]}), "esm2.training", "made here"),
+    "dtype of one made here": (change(*ESM, "dtype", to="float16"), "encoders.nano-esm.dtype", "beside architecture"),
+    "package of one made here": (change(*ESM, "package", to="esm"), "encoders.nano-esm.package", "of pretrained"),
+    "model type": (change(*ESM, "architecture", "model_type", to="esn"), "architecture.model_type", "esm"),
+    "width": (change(*ESM, "architecture", "hidden_sise", to=8), "architecture.hidden_sise", "hidden_size"),
+    "folding": (change(*ESM, "architecture", "is_folding_model", to=True), "is_folding_model", "an unknown key"),
+    "vocabulary": (change(*ESM, "architecture", "vocab_size", to=9), "architecture.vocab_size", "an unknown key"),
+    "positions": (
+        change(*ESM, "architecture", "position_embedding_type", to="rotari"),
+        "position_embedding_type",
+        "Did you mean rotary?",
+    ),
+    "no corpora": (change(*ESM, "training", to={}), "nano-esm.training.corpora", "no such key"),
+    "unknown corpus": (change(*ESM, "training", "corpora", to=["rnaa"]), "training.corpora[0]", "Did you mean rna?"),
+    "text": (change(*ESM, "training", "corpora", to=["rna", "text"]), "training.corpora[1]", "corpus of sequences"),
+    "masks": (change(*ESM, "training", "mlm_probability", to=1), "training.mlm_probability", "< 1"),
+    "block": (change(*ESM, "training", "block_size", to=0), "training.block_size", ">= 1"),
+    "length": (change(*ESM, "training", "num_train_epochs", to=0), "training.num_train_epochs", "> 0"),
+    "option": (
+        change(*ESM, "training", "learning_rat", to=1.0),
+        "training.learning_rat",
+        "Did you mean learning_rate?",
+    ),
+    "output_dir": (change(*ESM, "training", "output_dir", to="x"), "training.output_dir", "sets itself"),
+    "deepspeed": (change(*ESM, "training", "deepspeed", to="zero2"), "training.deepspeed", "one process"),
+    "package": (change(*HUB, "package", to="evo"), "encoders.esm2.package", "Did you mean evo2?"),
+    "remote code": (change(*HUB, "trust_remote_code", to=True), "encoders.esm2.revision", "commit"),
+    "layer": (change(*ESM, "layer", to=5), "encoders.nano-esm.layer", "0 (embeddings) to 4"),
+    "layer from the end": (change(*ESM, "layer", to=-6), "encoders.nano-esm.layer", "to -5"),
+    "real layer": (change(*ESM, "layer", to=1.0), "encoders.nano-esm.layer", "an integer or a text"),
+    "pool": (change(*ESM, "pool", to=0), "encoders.nano-esm.pool", ">= 1"),
+    "flank": (change(*ESM, "flank", to=0), "encoders.nano-esm.flank", ">= 1"),
+    "small letter": (change(*ESM, "letters", to={"u": "T"}), "encoders.nano-esm.letters.u", "one upper-case letter"),
+    "letters": (change(*ESM, "letters", to={"U": "TT"}), "encoders.nano-esm.letters.U", "one upper-case letter"),
+    "storage": (change(*ESM, "storage", to="fp16"), "encoders.nano-esm.storage", "float16"),
+    "trained": (change(*ESM, "trained", to=True), "encoders.nano-esm.trained", "bank: false"),
+    # forms of tasks
+    "form": (change(*DONOR, "sequences", to="feature"), "splice-donor.sequences", "tokens, features or both"),
+    "forms": (change(*DONOR, "sequences", to=["feature"]), "splice-donor.sequences[0]", "Did you mean features?"),
+    "no form": (change(*DONOR, "sequences", to=[]), "splice-donor.sequences", "at least 1 entry"),
+    "form twice": (change(*DONOR, "sequences", to=["both", "both"]), "splice-donor.sequences", "no entry twice"),
+    "no encoder": (change(*DONOR, "encoder", to=None), "splice-donor.encoder", "a name of `encoders` for features"),
+    "unknown encoder": (change(*DONOR, "encoder", to="esm3"), "splice-donor.encoder", "Did you mean esm2?"),
+    "no residues": (
+        change("tasks", "cell-type", to={"train": 300, "sequences": "both", "encoder": "esm2"}),
+        "tasks.cell-type.sequences",
+        "nothing to read",
+    ),
+    # bridges
+    "bridge": (change(*SFT, "bridge", to="lineer"), "recipes.sft.brief.bridge", "Did you mean linear?"),
+    "bridge of cpt": (change(*CPT, "bridge", to="mlp"), "recipes.cpt.bio.bridge", "an unknown key"),
+    "train_bridge of sft": (change(*SFT, "train_bridge", to=True), "brief.train_bridge", "an unknown key"),
+    # lineages
+    "form of a lineage": (change("lineages", 0, "sequences", to=["token"]), "sequences[0]", "Did you mean tokens?"),
+    "word of a lineage": (change("lineages", 0, "sequences", to="tokens"), "lineages[0].sequences", "all, or a list"),
+    "form of no task": (
+        change("lineages", 0, to={"tasks": ["splice-donor"], "sequences": ["tokens", "both"]}),
+        "lineages[0].sequences[1]",
+        "tasks.splice-donor.sequences lists (tokens, features)",
+    ),
+    "form of one task": (change("lineages", 0, "sequences", to=["features"]), "sequences[0]", "tasks.cell-type"),
+    # reinforcement learning with features
+    "vllm": (change(*RL, "use_vllm", to=True), "recipes.rl.grpo.use_vllm", "no bridge"),
+    "penalty": (change(*RL, "repetition_penalty", to=1.1), "recipes.rl.grpo.repetition_penalty", "1.0"),
+    "reference": (change(*RL, "beta", to=0.01), "recipes.rl.grpo.beta", "without the bridge"),
+    "cold bridge": (
+        lambda given: [change(*START, "from", to=["cold"])(given), change(*RL, "train_bridge", to=False)(given)],
+        "recipes.rl.grpo.train_bridge",
+        "no bridge yet",
+    ),
+    "cold bridge of a budget": (
+        lambda given: [
+            change(
+                "lineages",
+                0,
+                to={
+                    "sft": ["brief"],
+                    "rl": [{"recipe": "grpo"}],
+                    "budget": {"epochs": 8, "split": [[8, 0], [0, 8]]},
+                },
+            )(given),
+            change(*RL, "train_bridge", to=False)(given),
+        ],
+        "recipes.rl.grpo.train_bridge",
+        "no bridge yet",
+    ),
+}
+
+
+@pytest.mark.parametrize(("breaking", "key", "reason"), BROKEN_FEATURES.values(), ids=BROKEN_FEATURES)
+def test_broken_encoder_or_form_is_refused_with_file_key_and_reason(breaking, key, reason):
+    given = featured()
+    breaking(given)
+    message = refusal(lambda: study.load(given, "my.yaml"))
+    entries = [line for line in message.splitlines() if line.startswith("my.yaml: ")]
+    named = [line for line in entries if key in line.split(": ")[1]]
+    assert any(reason in line for line in named), message
+
+
+def test_rl_without_features_may_do_what_a_bridge_forbids():
+    given = featured()
+    given["recipes"]["rl"]["grpo"] |= {"use_vllm": True, "repetition_penalty": 1.1, "beta": 0.01, "train_bridge": False}
+    given["lineages"][0] |= {"sequences": ["tokens"], "rl": [{"recipe": "grpo", "from": [1, "cold"]}]}
+    study.load(given)
+
+
+def test_rl_with_features_may_have_a_reference_model_under_lora_and_a_frozen_bridge_after_sft():
+    given = featured()
+    given["recipes"]["rl"]["grpo"] |= {"beta": 0.01, "lora": {"r": 4, "lora_alpha": 8}, "train_bridge": False}
+    study.load(given)
+
+
+def test_encoder_may_be_trained_in_the_step_and_run_pinned_code():
+    given = featured()
+    given["encoders"]["esm2"] |= {"trained": True, "trust_remote_code": True, "revision": "0a1b2c3"}
+    given["encoders"]["nano-esm"]["layer"] = "encoder.layer.1.output"
+    assert study.load(given).reading("esm2")["trained"] is True
+
+
+def test_task_with_an_encoder_that_no_form_asks_for_is_valid():
+    """So that `sequences` is the one key that switches the form."""
+    given = featured()
+    given["tasks"]["splice-donor"]["sequences"] = "tokens"
+    loaded = study.load(given)
+    assert loaded.models == study.load(small()).models
+
+
 def test_all_problems_are_reported_at_once():
     given = small()
     for breaking, _, _ in (BROKEN["unknown key"], BROKEN["option typo"], BROKEN["no rung"]):
@@ -711,9 +982,9 @@ def places(value: Any, key: tuple = ()) -> list[tuple]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(place=st.sampled_from(places(small())), scrap=SCRAPS)
+@given(place=st.sampled_from(places(featured())), scrap=SCRAPS)
 def test_nonsense_anywhere_is_a_user_error_and_never_a_crash(place, scrap):
-    given = small()
+    given = featured()
     change(*place, to=scrap)(given)
     with contextlib.suppress(UserError):
         study.load(given)
@@ -728,7 +999,9 @@ SCHEDULES = st.sampled_from(["constant", "cosine", "linear", "warmup_stable_deca
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    given = small()
+    given = featured()
+    forms = draw(st.lists(st.sampled_from(config.FORMS), min_size=1, unique=True))
+    given["tasks"]["splice-donor"] |= {"sequences": forms, "encoder": draw(st.sampled_from(["nano-esm", "esm2"]))}
     given["seeds"] = draw(st.lists(st.integers(0, 99), min_size=1, max_size=2, unique=True))
     backbones = draw(st.lists(NAMES, min_size=1, max_size=2, unique=True))
     given["backbones"] = {name: copy.deepcopy(given["backbones"]["nano"]) for name in backbones}
@@ -754,6 +1027,9 @@ def configs(draw: st.DrawFn) -> Config:
         }
         if draw(st.booleans()):
             entry["tasks"] = ["cell-type"]
+        elif draw(st.booleans()):
+            picked = st.lists(st.sampled_from(forms), min_size=1, unique=True)
+            entry |= {"tasks": ["splice-donor"], "sequences": draw(picked)}
         return entry
 
     given["lineages"] = [lineage() for _ in range(draw(st.integers(1, 3)))]
@@ -775,6 +1051,12 @@ def test_any_study_has_unique_paths_and_parents_come_first(given):
             before = loaded.model(model.previous)
             assert (before.parent, before.recipe) == (model.parent, model.recipe)
             assert before.epochs < model.epochs
+        for origin in (model.parent, model.previous):
+            if origin and loaded.model(origin).task:
+                before = loaded.model(origin)
+                assert (before.sequences, before.encoder) == (model.sequences, model.encoder)
+        assert (model.encoder is None) == (model.sequences == "tokens")
+        assert loaded.bank(model) is None or (model.encoder, model.task) in loaded.banks
         seen.add(model.path)
     evaluations = [path for path, _, _ in loaded.evaluations()]
     assert len(evaluations) == len(set(evaluations))
@@ -846,6 +1128,11 @@ def test_readme_has_every_key_and_no_other():
 def test_readme_has_the_true_defaults():
     given = small()
     given["backbones"]["hub"] = {"pretrained": "x"}
+    given["corpora"]["rna"] = {"file": "x", "modality": "rna"}
+    given["encoders"] = {
+        "hub": {"pretrained": "x"},
+        "nano": {"architecture": {"model_type": "esm"}, "training": {"corpora": ["rna"]}},
+    }
     given["recipes"]["sft"]["brief"]["lora"] = {"r": 1, "lora_alpha": 1}
     given["lineages"] = [{}]
     filled = study.load(given).config
@@ -854,6 +1141,9 @@ def test_readme_has_the_true_defaults():
     checked = 0
     for key, default in documented().items():
         if not re.fullmatch(r"`[^`]*`", default) or default == "`all`":
+            continue
+        if key == "encoders":
+            assert study.load(small()).config["encoders"] == yaml.safe_load(default[1:-1])
             continue
         if key in ("corpora", "recipes", "recipes.cpt", "recipes.sft", "recipes.rl"):
             assert set(yaml.safe_load(default[1:-1])) <= set(filled["recipes"])
@@ -865,9 +1155,11 @@ def test_readme_has_the_true_defaults():
             place = place.replace(pattern, pattern.rpartition(".")[0] + f".{name}")
         hub = key in ("backbones.NAME.revision", "backbones.NAME.dtype")
         place = place.replace("backbones.NAME", f"backbones.{'hub' if hub else 'nano'}")
+        hub = key.rpartition(".")[2] in config.DEFAULTS["encoder pretrained"]
+        place = place.replace("encoders.NAME", f"encoders.{'hub' if hub else 'nano'}")
         value: Any = filled
         for part in place.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
         assert value == yaml.safe_load(default[1:-1]), key
         checked += 1
-    assert checked >= 30
+    assert checked >= 50

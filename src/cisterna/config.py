@@ -39,7 +39,30 @@ DEFAULTS: dict[str, Any] = {
     "corpora": {},
     "architecture": {"seed": 0},  # a backbone made here
     "pretrained": {"revision": None, "dtype": "float32"},  # a backbone from the hub or a folder
-    "task": {"train": 1000, "validation": 150, "id": 400, "seed": 0},
+    "encoder": {  # how its features are read
+        "layer": -1,
+        "pool": None,
+        "flank": 1024,
+        "letters": {},
+        "storage": "float16",
+        "batch_tokens": 4096,
+        "bank": True,
+        "trained": False,
+    },
+    "encoder training": {  # an encoder made here
+        "block_size": 256,
+        "mlm_probability": 0.15,
+        "seed": 0,
+        "save_minutes": 10.0,
+        "num_train_epochs": 1.0,
+    },
+    "encoder pretrained": {
+        "revision": None,
+        "trust_remote_code": False,
+        "package": "transformers",
+        "dtype": "float32",
+    },
+    "task": {"train": 1000, "validation": 150, "id": 400, "seed": 0, "sequences": ["tokens"], "encoder": None},
     "builtin": {"ood": 400},  # a table of the user's own names its OOD groups instead
     "lora": {
         "lora_dropout": 0.0,
@@ -49,21 +72,29 @@ DEFAULTS: dict[str, Any] = {
     },
     "recipe": {"lora": None, "deepspeed": None, "processes": 1, "save_minutes": 10.0},
     "cpt": {"block_size": 256, "seed": 0, "num_train_epochs": 1.0},
-    "sft": {"fraction": 1.0, "lr_scheduler_type": "constant"},
+    "sft": {"fraction": 1.0, "lr_scheduler_type": "constant", "bridge": "linear"},
     "rl": {
         "examples": None,  # all of train
         "rewards": {"correct": 1.0, "well_formed": 0.1},
         "lr_scheduler_type": "constant",
+        "bridge": "linear",
+        "train_bridge": True,
     },
     "evaluation": {"max_new_tokens": 96, "batch_size": 200, "bootstrap": 2000},
     "resources": {"threads": 1, "mem_mb": 3000, "runtime": 60, "gpu": 0},  # MB, minutes
-    "lineage": {"tasks": "all", "backbones": "all", "cpt": ["none"], "sft": [], "rl": []},
+    "lineage": {"tasks": "all", "sequences": "all", "backbones": "all", "cpt": ["none"], "sft": [], "rl": []},
 }
 
 STAGES = ("cpt", "sft", "rl")
 
+# The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
+FORMS = ("tokens", "features", "both")
+
+# Tasks that give no residues, so that an encoder of sequences has nothing to read: cell-type lists genes.
+WITHOUT_RESIDUES = {"cell-type"}
+
 # The kinds of jobs: keys of `resources`.
-JOBS = ("data", "baselines", "tokenize", "base", "cpt", "sft", "rl", "evaluate", "report")
+JOBS = ("data", "baselines", "tokenize", "encoder", "features", "base", "cpt", "sft", "rl", "evaluate", "report")
 
 # Names become folders, so they must not look like the folders that Cisterna makes beside them.
 RESERVED = {"all", "base", "checkpoint", "cold", "eval", "manifest.json", "none", "perplexity.json"}
@@ -294,7 +325,7 @@ def _plain(value: object, key: Key, problems: Problems) -> Any:
 
 
 SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-OWN_REALS = {"fraction": "float", "save_minutes": "float"}
+OWN_REALS = {"fraction": "float", "save_minutes": "float", "mlm_probability": "float"}
 
 
 def _coerce(config: dict[str, Any]) -> None:
@@ -313,9 +344,11 @@ def _coerce(config: dict[str, Any]) -> None:
             convert(_mapping(recipe).get("lora"), {"lora_dropout": "float"})
             rewards = _mapping(_mapping(recipe).get("rewards"))
             convert(rewards, dict.fromkeys(rewards, "float"))
-    for backbone in _mapping(config.get("backbones")).values():
-        architecture = _mapping(_mapping(backbone).get("architecture"))
-        convert(architecture, _options()["architectures"].get(str(architecture.get("model_type")), {}))
+    for group, known in (("backbones", "architectures"), ("encoders", "encoders")):
+        for model in _mapping(config.get(group)).values():
+            architecture = _mapping(_mapping(model).get("architecture"))
+            convert(architecture, _options()[known].get(str(architecture.get("model_type")), {}))
+            convert(_mapping(model).get("training"), {**_options()["options"]["cpt"], **OWN_REALS})
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -355,6 +388,13 @@ def recipe_keys(kind: str) -> frozenset[str]:
     return frozenset(recipes[kind]["additionalProperties"]["properties"])
 
 
+@cache
+def _training_keys() -> frozenset[str]:
+    """Cisterna's own keys of the training of an encoder."""
+    encoder = _schema()["properties"]["encoders"]["additionalProperties"]["properties"]
+    return frozenset(encoder["training"]["properties"])
+
+
 KINDS = {
     "object": "a mapping",
     "array": "a list",
@@ -385,7 +425,8 @@ def _explain(error: Any, problems: Problems) -> None:
     key: Key = tuple(error.absolute_path)
     rule, limit, found = error.validator, error.validator_value, _show(error.instance)
     if "propertyNames" in error.absolute_schema_path:
-        problems.add((*key, error.instance), f"the name {_quote(error.instance)}", NAME_RULE)
+        expected = error.schema.get("description", NAME_RULE)
+        problems.add((*key, error.instance), f"the name {_quote(error.instance)}", expected)
     elif error.schema == _schema()["$defs"]["name"] and isinstance(error.instance, str):
         problems.add(key, f"the name {_quote(error.instance)}", NAME_RULE)
     elif rule == "additionalProperties":
@@ -416,7 +457,7 @@ def _explain(error: Any, problems: Problems) -> None:
     elif rule == "minLength":
         problems.add(key, found, "a text that is not empty")
     elif rule == "pattern":
-        problems.add(key, found, "all, or a list of names")
+        problems.add(key, found, error.schema["description"])
     else:
         problems.add(key, found, f"{rule}: {limit}")
 
@@ -429,8 +470,11 @@ def _check_rules(config: dict[str, Any], problems: Problems) -> None:
     _check_names(config, problems)
     for name, backbone in _mapping(config.get("backbones")).items():
         _check_backbone(("backbones", name), _mapping(backbone), problems)
+    for name, encoder in _mapping(config.get("encoders")).items():
+        _check_encoder(("encoders", name), _mapping(encoder), config, problems)
     for name, task in _mapping(config.get("tasks")).items():
         _check_task(("tasks", name), name, _mapping(task), problems)
+        _check_forms(("tasks", name), name, _mapping(task), config, problems)
     recipes = _mapping(config.get("recipes"))
     for kind in STAGES:
         for name, recipe in _mapping(recipes.get(kind)).items():
@@ -441,7 +485,8 @@ def _check_rules(config: dict[str, Any], problems: Problems) -> None:
 
 def _check_names(config: dict[str, Any], problems: Problems) -> None:
     recipes = _mapping(config.get("recipes"))
-    groups: list[tuple[Key, object]] = [((name,), config.get(name)) for name in ("backbones", "corpora", "tasks")]
+    tops = ("backbones", "encoders", "corpora", "tasks")
+    groups: list[tuple[Key, object]] = [((name,), config.get(name)) for name in tops]
     groups += [(("recipes", kind), recipes.get(kind)) for kind in STAGES]
     names: list[tuple[Key, str]] = [((*key, name), name) for key, group in groups for name in _mapping(group)]
     study = config.get("study")
@@ -474,17 +519,81 @@ def _check_backbone(key: Key, backbone: dict[str, Any], problems: Problems) -> N
         for name in ("tokenizer", "seed"):
             if name in backbone:
                 problems.add((*key, name), "a key of backbones made here", "no such key beside pretrained")
-    architecture = _mapping(backbone.get("architecture"))
+    _check_architecture(key, backbone, _options()["architectures"], problems)
+
+
+def _check_architecture(key: Key, model: dict[str, Any], known: dict[str, Any], problems: Problems) -> None:
+    """Keys of `architecture` against those of the transformers config; `known` has them by model_type."""
+    architecture = _mapping(model.get("architecture"))
     model_type = architecture.get("model_type")
-    known = _options()["architectures"]
     if isinstance(model_type, str):
         if model_type not in known:
             place = (*key, "architecture", "model_type")
             problems.add(place, _show(model_type), _one_of(known), known, name=model_type)
             return
-        options = {name: kind for name, kind in architecture.items() if name != "model_type"}
+        options = {name: value for name, value in architecture.items() if name != "model_type"}
         source = f"a key of the transformers config of {model_type}"
         _check_options((*key, "architecture"), options, known[model_type], source, problems)
+
+
+def _check_encoder(key: Key, encoder: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    made = "architecture" in encoder
+    if made == ("pretrained" in encoder):
+        found = "both architecture and pretrained" if made else "neither architecture nor pretrained"
+        problems.add(key, found, "architecture and training (an encoder made here) or pretrained")
+    elif made:
+        if "training" not in encoder:
+            problems.add((*key, "training"), "no such key", "it to be given: corpora and options of the training")
+        for name in DEFAULTS["encoder pretrained"]:
+            if name in encoder:
+                problems.add((*key, name), "a key of pretrained encoders", "no such key beside architecture")
+    elif "training" in encoder:
+        problems.add((*key, "training"), "a key of encoders made here", "no such key beside pretrained")
+    _check_architecture(key, encoder, _options()["encoders"], problems)
+    _check_encoder_training((*key, "training"), _mapping(encoder.get("training")), config, problems)
+    if encoder.get("trust_remote_code") is True and encoder.get("revision") is None:
+        expected = "the commit whose code you have read, beside trust_remote_code: true"
+        problems.add((*key, "revision"), "no revision", expected)
+    if encoder.get("trained") is True and encoder.get("bank", True) is True:
+        expected = "bank: false beside it: a bank holds the features of a frozen encoder"
+        problems.add((*key, "trained"), _show(True), expected)
+    layer: Any = encoder.get("layer")
+    layers: Any = _mapping(encoder.get("architecture")).get("num_hidden_layers")
+    if _is_int(layer) and _is_int(layers) and not -layers - 1 <= layer <= layers:
+        expected = f"0 (embeddings) to {layers} (the last of num_hidden_layers), or -1 (the last) to {-layers - 1}"
+        problems.add((*key, "layer"), _show(layer), expected)
+
+
+def _check_encoder_training(key: Key, training: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    if "deepspeed" in training:
+        expected = "no such key: an encoder is made by one process"
+        problems.add((*key, "deepspeed"), "an option that Cisterna sets itself", expected)
+    given = {name: value for name, value in training.items() if name != "deepspeed"}
+    _check_library(key, "cpt", _training_keys(), given, problems)
+    corpora = _mapping(config.get("corpora"))
+    _check_known((*key, "corpora"), training.get("corpora"), corpora, problems)
+    for index, name in enumerate(_list(training.get("corpora"))):
+        if isinstance(name, str) and _mapping(corpora.get(name)).get("modality") == "text":
+            problems.add((*key, "corpora", index), f"{_quote(name)}, a corpus of text", "a corpus of sequences")
+
+
+def _check_forms(key: Key, name: str, task: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    """A task's forms, and the encoder that they need."""
+    forms = [form for form in _forms(task) if form in FORMS and form != "tokens"]
+    encoder, encoders = task.get("encoder"), _mapping(config.get("encoders"))
+    if isinstance(encoder, str) and encoder not in encoders:
+        problems.add((*key, "encoder"), _show(encoder), _one_of(encoders), encoders, name=encoder)
+    if forms and name in WITHOUT_RESIDUES:
+        found = f"{' and '.join(forms)} of a task without residues"
+        problems.add((*key, "sequences"), found, "tokens: an encoder has nothing to read")
+    elif forms and encoder is None:
+        problems.add((*key, "encoder"), "no encoder", f"a name of `encoders` for {' and '.join(forms)}")
+
+
+def _forms(task: Mapping[str, Any]) -> list[Any]:
+    """The forms that a task lists: `sequences` is one, or a list of them."""
+    forms = task.get("sequences", DEFAULTS["task"]["sequences"])
+    return forms if isinstance(forms, list) else [forms]
 
 
 def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
@@ -528,7 +637,18 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
 
 
 def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
-    own = recipe_keys(kind)
+    _check_library(key, kind, recipe_keys(kind), recipe, problems)
+    if kind == "cpt":
+        corpora = _mapping(config.get("corpora"))
+        _check_known((*key, "corpora"), recipe.get("corpora"), corpora, problems)
+    else:
+        _check_rungs(key, recipe, problems)
+    if kind == "rl":
+        _check_groups(key, recipe, problems)
+
+
+def _check_library(key: Key, kind: str, own: Iterable[str], recipe: dict[str, Any], problems: Problems) -> None:
+    """The keys of a recipe that are not Cisterna's `own`: options of the library that trains stages of `kind`."""
     types = _options()["options"][kind]
     library = _options()["classes"][kind]
     source = f"a key of Cisterna ({', '.join(sorted(own))}) or an option of {library}"
@@ -546,16 +666,9 @@ def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], config: dict[str,
             options[name] = value
     valid = [name for name in types if not _refusal(kind, name)]
     _check_options(key, options, types, source, problems, [*own, *valid])
-    if kind == "cpt":
-        corpora = _mapping(config.get("corpora"))
-        _check_known((*key, "corpora"), recipe.get("corpora"), corpora, problems)
-        length = recipe.get("num_train_epochs")
-        if isinstance(length, int | float) and length <= 0:
-            problems.add((*key, "num_train_epochs"), _show(length), "a number > 0")
-    else:
-        _check_rungs(key, recipe, problems)
-    if kind == "rl":
-        _check_groups(key, recipe, problems)
+    length = options.get("num_train_epochs")
+    if isinstance(length, int | float) and length <= 0:
+        problems.add((*key, "num_train_epochs"), _show(length), "a number > 0")
 
 
 def _refusal(kind: str, name: str) -> str | None:
@@ -692,6 +805,7 @@ def _check_lineage(key: Key, lineage: dict[str, Any], config: dict[str, Any], pr
     _check_known((*key, "cpt"), lineage.get("cpt"), {"none": None, **cpt}, problems)
     _check_known((*key, "sft"), lineage.get("sft"), sft, problems)
     _check_room(key, lineage, config, problems)
+    reads = _check_lineage_forms(key, lineage, config, problems)
     chosen = [name for name in _list(lineage.get("sft")) if isinstance(name, str) and name in sft]
     budget = lineage.get("budget")
     for index, entry in enumerate(_list(lineage.get("rl"))):
@@ -712,8 +826,51 @@ def _check_lineage(key: Key, lineage: dict[str, Any], config: dict[str, Any], pr
         for position, start in enumerate(_list(_mapping(entry).get("from"))):
             _check_start((*place, "from", position), start, chosen, lineage, sft, problems)
         _check_examples(place, _mapping(entry), lineage, config, problems)
+        if reads and isinstance(name, str):
+            _check_features(name, _mapping(rl.get(name)), _is_cold(_mapping(entry), budget), problems)
     if isinstance(budget, dict):
         _check_budget(key, lineage, budget, chosen, config, problems)
+
+
+def _check_lineage_forms(key: Key, lineage: dict[str, Any], config: dict[str, Any], problems: Problems) -> bool:
+    """Check a lineage's choice of forms against its tasks. Whether any of its models reads features."""
+    tasks = _mapping(config.get("tasks"))
+    chosen = lineage.get("sequences", "all")
+    reads = False
+    for task in _chosen(lineage.get("tasks", "all"), tasks):
+        forms = _forms(_mapping(tasks[task]))
+        for index, form in enumerate(_list(chosen)):
+            if form in FORMS and form not in forms:
+                expected = f"a form that tasks.{task}.sequences lists ({', '.join(map(str, forms))})"
+                problems.add((*key, "sequences", index), _show(form), expected)
+        picked = forms if chosen == "all" else _list(chosen)
+        reads = reads or any(form in ("features", "both") for form in picked)
+    return reads
+
+
+def _is_cold(entry: dict[str, Any], budget: object) -> bool:
+    """Whether an RL entry of a lineage starts from a base or CPT model."""
+    splits = [pair for pair in _list(_mapping(budget).get("split")) if isinstance(pair, list) and len(pair) == 2]
+    return "cold" in _list(entry.get("from")) or any(pair[0] == 0 and pair[1] != 0 for pair in splits)
+
+
+def _check_features(name: str, recipe: dict[str, Any], cold: bool, problems: Problems) -> None:
+    """What an RL recipe may not ask for where sequences are features."""
+    key: Key = ("recipes", "rl", name)
+    where = "in a lineage with sequences as features"
+    if recipe.get("use_vllm") is True:
+        problems.add((*key, "use_vllm"), f"true {where}", "false: vLLM has no bridge")
+    penalty = recipe.get("repetition_penalty", 1.0)
+    if isinstance(penalty, int | float) and penalty != 1.0:
+        expected = "1.0: a penalty on tokens of the prompt has no meaning for features"
+        problems.add((*key, "repetition_penalty"), f"{penalty} {where}", expected)
+    beta = recipe.get("beta", 0.0)
+    if recipe.get("lora") is None and isinstance(beta, int | float) and beta != 0:
+        expected = "0.0, or `lora`: without an adapter the reference model would be loaded without the bridge"
+        problems.add((*key, "beta"), f"{beta} with all weights trained, {where}", expected)
+    if cold and recipe.get("train_bridge") is False:
+        expected = "true: a start from cold has no bridge yet, and one of random weights would stay so"
+        problems.add((*key, "train_bridge"), f"false with a start from cold, {where}", expected)
 
 
 def _check_start(
@@ -837,7 +994,19 @@ def _fill(config: dict[str, Any]) -> dict[str, Any]:
             if recipe["lora"] is not None:
                 recipe["lora"] = fill(recipe["lora"], "lora")
     backbones = config["backbones"]
-    tasks = config["tasks"]
+    encoders = {}
+    for name, encoder in config.get("encoders", {}).items():
+        if "training" in encoder:
+            training = fill(encoder["training"], "encoder training")
+            encoders[name] = fill({**encoder, "training": training}, "encoder")
+        else:
+            encoders[name] = fill(encoder, "encoder pretrained", "encoder")
+    tasks = {
+        name: fill(task, "task") if "file" in task else fill(task, "task", "builtin")
+        for name, task in config["tasks"].items()
+    }
+    for task in tasks.values():
+        task["sequences"] = _forms(task)
     resources = config.get("resources", {})
     lineages = [fill(lineage, "lineage") for lineage in config["lineages"]]
     for lineage in lineages:
@@ -851,11 +1020,9 @@ def _fill(config: dict[str, Any]) -> dict[str, Any]:
             name: fill(backbone, "architecture" if "architecture" in backbone else "pretrained")
             for name, backbone in backbones.items()
         },
+        "encoders": encoders,
         "corpora": config.get("corpora", {}),
-        "tasks": {
-            name: fill(task, "task") if "file" in task else fill(task, "task", "builtin")
-            for name, task in tasks.items()
-        },
+        "tasks": tasks,
         "recipes": recipes,
         "evaluation": fill(config.get("evaluation", {}), "evaluation"),
         "resources": {job: fill(resources.get(job, {}), "resources") for job in JOBS},

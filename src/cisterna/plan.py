@@ -82,6 +82,8 @@ def jobs(study: Study) -> dict[str, int]:
         "baselines": len(study.tasks),
         "base": kinds["base"],
         "tokenize": len(study.tokenized),
+        "encoder": len(study.encoders),
+        "features": len(study.banks),
         "cpt": kinds["cpt"],
         "sft": kinds["sft"],
         "rl": kinds["rl"],

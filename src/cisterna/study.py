@@ -22,6 +22,7 @@ from cisterna.config import recipe_keys, suggest
 from cisterna.errors import UserError
 from cisterna.tasks.catalog import SOURCES
 
+READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained")  # keys of an encoder
 LADDERS = ("constant", "constant_with_warmup")  # under which a longer run starts as the shorter one
 
 
@@ -32,7 +33,9 @@ class Model:
     `parent` is the checkpoint that the stage starts from, the same for every rung of a ladder;
     `previous` is the rung whose training state this one continues, None for the first rung and
     where the schedule makes every rung a run of its own. `epochs` is the rung, 0 for base and CPT;
-    `task` and `seed` are None for base and CPT. `recipe` is the stage's own, None for base.
+    `task` and `seed` are None for base and CPT. `sequences` is the form in which it gets the
+    sequences of its task, tokens for base and CPT; `encoder` is None for tokens. `recipe` is the
+    stage's own, None for base.
     """
 
     path: str
@@ -43,6 +46,8 @@ class Model:
     cpt: str | None
     task: str | None
     seed: int | None
+    sequences: str  # tokens | features | both
+    encoder: str | None
     sft: str | None
     sft_epochs: int
     rl: str | None
@@ -93,6 +98,19 @@ class Study:
         return tuple(backbone for backbone in self.config["backbones"] if backbone in used)
 
     @cached_property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that some model in use reads, in the order of the config."""
+        used = {model.encoder for model in self.models}
+        return tuple(encoder for encoder in self.config["encoders"] if encoder in used)
+
+    @cached_property
+    def banks(self) -> tuple[tuple[str, str], ...]:
+        """(encoder, task) for every feature bank that some model in use reads, in the order of the config."""
+        used = {(model.encoder, model.task) for model in self.models}
+        pairs = ((encoder, task) for encoder in self.encoders for task in self.tasks)
+        return tuple(pair for pair in pairs if pair in used and self.config["encoders"][pair[0]]["bank"])
+
+    @cached_property
     def corpora(self) -> tuple[str, ...]:
         """The corpora that some CPT model in use is trained on, in the order of the config."""
         used = {corpus for _, corpus in self.tokenized}
@@ -120,10 +138,42 @@ class Study:
         """A recipe of stage `kind` (cpt, sft, rl): Cisterna's keys and the library's."""
         return self.config["recipes"][kind][name]
 
+    def stage(self, model: Model) -> dict[str, Any]:
+        """The recipe of a CPT, SFT or RL model, as its job gets it.
+
+        Without the rungs, so that a new one leaves the others alone; and where no features are read
+        without the keys of the bridge, so that an edit of these leaves models of tokens alone.
+        """
+        unused = ("epochs",) if model.encoder else ("epochs", "bridge", "train_bridge")
+        recipe = self.recipe(model.kind, str(model.recipe))
+        return {key: value for key, value in recipe.items() if key not in unused}
+
     def options(self, kind: str, name: str) -> dict[str, Any]:
         """Only the library options of a recipe, to be passed on to the stage's config class."""
         own = recipe_keys(kind)
         return {key: value for key, value in self.recipe(kind, name).items() if key not in own}
+
+    def reading(self, encoder: str) -> dict[str, Any]:
+        """How an encoder's features are read: layer, pool, flank, letters, storage, batch_tokens, trained."""
+        return {key: value for key, value in self.config["encoders"][encoder].items() if key in READING}
+
+    def encoder(self, encoder: str) -> dict[str, Any]:
+        """What makes an encoder: architecture and training, or pretrained and how it is loaded."""
+        own = (*READING, "bank")
+        return {key: value for key, value in self.config["encoders"][encoder].items() if key not in own}
+
+    def bank(self, model: Model) -> str | None:
+        """Path of the feature bank that a model reads, relative to results/.
+
+        None where it reads no features, and where its encoder runs inside each step.
+        """
+        has = (model.encoder, model.task) in self.banks
+        return f"features/{model.encoder}/{model.task}" if has else None
+
+    def spec(self, task: str) -> dict[str, Any]:
+        """What the data of a task are made from. The forms in which models get them are no part of it."""
+        given = self.config["tasks"][task]
+        return {key: value for key, value in given.items() if key not in ("sequences", "encoder")}
 
     def resources(self, job: str) -> dict[str, int]:
         """threads, mem_mb (MB), runtime (minutes) and gpu (count) of a kind of job, one of JOBS."""
@@ -186,16 +236,35 @@ def _expand(config: dict[str, Any]) -> tuple[tuple[Model, ...], frozenset[tuple[
                 start = base if cpt == "none" else _add(models, _untrained(backbone, cpt))
                 for task in lineage["tasks"]:
                     tested |= {(base.path, task), (start.path, task)}
-                    for seed in config["seeds"]:
-                        _grow(models, config["recipes"], lineage, start, Origin(task, seed))
+                    for origin in _origins(config, lineage, task):
+                        _grow(models, config["recipes"], lineage, start, origin)
     return tuple(models.values()), frozenset(tested)
 
 
 class Origin(NamedTuple):
-    """What every model above a base or CPT model shares: its data and its random numbers."""
+    """What every model above a base or CPT model shares: its data, their form and its random numbers."""
 
     task: str
+    sequences: str
+    encoder: str | None
     seed: int
+
+    @property
+    def folder(self) -> str:
+        """Its levels of the path."""
+        form = f"/{self.sequences}-{self.encoder}" if self.encoder else ""
+        return f"{self.task}{form}/s{self.seed}"
+
+
+def _origins(config: dict[str, Any], lineage: dict[str, Any], task: str) -> list[Origin]:
+    """Every form of a task that the lineage asks for, with every seed."""
+    spec = config["tasks"][task]
+    forms = spec["sequences"] if lineage["sequences"] == "all" else lineage["sequences"]
+    return [
+        Origin(task, form, None if form == "tokens" else spec["encoder"], seed)
+        for form in forms
+        for seed in config["seeds"]
+    ]
 
 
 def _grow(
@@ -243,7 +312,7 @@ def _climb(
     ladder = recipe["lr_scheduler_type"] in LADDERS
     folder = parent.path
     if parent.task is None:
-        folder += f"/{origin.task}/s{origin.seed}"
+        folder += f"/{origin.folder}"
     rungs: dict[int, Model] = {}
     previous: str | None = None
     for epochs in recipe["epochs"]:
@@ -261,6 +330,8 @@ def _climb(
                 cpt=parent.cpt,
                 task=origin.task,
                 seed=origin.seed,
+                sequences=origin.sequences,
+                encoder=origin.encoder,
                 sft=name if is_sft else parent.sft,
                 sft_epochs=epochs if is_sft else parent.sft_epochs,
                 rl=None if is_sft else name,
@@ -285,6 +356,8 @@ def _untrained(backbone: str, cpt: str | None) -> Model:
         cpt=cpt,
         task=None,
         seed=None,
+        sequences="tokens",
+        encoder=None,
         sft=None,
         sft_epochs=0,
         rl=None,

@@ -32,6 +32,9 @@ def rl(start: str) -> str:
 
 
 SHORT = f"{BASE}/splice-donor/s0/sft-short/e1"
+FEATURES = f"{BASE}/splice-donor/features-tiny-esm/s0/sft-short/e1"  # the same in the other form
+ENCODER = Job("encoder", "encoders/tiny-esm/checkpoint")
+BANK = Job("features", "features/tiny-esm/splice-donor")
 
 
 def made(*models: str) -> list[Job]:
@@ -102,6 +105,17 @@ def test_report_holds_every_figure_with_its_caption(finished: Clone, tmp_path: P
         assert words[0] in text, caption
 
 
+def test_forms_of_a_task_stand_side_by_side_in_the_table(finished: Clone) -> None:
+    table = pd.read_parquet(finished.results / "studies" / "tiny" / "metrics.parquet")
+    donor = table[(table["task"] == "splice-donor") & (table["kind"] == "sft") & (table["metric"] == "accuracy")]
+    rows = set(zip(donor["sequences"], donor["encoder"].fillna("none"), donor["split"], strict=True))
+    assert rows == {
+        (form, encoder, split)
+        for form, encoder in (("tokens", "none"), ("features", "tiny-esm"))
+        for split in ("id", "ood")
+    }
+
+
 def test_published_checkpoints_verify_and_a_flipped_byte_is_named(clone: Clone) -> None:
     count = len(study.load(CONFIG).models)
     assert f"{count} checkpoints" in clone.run("cisterna", "verify")
@@ -140,7 +154,39 @@ def test_edited_sft_recipe_reruns_its_ladders_and_what_hangs_below(clone: Clone)
 
 def test_edited_sft_recipe_leaves_other_recipes_alone(clone: Clone) -> None:
     clone.write(edited(recipes__sft__short__learning_rate=1.0e-3))
-    assert clone.todo() == sorted(made(SHORT) + REPORT)
+    assert clone.todo() == sorted(made(SHORT, FEATURES) + REPORT)
+
+
+def test_edited_bridge_leaves_models_of_tokens_alone(clone: Clone) -> None:
+    clone.write(edited(recipes__sft__short__bridge="mlp"))
+    assert clone.todo() == sorted(made(FEATURES) + REPORT)
+
+
+def test_edited_encoder_reruns_its_bank_and_what_reads_it(clone: Clone) -> None:
+    clone.write(edited(**{"encoders__tiny-esm__training__seed": 1}))
+    assert clone.todo() == sorted([ENCODER, BANK, *made(FEATURES), *REPORT])
+
+
+def test_edited_reading_keeps_the_encoder(clone: Clone) -> None:
+    clone.write(edited(**{"encoders__tiny-esm__layer": 0}))
+    assert clone.todo() == sorted([BANK, *made(FEATURES), *REPORT])
+
+
+def test_edited_reading_of_a_live_encoder_reruns_what_runs_it(clone: Clone) -> None:
+    target = f"results/{FEATURES}/checkpoint"
+    encoder = CONFIG["encoders"]["tiny-esm"] | {"bank": False}
+    clone.write(edited(**{"encoders__tiny-esm": encoder}))
+    assert clone.todo(target) == [Job("sft", f"{FEATURES}/checkpoint")]
+    clone.snakemake(target)
+    assert clone.todo(target) == []
+    clone.write(edited(**{"encoders__tiny-esm": encoder | {"layer": 0}}))
+    assert clone.todo(target) == [Job("sft", f"{FEATURES}/checkpoint")]
+
+
+def test_new_form_runs_that_form_alone(clone: Clone) -> None:
+    clone.write(edited(**{"tasks__splice-donor__sequences": ["tokens", "features", "both"]}))
+    both = FEATURES.replace("features-", "both-")
+    assert clone.todo() == sorted(made(both) + REPORT)
 
 
 def test_edited_cpt_recipe_reruns_what_starts_from_it(clone: Clone) -> None:
@@ -187,6 +233,31 @@ def test_deleted_rung_comes_back_with_the_same_weights(clone: Clone) -> None:
 
 
 # --- What a target needs ---
+
+
+def test_features_come_from_the_bank_of_their_encoder_and_task(untouched: Clone) -> None:
+    command = shell_of(untouched, "sft", f"results/{FEATURES}/checkpoint")
+    assert "--sequences features --bank results/features/tiny-esm/splice-donor --recipe" in command
+    assert "--sequences" not in shell_of(untouched, "sft", f"results/{SHORT}/checkpoint")
+    jobs = untouched.todo(f"results/{FEATURES}/eval/metrics.json")
+    data = [Job("audit", "data/splice-donor/audit.json"), Job("data", "data/splice-donor/train.parquet")]
+    assert jobs == sorted([ENCODER, BANK, *data, Job("base", f"{BASE}/checkpoint"), *made(FEATURES)])
+
+
+def test_live_encoder_runs_inside_the_steps_and_has_no_bank(untouched: Clone) -> None:
+    config = edited(**{"encoders__tiny-esm": {"pretrained": "some/encoder", "bank": False, "layer": 3}})
+    config["lineages"].append({"tasks": ["splice-donor"], "rl": [{"recipe": "grpo", "from": ["cold"]}]})
+    untouched.write(config)
+    assert not [job for job in untouched.todo() if job.rule == "features"]
+    cold = FEATURES.replace("sft-short", "rl-grpo")
+    for rule, model in (("sft", FEATURES), ("rl", cold)):
+        command = shell_of(untouched, rule, f"results/{model}/checkpoint")
+        assert "--sequences features --encoder results/encoders/tiny-esm/checkpoint --reading" in command
+        assert '"layer": 3' in command
+    shown = untouched.snakemake("--dry-run", "--printshellcmds", f"results/{cold}/eval/metrics.json")
+    assert "cisterna encoder --spec" in shown
+    assert "--corpora '{}'" in shown
+    assert "--bank" not in shown
 
 
 @pytest.mark.parametrize(
@@ -279,7 +350,7 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
 
 
 def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone) -> None:
-    for rule, model in (("sft", sft(CPT, 1)[0]), ("rl", rl(CPT))):
+    for rule, model in (("sft", sft(CPT, 1)[0]), ("rl", rl(CPT)), ("sft", FEATURES)):
         target = clone.results / model / "checkpoint"
         warm, command = weights(target), shell_of(clone, rule, f"results/{model}/checkpoint")
         clone.run("rm", "-r", str(target), str(clone.results / ".work"))

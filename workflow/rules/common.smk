@@ -21,6 +21,7 @@ PERPLEXITIES = [
 
 wildcard_constraints:
     backbone="[a-z0-9.-]+",
+    encoder="[a-z0-9.-]+",
     start="[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)",
     task="[a-z0-9.-]+",
     seed=r"\d+",
@@ -38,19 +39,38 @@ def model_of(wildcards, output):
 
 
 def parent_of(path):
-    """Input function: the parent's checkpoint, and in a ladder that of the rung before."""
+    """Input function: the parent's checkpoint, in a ladder that of the rung before, and the features."""
 
     def inputs(wildcards):
         model = model_of(wildcards, path.format(**wildcards))
         found = {"parent": checkpoint(model.parent)}
-        return found | ({"previous": checkpoint(model.previous)} if model.previous else {})
+        return found | ({"previous": checkpoint(model.previous)} if model.previous else {}) | features_of(model)
 
     return inputs
+
+
+def features_of(model):
+    """Inputs of a model that reads features: its bank, or the encoder that runs inside each step."""
+    if model.encoder is None:
+        return {}
+    bank = STUDY.bank(model)
+    return {"bank": f"results/{bank}"} if bank else {"encoder": f"results/encoders/{model.encoder}/checkpoint"}
+
+
+def corpora_of(encoder):
+    """The corpora that an encoder is trained on, by name; none if it is pretrained."""
+    names = STUDY.encoder(encoder).get("training", {}).get("corpora", [])
+    return {name: STUDY.config["corpora"][name] for name in names}
 
 
 def previous(wildcards, input):
     """Params function: the command line's words for the rung before, if there is one."""
     return ["--previous", input.previous] if "previous" in input.keys() else []
+
+
+def bank(wildcards, input):
+    """Params function: the command line's words for the bank that an evaluation reads, if there is one."""
+    return ["--bank", input.bank] if "bank" in input.keys() else []
 
 
 def data_of(name):
@@ -59,7 +79,7 @@ def data_of(name):
 
 
 def evaluated(wildcards):
-    """Input function: the checkpoint and the splits that an evaluation reads."""
+    """Input function: the checkpoint, the splits and the features that an evaluation reads."""
     folder = f"models/{wildcards.model}/eval"
     if folder not in EVALUATIONS:
         refuse(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
@@ -70,6 +90,7 @@ def evaluated(wildcards):
         "ood": f"results/data/{task}/ood.parquet",
         "card": f"results/data/{task}/card.json",
         "audit": f"results/data/{task}/audit.json",
+        **features_of(check(STUDY.model, path)),
     }
 
 
@@ -77,14 +98,26 @@ def as_json(value):
     return json.dumps(value, sort_keys=True)
 
 
-def recipe_json(stage):
-    """Params function: the recipe without the list of rungs, so that a new rung leaves the others alone."""
+# The next two depend on wildcards alone: of params that depend on input or output Snakemake notices no change.
 
-    def params(wildcards):
-        recipe = STUDY.recipe(stage, wildcards.recipe)
-        return as_json({key: value for key, value in recipe.items() if key != "epochs"})
 
-    return params
+def recipe_of(path):
+    """Params function: the recipe as its stage gets it."""
+    return lambda wildcards: as_json(STUDY.stage(model_of(wildcards, path.format(**wildcards))))
+
+
+def sequences_of(path):
+    """Params function: the command line's words for the form in which a stage gets the sequences."""
+
+    def words(wildcards):
+        model = model_of(wildcards, path.format(**wildcards))
+        if model.encoder is None:
+            return []
+        sources = [word for key, value in features_of(model).items() for word in (f"--{key}", value)]
+        reading = [] if STUDY.bank(model) else ["--reading", as_json(STUDY.reading(model.encoder))]
+        return ["--sequences", model.sequences, *sources, *reading]
+
+    return words
 
 
 def launcher(stage):

@@ -1,4 +1,5 @@
 # Continued pre-training on packed blocks of the corpora.
+CPT = "results/models/{backbone}/cpt-{recipe}/checkpoint"
 
 
 rule cpt:
@@ -10,7 +11,7 @@ rule cpt:
             corpus=STUDY.recipe("cpt", wildcards.recipe)["corpora"],
         ),
     output:
-        directory("results/models/{backbone}/cpt-{recipe}/checkpoint"),
+        directory(CPT),
     log:
         "results/logs/models/{backbone}/cpt-{recipe}.log",
     benchmark:
@@ -24,7 +25,7 @@ rule cpt:
         gpu=resource("cpt", "gpu"),
     params:
         launcher=launcher("cpt"),
-        recipe=recipe_json("cpt"),
+        recipe=recipe_of(CPT),
         seed=lambda wildcards: STUDY.recipe("cpt", wildcards.recipe)["seed"],
         epochs=lambda wildcards: STUDY.recipe("cpt", wildcards.recipe)["num_train_epochs"],
         work="results/.work/models/{backbone}/cpt-{recipe}",

@@ -23,7 +23,7 @@ rule data:
         gpu=resource("data", "gpu"),
     params:
         folder=subpath(output.card, parent=True),
-        spec=lambda wildcards: as_json(STUDY.config["tasks"][wildcards.task]),
+        spec=lambda wildcards: as_json(STUDY.spec(wildcards.task)),
         seed=lambda wildcards: STUDY.config["tasks"][wildcards.task]["seed"],
     shell:
         "cisterna data --task {wildcards.task} --spec {params.spec:q} --seed {params.seed}"

@@ -22,10 +22,11 @@ rule evaluate:
     params:
         data=subpath(input.card, parent=True),
         folder=subpath(output.metrics, parent=True),
+        bank=bank,
         options=as_json(STUDY.config["evaluation"]),
     shell:
-        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {params.data:q} --options {params.options:q}"
-        " --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {params.data:q} {params.bank:q}"
+        " --options {params.options:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule perplexity:

@@ -15,7 +15,7 @@ rule rl:
     benchmark:
         "results/benchmarks/models/{origin}/rl-{recipe}/e{epochs}.tsv"
     wildcard_constraints:
-        origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
+        origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+(/(features|both)-[a-z0-9.-]+)?/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
     conda:
         "../envs/cisterna.yaml"
     threads: resource("rl", "threads")
@@ -25,12 +25,13 @@ rule rl:
         gpu=resource("rl", "gpu"),
     params:
         launcher=launcher("rl"),
-        recipe=recipe_json("rl"),
+        recipe=recipe_of(RL),
         data=subpath(input.data, parent=True),
         seed=lambda wildcards, output: model_of(wildcards, output[0]).seed,
         previous=previous,
+        sequences=sequences_of(RL),
         work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
     shell:
         "{params.launcher} rl --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
+        " {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -1,5 +1,5 @@
 # Supervised fine-tuning: one job a rung; in a ladder each rung goes on from the one before.
-SFT = "results/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}/checkpoint"
+SFT = "results/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}/checkpoint"
 
 
 rule sft:
@@ -11,9 +11,11 @@ rule sft:
     output:
         directory(SFT),
     log:
-        "results/logs/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}.log",
+        "results/logs/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.log",
     benchmark:
-        "results/benchmarks/models/{start}/{task}/s{seed}/sft-{recipe}/e{epochs}.tsv"
+        "results/benchmarks/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.tsv"
+    wildcard_constraints:
+        form="(/(features|both)-[a-z0-9.-]+)?",
     conda:
         "../envs/cisterna.yaml"
     threads: resource("sft", "threads")
@@ -23,11 +25,12 @@ rule sft:
         gpu=resource("sft", "gpu"),
     params:
         launcher=launcher("sft"),
-        recipe=recipe_json("sft"),
+        recipe=recipe_of(SFT),
         data=subpath(input.data, parent=True),
         previous=previous,
+        sequences=sequences_of(SFT),
         work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
     shell:
         "{params.launcher} sft --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
+        " {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

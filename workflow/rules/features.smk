@@ -1,0 +1,53 @@
+# Encoders, and the banks that hold their features of each task's sequences.
+
+
+rule encoder:
+    input:
+        lambda wildcards: [corpus["file"] for corpus in corpora_of(wildcards.encoder).values()],
+    output:
+        directory("results/encoders/{encoder}/checkpoint"),
+    log:
+        "results/logs/encoders/{encoder}.log",
+    benchmark:
+        "results/benchmarks/encoders/{encoder}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("encoder", "threads")
+    resources:
+        mem_mb=resource("encoder", "mem_mb"),
+        runtime=resource("encoder", "runtime"),
+        gpu=resource("encoder", "gpu"),
+    params:
+        spec=lambda wildcards: as_json(STUDY.encoder(wildcards.encoder)),
+        corpora=lambda wildcards: as_json(corpora_of(wildcards.encoder)),
+        work="results/.work/encoders/{encoder}",
+    shell:
+        "cisterna encoder --spec {params.spec:q} --corpora {params.corpora:q} --work {params.work:q}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule features:
+    input:
+        rules.data.output,
+        audit="results/data/{task}/audit.json",
+        encoder="results/encoders/{encoder}/checkpoint",
+    output:
+        directory("results/features/{encoder}/{task}"),
+    log:
+        "results/logs/features/{encoder}/{task}.log",
+    benchmark:
+        "results/benchmarks/features/{encoder}/{task}.tsv"
+    conda:
+        "../envs/cisterna.yaml"
+    threads: resource("features", "threads")
+    resources:
+        mem_mb=resource("features", "mem_mb"),
+        runtime=resource("features", "runtime"),
+        gpu=resource("features", "gpu"),
+    params:
+        data=subpath(input[0], parent=True),
+        reading=lambda wildcards: as_json(STUDY.reading(wildcards.encoder)),
+        work="results/.work/features/{encoder}/{task}",
+    shell:
+        "cisterna features --encoder {input.encoder:q} --data {params.data:q} --reading {params.reading:q}"
+        " --work {params.work:q} --output {output:q} > {log:q} 2>&1"
