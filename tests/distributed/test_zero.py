@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cisterna import corpus, models
+from cisterna import checkpoint, corpus, models
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 
@@ -30,6 +30,8 @@ STAGES = {
     "sft-zero3": ("sft", LORA, 1),
     "sft-zero3-offload": ("sft", LORA, 1),
     "full-zero3": ("sft", LORA | {"lora": None}, 1),
+    "features-zero2": ("sft", LORA, 1),
+    "features-zero3": ("sft", LORA, 1),
     "cpt-zero2": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
     "cpt-zero3": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
 }
@@ -59,40 +61,58 @@ def dna(base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(base, splice, dna, tmp_path_factory) -> dict[str, Run]:
-    """Every stage of STAGES, two rungs of a ZeRO-2 ladder and RL under ZeRO-2, in one start of two ranks."""
+def features(bank) -> dict[str, object]:
+    """How a stage reads its sequences as features."""
+    return {"sequences": "features", "bank": bank}
+
+
+@pytest.fixture(scope="module")
+def made(base, splice, dna, features, tmp_path_factory) -> dict[str, Run]:
+    """Every stage of STAGES, two rungs of a ZeRO-2 ladder and RL, in one start of two ranks."""
     folder = tmp_path_factory.mktemp("zero")
     runs = {
         name: Run(
-            kind, base, dna if kind == "cpt" else splice, folder / name, on_ranks(recipe, name.split("-", 1)[1]), e
+            kind,
+            base,
+            dna if kind == "cpt" else splice,
+            folder / name,
+            on_ranks(recipe, name.split("-", 1)[1]),
+            epochs,
+            reads=features if name.startswith("features") else None,
         )
-        for name, (kind, recipe, e) in STAGES.items()
+        for name, (kind, recipe, epochs) in STAGES.items()
     }
     ladder = on_ranks(LORA, "zero2")
     runs["e1"] = Run("sft", base, splice, folder / "ladder", ladder, 1, ladder=True)
     runs["e2"] = Run("sft", base, splice, folder / "ladder", ladder, 2, previous=runs["e1"])
     runs["straight"] = Run("sft", base, splice, folder / "straight", ladder, 2)
     runs["rl"] = Run("rl", solver(base, splice, folder).output, splice, folder / "rl", on_ranks(RL, "zero2"), 1)
+    reader = solver(base, splice, folder / "reader", features).output
+    runs["rl-features"] = Run("rl", reader, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features)
     commands = [run.command()[run.command().index("cisterna") + 1 :] for run in runs.values()]
     (folder / "log").write_text(torchrun(commands, folder))
     return runs
 
 
 @pytest.fixture(scope="module")
-def alone(base, splice, dna, tmp_path_factory) -> dict[str, Run]:
+def alone(base, splice, dna, features, tmp_path_factory) -> dict[str, Run]:
     """The same stages, each in one process."""
     folder = tmp_path_factory.mktemp("alone")
+    reads = {"features-zero2": features}
     return {
-        name: Run(kind, base, dna if kind == "cpt" else splice, folder / name, recipe, epochs).here()
+        name: Run(
+            kind, base, dna if kind == "cpt" else splice, folder / name, recipe, epochs, reads=reads.get(name)
+        ).here()
         for name, (kind, recipe, epochs) in STAGES.items()
-        if name in ("sft-zero2", "full-zero3", "cpt-zero2")
+        if name in ("sft-zero2", "full-zero3", "features-zero2", "cpt-zero2")
     }
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_ranks_publish_what_one_process_publishes(made, alone, name):
     zero = made[name]
-    one = alone[{"sft": "sft-zero2", "full": "full-zero3", "cpt": "cpt-zero2"}[name.split("-")[0]]]
+    stage = name.split("-")[0]
+    one = alone["full-zero3" if stage == "full" else f"{stage}-zero2"]
     expected, found = load_file(one.weights), load_file(zero.weights)
     assert expected.keys() == found.keys()
     furthest = max((expected[key] - found[key]).abs().max().item() for key in expected)
@@ -124,10 +144,21 @@ def test_zero_ladder_resumes_its_state_to_the_weights_of_a_straight_run(made):
     assert made["e2"].manifest["identity"] == made["straight"].manifest["identity"]
 
 
-def test_rl_on_two_ranks_learns_and_publishes(made):
-    assert any(entry["frac_reward_zero_std"] < 1 for entry in made["rl"].history)
-    assert made["rl"].manifest["trained"]["largest_weight_change"] > 0
-    models.compose(made["rl"].output)
+@pytest.mark.parametrize("name", ["rl", "rl-features"])
+def test_rl_on_two_ranks_learns_and_publishes(made, name):
+    assert any(entry["frac_reward_zero_std"] < 1 for entry in made[name].history)
+    assert made[name].manifest["trained"]["largest_weight_change"] > 0
+    models.compose(made[name].output)
+
+
+@pytest.mark.parametrize("name", ["features-zero2", "features-zero3", "rl-features"])
+def test_bridge_is_trained_on_two_ranks(made, name):
+    trained = load_file(made[name].weights)
+    before = models.compose(checkpoint.parent_of(made[name].output, made[name].manifest))
+    bridge = {key: tensor for key, tensor in trained.items() if ".bridge." in key}
+    assert len(bridge) == 2
+    if hasattr(before, "bridge"):
+        assert not torch.equal(before.bridge.weight, bridge["base_model.model.bridge.weight"])
 
 
 def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
