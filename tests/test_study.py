@@ -80,10 +80,10 @@ def test_default_study_has_the_promised_models():
         "base": 1,
         "cpt": 1,
         "sft": 4 * 2 * 4 + 2 * 4,
-        "rl": 4 * 2 * 2 + 2,
+        "rl": 4 * 2 * 2 + 2 * 2,
     }
     assert sum(kind != "base" for kind in kinds) >= 30
-    assert len(default.evaluations()) == 40 + 18 + 2 * 4
+    assert len(default.evaluations()) == 40 + 20 + 2 * 4
     assert default.seeds == (0,)
     assert default.corpora == ("dna", "rna", "protein", "text")
     assert default.tasks == ("promoter-expression", "splice-donor", "cell-type", "protein-fitness")

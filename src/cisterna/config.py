@@ -557,6 +557,10 @@ def _check_encoder(key: Key, encoder: dict[str, Any], config: dict[str, Any], pr
     if encoder.get("trained") is True and encoder.get("bank", True) is True:
         expected = "bank: false beside it: a bank holds the features of a frozen encoder"
         problems.add((*key, "trained"), _show(True), expected)
+    package = encoder.get("package", "transformers")
+    if encoder.get("trained") is True and package != "transformers":
+        found = f"{_show(True)} with package {package}"
+        problems.add((*key, "trained"), found, "no such key: only encoders of transformers can be trained")
     layer: Any = encoder.get("layer")
     layers: Any = _mapping(encoder.get("architecture")).get("num_hidden_layers")
     if _is_int(layer) and _is_int(layers) and not -layers - 1 <= layer <= layers:
