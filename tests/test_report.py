@@ -1,4 +1,4 @@
-"""The report, from evaluations written as `cisterna evaluate` writes them to tables and figures."""
+"""The report, from what `cisterna evaluate` and `cisterna rl` write to tables and figures."""
 
 import hashlib
 import json
@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from cisterna import files, metrics
 from cisterna.errors import UserError
-from cisterna.report import FIGURES, GAINS, METRICS, TABLE
+from cisterna.report import FIGURES, GAINS, METRICS, REWARDS, TABLE
+from cisterna.report import figures as drawing
 from cisterna.report.figures import figures
-from cisterna.report.gather import IDENTITY, NUMBERS, gather
+from cisterna.report.gather import IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.study import Model, Study, load
 from cisterna.tasks import catalog
 
@@ -54,6 +56,8 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
             value = 1000.0 if model.kind == "base" else 20.0
             summary = {"value": value, "low": value - 1, "high": value + 1, "n": 500}
             files.write_json(results / model.path / "perplexity.json", dict.fromkeys(study.corpora, summary))
+        if model.kind == "rl":
+            files.write_json(results / model.path / "checkpoint" / "history.json", history(model))
     for task in study.tasks:
         labels = _labels(study, task)
         rng = np.random.default_rng([3, len(task)])
@@ -69,6 +73,17 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
                     predicted = np.full(size, labels[0])
                 scores[name][split] = metrics.score(gold, predicted, labels, resamples=200)
         files.write_json(results / "baselines" / task / "metrics.json", scores)
+
+
+def history(model: Model) -> list[dict[str, float]]:
+    """What the trainer logs of 16 steps an epoch, every 10th and the last of each epoch: reward rises by step / 100."""
+    logged = []
+    for step in range(1, 16 * model.rl_epochs + 1):
+        if step % 10 == 0 or step % 16 == 0:
+            numbers = {"step": step, "epoch": step / 16, "loss": 0.0}
+            rewards = {"reward": 0.5 + step / 100, "reward_std": 0.3, "frac_reward_zero_std": 0.25}
+            logged.append(numbers | rewards | {"rewards/correct/mean": 0.5})
+    return [*logged, {"step": 16 * model.rl_epochs, "epoch": model.rl_epochs, "train_loss": 0.1}]
 
 
 def _labels(study: Study, task: str) -> list[str]:
@@ -122,12 +137,31 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     return study, results
 
 
+@pytest.fixture(scope="module")
+def formed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """A study with one task in two forms, and one that has tokens alone."""
+    study = load(forms("tokens", "features"))
+    results = tmp_path_factory.mktemp("formed")
+    plant(study, results)
+    return study, results
+
+
+def forms(*sequences: str, **changes: object) -> dict:
+    """`config` with splice-donor in these forms."""
+    given = config(**changes)
+    given["tasks"]["splice-donor"] |= {"sequences": list(sequences), "encoder": "nano-esm"}
+    return given
+
+
 def test_gather_has_a_row_for_every_model_split_and_metric(planted: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = planted
     gather(study, results, tmp_path)
     table = pd.read_parquet(tmp_path / METRICS)
     assert list(table.columns) == [*IDENTITY, *NUMBERS]
-    assert not table.drop(columns="seed").isna().any(axis=None)
+    assert not table.drop(columns=["seed", "sequences", "encoder"]).isna().any(axis=None)
+    assert set(table.loc[table.kind != "baseline", "sequences"]) == {"tokens"}
+    assert table.loc[table.kind == "baseline", "sequences"].isna().all()
+    assert table.encoder.isna().all()
     keys = ["model", "task", "split", "metric"]
     assert not table.duplicated(keys).any()
     accuracy = table[table.metric == "accuracy"]
@@ -195,10 +229,11 @@ def test_gather_lists_what_is_missing_and_writes_nothing(tmp_path: Path) -> None
         rung / "eval" / "metrics.json",
         rung / "rl-grpo/e1/eval/ood.parquet",
         tmp_path / "baselines/cell-type/metrics.json",
+        rung / "rl-grpo/e1/checkpoint/history.json",
     ]
     for path in gone:
         path.unlink()
-    with pytest.raises(UserError, match="3 results are missing") as caught:
+    with pytest.raises(UserError, match="4 results are missing") as caught:
         gather(study, tmp_path, tmp_path / "study")
     assert all(str(path) in str(caught.value) for path in gone)
     assert not (tmp_path / "study").exists()
@@ -225,18 +260,18 @@ def test_gather_refuses_to_pair_predictions_on_different_examples(tmp_path: Path
 
 def draw(study: Study, folder: Path) -> dict[str, str]:
     """Draw the figures; hashes of the files by name."""
-    figures(folder / METRICS, folder / GAINS, study, folder / "figures")
+    figures(study, folder, folder / "figures")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "figures").iterdir()}
 
 
-def test_the_same_evaluations_give_the_same_bytes(planted: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = planted
+def test_the_same_evaluations_give_the_same_bytes(formed: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = formed
     drawn = []
     for name in ("first", "second"):
         gather(study, results, tmp_path / name)
         drawn.append(draw(study, tmp_path / name))
     assert drawn[0] == drawn[1]
-    for table in (METRICS, GAINS):
+    for table in (METRICS, GAINS, REWARDS):
         first, second = (tmp_path / name / table for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
     names = {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")} | {TABLE}
@@ -286,6 +321,7 @@ def test_a_study_without_rl_or_without_sft_has_figures_that_say_so(tmp_path: Pat
     plant(study, tmp_path, size=40)
     gather(study, tmp_path, tmp_path / "study")
     assert len(pd.read_parquet(tmp_path / "study" / GAINS)) == 0
+    assert list(pd.read_parquet(tmp_path / "study" / REWARDS).columns) == [*IDENTITY, *LOGGED]
     draw(study, tmp_path / "study")
     assert "What RL adds" not in (tmp_path / "study" / "figures" / TABLE).read_text()
 
@@ -304,6 +340,200 @@ def test_perplexities_of_base_and_cpt_reach_the_table_and_the_page(planted: tupl
     assert set(rows.task) == set(study.corpora)
     assert set(rows.model) == {"nano/base", "nano/cpt-bio"}
     assert set(rows.split) == {"heldout"}
-    figures(tmp_path / METRICS, tmp_path / GAINS, study, tmp_path)
+    figures(study, tmp_path, tmp_path)
     page = (tmp_path / TABLE).read_text()
     assert all(text in page for text in ("Perplexity", "1000.0", "20.0"))
+
+
+# --- Sequences as features ---
+
+
+def shown(study: Study, results: Path, folder: Path) -> pd.DataFrame:
+    """The metrics as the figures get them."""
+    gather(study, results, folder)
+    table = pd.read_parquet(folder / METRICS)
+    return drawing._means(table[table.metric != "perplexity"], study.tasks)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_forms_and_their_encoders_reach_every_table(formed: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = formed
+    gather(study, results, tmp_path)
+    for name in (METRICS, GAINS, REWARDS):
+        table = pd.read_parquet(tmp_path / name)
+        place = list(table.columns).index("seed")
+        assert list(table.columns)[place + 1 : place + 3] == ["sequences", "encoder"]
+        trained = table[table.kind.isin(["sft", "rl"])]
+        rows = set(zip(trained.task, trained.sequences, trained.encoder.fillna("none"), strict=True))
+        tokens = {(task, "tokens", "none") for task in ("splice-donor", "cell-type")}
+        assert rows == tokens | {("splice-donor", "features", "nano-esm")}
+    untrained = pd.read_parquet(tmp_path / METRICS).query("kind in ('base', 'cpt')")
+    assert set(untrained.sequences) == {"tokens"}
+
+
+def test_no_mean_mixes_forms(formed: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = formed
+    means = shown(study, results, tmp_path)
+    table = pd.read_parquet(tmp_path / METRICS)
+    accuracy = means[(means.metric == "accuracy") & (means.kind == "sft")]
+    assert set(accuracy.seeds) == {1}
+    assert all(len(each) == 1 for each in means.each)
+    for row in accuracy[accuracy.task == "splice-donor"].itertuples():
+        same = table[
+            (table.task == row.task)
+            & (table.kind == row.kind)
+            & (table.cpt == row.cpt)
+            & (table.sft_epochs == row.sft_epochs)
+            & (table.split == row.split)
+            & (table.metric == row.metric)
+        ]
+        assert len(same) == 2
+        assert row.value == same[same.sequences == row.sequences].value.item()
+
+
+def test_each_form_of_a_task_has_its_own_row_of_panels_and_tokens_are_not_named(
+    formed: tuple[Study, Path], tmp_path: Path
+) -> None:
+    table = shown(*formed, tmp_path)
+    rows = [title.split(" · ")[:2] for title in titles(drawing.sft_ladder(table, "accuracy"))[::2]]
+    assert rows == [
+        ["splice-donor", f"in-domain (ID), n = {SIZE}"],
+        ["splice-donor", "features"],
+        ["cell-type", f"in-domain (ID), n = {SIZE}"],
+    ]
+    gaps = [title.split(" · ")[1] for title in titles(drawing.generalization_gap(table))[::2]]
+    assert [gap.split(" ")[0] for gap in gaps] == ["accuracy", "features", "accuracy"]
+    bars = [label.get_text() for label in drawing.label_prior(table).axes[0].get_yticklabels()]
+    assert "no CPT · SFT e8" in bars
+    assert "features · no CPT · SFT e8" in bars
+    assert "features · no CPT · before SFT" not in bars
+    gains = drawing._means(pd.read_parquet(tmp_path / GAINS), formed[0].tasks)
+    starts = [label.get_text() for label in drawing.rl_gain(gains).axes[0].get_yticklabels()]
+    assert starts[0] == "no CPT · SFT e1 → RL e1"
+    assert starts[-1] == "features · CPT bio · SFT e8 → RL e1"
+
+
+def test_forms_stand_side_by_side_only_where_there_are_several(formed: tuple[Study, Path], tmp_path: Path) -> None:
+    figure = drawing.sequences(shown(*formed, tmp_path))
+    assert len(figure.axes) == 2 * 2  # splice-donor without and with CPT, ID and OOD
+    heads = [text.get_text() for axes in figure.axes for text in axes.texts if "encoder" in text.get_text()]
+    assert heads == ["splice-donor  (no CPT · encoder nano-esm)", "splice-donor  (CPT bio · encoder nano-esm)"]
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"○ tokens", "● features", "logistic", "k-NN", "majority"} <= set(words)
+
+
+def test_a_study_of_tokens_has_no_word_of_forms(planted: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = planted
+    table = shown(study, results, tmp_path)
+    (text,) = drawing.sequences(table).texts
+    assert text.get_text() == "No task of this study has its sequences in more than one form."
+    draw(study, tmp_path)
+    page = (tmp_path / "figures" / TABLE).read_text()
+    assert "<th class=" not in page.replace('<th class="id"', "").replace('<th class="ood"', "")
+    assert "tokens" not in page
+    assert all("tokens" not in title for title in titles(drawing.sft_ladder(table, "accuracy")))
+    assert "form" not in drawing._Tree(study).note
+
+
+def test_the_table_says_form_and_encoder_where_a_task_has_several(formed: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = formed
+    gather(study, results, tmp_path)
+    draw(study, tmp_path)
+    parts = (tmp_path / "figures" / TABLE).read_text().split("<h2>")[1:]
+    donor = [part for part in parts if part.startswith("splice-donor")]
+    cells = [part for part in parts if part.startswith("cell-type")]
+    assert len(donor) == len(cells) == 2  # results, and what RL adds
+    assert all("features (nano-esm)" in part for part in donor)
+    assert not any('class="form"' in part for part in cells)
+    assert donor[0].count('<td class="form">features (nano-esm)</td>') == 2 * (4 + 2)
+    assert donor[0].count('<td class="form">tokens</td>') == 2 * (1 + 4 + 2)
+    assert donor[0].count('<td class="form"></td>') == 3
+
+
+def test_cold_rl_with_features_and_a_task_of_features_alone_are_drawn(tmp_path: Path) -> None:
+    cold = load(forms("features", "both", sft=[], rl=[{"recipe": "grpo", "from": ["cold"]}]))
+    plant(cold, tmp_path, size=40)
+    figure = drawing.sequences(shown(cold, tmp_path, tmp_path / "cold"))
+    assert len(figure.axes) == 2 * 2
+    draw(cold, tmp_path / "cold")
+    alone = load(forms("features", tasks=["splice-donor"], cpt=["none"]))
+    plant(alone, tmp_path, size=40)
+    table = shown(alone, tmp_path, tmp_path / "alone")
+    assert [title.split(" · ")[1] for title in titles(drawing.sft_ladder(table, "accuracy"))] == ["features"] * 2
+    draw(alone, tmp_path / "alone")
+
+
+# --- Reward while RL trains ---
+
+
+def test_rewards_have_a_row_for_every_logged_step_of_every_rl_model(tmp_path: Path) -> None:
+    given = config(cpt=["none"], tasks=["splice-donor"])
+    given["recipes"]["rl"]["grpo"]["epochs"] = [1, 2]
+    study = load(given)
+    plant(study, tmp_path, size=40)
+    gather(study, tmp_path, tmp_path / "study")
+    table = pd.read_parquet(tmp_path / "study" / REWARDS)
+    assert list(table.columns) == [*IDENTITY, *LOGGED]
+    rungs = {model: list(rows.step) for model, rows in table.groupby("model")}
+    start = "nano/base/splice-donor/s0/sft-brief"
+    expected = {1: [10, 16], 2: [10, 16, 20, 30, 32]}
+    assert rungs == {f"{start}/e{sft}/rl-grpo/e{rl}": expected[rl] for sft in (1, 8) for rl in (1, 2)}
+    row = table.iloc[0]
+    assert (row.step, row.epoch, row.reward, row.reward_std, row.frac_reward_zero_std) == (10, 0.625, 0.6, 0.3, 0.25)
+    ends = drawing._last_rungs(table, study)
+    assert set(ends.model) == {f"{start}/e{sft}/rl-grpo/e2" for sft in (1, 8)}
+
+
+@pytest.mark.parametrize("text", ["{", "3", "[]", "[3]", '[{"step": 1, "loss": 0}]', '[{"step": 1, "reward": 0}]'])
+def test_gather_names_a_history_without_rewards_and_the_folder_to_delete(text: str, tmp_path: Path) -> None:
+    study = load(config(cpt=["none"], tasks=["splice-donor"]))
+    plant(study, tmp_path, size=40)
+    file = tmp_path / "models/nano/base/splice-donor/s0/sft-brief/e8/rl-grpo/e1/checkpoint/history.json"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        gather(study, tmp_path, tmp_path / "study")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert f"delete {file.parent} and run snakemake again" in str(caught.value)
+
+
+def test_a_reward_without_a_spread_is_kept_as_missing(tmp_path: Path) -> None:
+    study = load(config(cpt=["none"], tasks=["splice-donor"], rl=[{"recipe": "grpo", "from": [1]}]))
+    plant(study, tmp_path, size=40)
+    file = tmp_path / "models/nano/base/splice-donor/s0/sft-brief/e1/rl-grpo/e1/checkpoint/history.json"
+    logged = json.loads(file.read_text())
+    logged[0]["reward_std"] = None  # as NaN is written
+    file.write_text(json.dumps(logged))
+    gather(study, tmp_path, tmp_path / "study")
+    assert list(pd.read_parquet(tmp_path / "study" / REWARDS).reward_std.isna()) == [True, False]
+
+
+def test_means_of_quarters_count_a_logged_value_by_its_steps() -> None:
+    reward = pd.Series([1.0, 2.0, 3.0, 7.0], index=[10, 20, 30, 32])
+    assert drawing._between(reward, 0, 8) == pytest.approx(1.0)
+    assert drawing._between(reward, 24, 32) == pytest.approx((6 * 3 + 2 * 7) / 8)
+    assert drawing._between(reward, 0, 32) == pytest.approx((10 + 20 + 30 + 14) / 32)
+    assert list(drawing._middles(reward.index)) == [5, 15, 25, 31]
+    steps = pd.Series(np.arange(100.0), index=np.arange(1, 101))
+    assert drawing._between(steps, 0, 25) == pytest.approx(np.arange(25).mean())
+    assert drawing._between(steps, 75, 100) == pytest.approx(np.arange(75, 100).mean())
+
+
+def test_the_reward_figure_has_a_panel_a_task_and_says_first_and_last_quarter(
+    formed: tuple[Study, Path], tmp_path: Path
+) -> None:
+    study, results = formed
+    gather(study, results, tmp_path)
+    rewards = pd.read_parquet(tmp_path / REWARDS)
+    figure = drawing.rl_reward(rewards, study.tasks)
+    assert titles(figure) == [f"{task} · 16 steps, logged 2 times" for task in ("splice-donor", "cell-type")]
+    donor, cells = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert len(donor) == 2 * 2 * 2
+    assert len(cells) == 2 * 2
+    assert "0.60 → 0.66  features · CPT bio · SFT e8 → RL e1" in donor
+    lines = {line.get_linestyle() for line in figure.axes[0].lines}
+    assert lines == {"-", "--"}
+    (text,) = drawing.rl_reward(rewards.iloc[:0], study.tasks).texts
+    assert text.get_text() == "This study has no RL stage."

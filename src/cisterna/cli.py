@@ -314,9 +314,9 @@ def _gather(options: argparse.Namespace) -> None:
 
 def _figures(options: argparse.Namespace) -> None:
     from cisterna import study
-    from cisterna.report import GAINS, METRICS, figures
+    from cisterna.report import figures
 
-    figures.figures(options.metrics / METRICS, options.metrics / GAINS, study.load(options.study), options.output)
+    figures.figures(study.load(options.study), options.metrics, options.output)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The report of a study: numbers in one table (``gather``), then pictures of it (``figures``).
+"""The report of a study: numbers in tables (``gather``), then pictures of them (``figures``).
 
 Not for judging what the numbers mean, and not for the pages around them, which
 ``snakemake --report`` makes.
@@ -6,13 +6,16 @@ Not for judging what the numbers mean, and not for the pages around them, which
 
 METRICS = "metrics.parquet"
 GAINS = "rl_gains.parquet"
+REWARDS = "rl_rewards.parquet"
 
 FIGURES = (
     "sft_accuracy",
     "sft_balanced_accuracy",
     "rl_gain",
+    "rl_reward",
     "generalization_gap",
     "label_prior",
+    "sequences",
     "lineage",
 )
 """Names of the figures; each is written as .svg and .png."""

@@ -26,7 +26,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cisterna.report import FIGURES, TABLE
+from cisterna import report
 from cisterna.study import Model, Study
 
 WIDTH = 10.0  # inches
@@ -44,7 +44,12 @@ METRICS = {
     "macro_f1": "macro-F1",
     "mcc": "MCC",
 }
-STAGES = ["backbone", "cpt", "sft", "sft_epochs", "rl", "rl_epochs"]
+STAGES = ["backbone", "sequences", "cpt", "sft", "sft_epochs", "rl", "rl_epochs"]
+FORMS = {"tokens": "tokens", "features": "features", "both": "both forms"}
+FORM_LINES: dict[str, Any] = {"tokens": "-", "features": "--", "both": ":"}
+FORM_DASHES = {"tokens": "──", "features": "╌╌", "both": "····"}  # the same lines, as letters
+FORM_COLOURS = {"tokens": "#555555", "features": "#009E73", "both": "#AA4499"}
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#555555")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -76,43 +81,56 @@ class Tag:
     bold: bool = False
 
 
-def figures(metrics: Path, gains: Path, study: Study, output: Path) -> None:
+@dataclass(frozen=True)
+class Row:
+    """A row of the results table; ``numbers`` has a row a split and metric."""
+
+    name: str
+    form: str
+    kind: str
+    numbers: pd.DataFrame
+
+
+def figures(study: Study, tables: Path, output: Path) -> None:
     """Write the figures of ``cisterna.report.FIGURES`` (.svg, .png) and the results table.
 
-    ``metrics`` and ``gains`` are the tables of ``cisterna.report.gather``, ``output`` is a folder.
-    A figure about a stage that the study does not have is written, and says so.
+    ``tables`` is the folder that ``cisterna.report.gather`` wrote, ``output`` is a folder. A figure
+    about something that the study does not have is written, and says so.
     """
-    everything = pd.read_parquet(metrics)
+    everything = pd.read_parquet(tables / report.METRICS)
     perplexity = everything[everything.metric == "perplexity"]
     table = _means(everything[everything.metric != "perplexity"], study.tasks)
-    paired = _means(pd.read_parquet(gains), study.tasks)
+    paired = _means(pd.read_parquet(tables / report.GAINS), study.tasks)
+    rewards = pd.read_parquet(tables / report.REWARDS)
     drawings: dict[str, Callable[[], Figure]] = {
         "sft_accuracy": lambda: sft_ladder(table, "accuracy"),
         "sft_balanced_accuracy": lambda: sft_ladder(table, "balanced_accuracy"),
         "rl_gain": lambda: rl_gain(paired),
+        "rl_reward": lambda: rl_reward(_last_rungs(rewards, study), study.tasks),
         "generalization_gap": lambda: generalization_gap(table),
         "label_prior": lambda: label_prior(table),
+        "sequences": lambda: sequences(table),
         "lineage": lambda: lineage(study),
     }
     output.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
-        for name in FIGURES:
+        for name in report.FIGURES:
             _save(drawings[name](), output / name)
     page = results_table(table, paired, perplexity, study.name)
-    _replace(output / TABLE, lambda path: path.write_text(page, encoding="utf-8"))
+    _replace(output / report.TABLE, lambda path: path.write_text(page, encoding="utf-8"))
 
 
 def sft_ladder(table: pd.DataFrame, metric: str) -> Figure:
-    """A metric against SFT epochs: a row a task, ID left, OOD right, baselines as thin lines."""
+    """A metric against SFT epochs: a row a task and form, ID left, OOD right, baselines thin."""
     shown = table[(table.metric == metric) & (table.rl == "none") & (table.kind != "baseline")]
-    ladders = _distinct(shown[shown.kind == "sft"], ["task", "backbone", "sft"])
+    ladders = _distinct(shown[shown.kind == "sft"], ["task", "backbone", "sequences", "sft"])
     if not ladders:
         return _nothing("This study has no SFT stage.")
     names = _Names(shown)
     right = _room(names.cpt(cpt) for cpt in shown.cpt.unique())
-    figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=0.62)
-    for row, (task, backbone, sft) in zip(panels, ladders, strict=True):
-        mine = shown[(shown.task == task) & (shown.backbone == backbone) & shown.sft.isin([sft, "none"])]
+    figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=names.gap)
+    for row, (task, backbone, form, sft) in zip(panels, ladders, strict=True):
+        mine = _rows(shown, task=task, backbone=backbone, sequences=form, sft=(sft, "none"))
         variants = [cpt for (cpt,) in _distinct(mine[mine.kind == "sft"], ["cpt"])]
         baselines = table[(table.metric == metric) & (table.task == task)]
         tags: dict[str, list[Tag]] = {}
@@ -127,8 +145,8 @@ def sft_ladder(table: pd.DataFrame, metric: str) -> Figure:
                 text = f"{_GLYPHS[SPLIT_MARKS[split], cpt != 'none']} {names.cpt(cpt)}"
                 tags[split].append(Tag(line.value.iloc[-1], text, colour, True))
             _epochs(axes, here.sft_epochs)
-            title = " · ".join([task, *names.few(backbone=backbone, sft=sft), SPLITS[split]])
-            axes.set_title(f"{title}, {_size(here)}", loc="left")
+            title = " · ".join([task, *names.form(form), *names.few(backbone=backbone, sft=sft), SPLITS[split]])
+            axes.set_title(f"{title}, {_size(here)}", loc="left", pad=names.pad)
             axes.grid(axis="y", color=PALE)
         _share_y(row)
         for axes, split in zip(row, SPLITS, strict=True):
@@ -159,7 +177,7 @@ def rl_gain(paired: pd.DataFrame) -> Figure:
     starts = {task: _distinct(paired[paired.task == task], STAGES) for task in tasks}
     heights = [0.55 + 0.4 * len(starts[task]) for task in tasks]
     names = _Names(paired)
-    left = 0.1 + _room(names.stages(start) for some in starts.values() for start in some)
+    left = 0.1 + _room(names.row(start) for some in starts.values() for start in some)
     figure, panels = _grid(heights, 3, left, between=0.25, right=0.25, gap=0.85, top=1.5)
     shown = paired[paired.metric.isin(parts)]
     edge = 1.08 * max(shown.low.abs().max(), shown.high.abs().max(), 0.02)
@@ -182,14 +200,8 @@ def rl_gain(paired: pd.DataFrame) -> Figure:
             axes.spines["left"].set_visible(False)
             axes.grid(axis="x", color=PALE)
             axes.set_title(head, loc="left", color=INK if metric == "accuracy" else FAINT)
-        row[0].set_yticklabels([names.stages(start) for start in starts[task]])
-        row[0].text(
-            0,
-            1 + 0.34 / _inches(row[0]),
-            f"{task}  ({sizes})",
-            transform=row[0].transAxes,
-            fontweight="bold",
-        )
+        row[0].set_yticklabels([names.row(start) for start in starts[task]])
+        _above(row[0], f"{task}  ({sizes})")
     for axes in panels[-1]:
         axes.set_xlabel("change against the parent")
     _head(
@@ -208,14 +220,13 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
     """ID minus OOD against SFT epochs, before and after RL, with baselines."""
     gaps = _gaps(table)
     models = gaps[gaps.kind != "baseline"]
-    ladders = _distinct(models[models.kind == "sft"], ["task", "backbone", "sft"])
-    ladders = ladders or _distinct(models[models.kind == "base"], ["task", "backbone", "sft"])
+    ladders = _ladders(models, "sequences")
     metrics = ("accuracy", "balanced_accuracy")
     names = _Names(models)
     right = _room(names.cpt(cpt) for cpt in models.cpt.unique())
-    figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=0.62)
-    for row, (task, backbone, sft) in zip(panels, ladders, strict=True):
-        mine = models[(models.task == task) & (models.backbone == backbone) & models.sft.isin([sft, "none"])]
+    figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=names.gap)
+    for row, (task, backbone, form, sft) in zip(panels, ladders, strict=True):
+        mine = _rows(models, task=task, backbone=backbone, sequences=form, sft=(sft, "none"))
         tags: list[list[Tag]] = []
         for axes, metric in zip(row, metrics, strict=True):
             here = mine[mine.metric == metric]
@@ -223,9 +234,9 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
             tags[-1] += _baselines(axes, gaps[(gaps.task == task) & (gaps.metric == metric)], FAINT)
             axes.axhline(0, color=INK, linewidth=0.8)
             _epochs(axes, here.sft_epochs)
-            title = " · ".join([task, *names.few(backbone=backbone, sft=sft), METRICS[metric]])
+            title = " · ".join([task, *names.form(form), *names.few(backbone=backbone, sft=sft), METRICS[metric]])
             size = f" ({_size(here)})" if axes is row[0] else ""
-            axes.set_title(title + size, loc="left")
+            axes.set_title(title + size, loc="left", pad=names.pad)
             axes.grid(axis="y", color=PALE)
         _share_y(row)
         for axes, some in zip(row, tags, strict=True):
@@ -251,12 +262,12 @@ def label_prior(table: pd.DataFrame) -> Figure:
     stages = {task: _milestones(shares[shares.task == task]) for task in tasks}
     heights = [0.25 + 0.2 * (len(stages[task]) + 1) for task in tasks]
     names = _Names(shares)
-    left = 0.1 + _room(names.stages(stage) for some in stages.values() for stage in some)
+    left = 0.1 + _room(names.row(stage) for some in stages.values() for stage in some)
     figure, panels = _grid(heights, 2, left, between=0.45, right=0.35, gap=0.85, top=1.4)
     for row, task in zip(panels, tasks, strict=True):
         mine = shares[shares.task == task]
         labels = [name.removeprefix("gold:") for name in _order(mine.metric) if name[:5] == "gold:"]
-        rows = ["gold", *[names.stages(stage) for stage in stages[task]]]
+        rows = ["gold", *[names.row(stage) for stage in stages[task]]]
         for axes, split in zip(row, SPLITS, strict=True):
             here = mine[mine.split == split]
             gold = here.drop_duplicates("metric").set_index("metric").value
@@ -291,6 +302,90 @@ def label_prior(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def sequences(table: pd.DataFrame) -> Figure:
+    """Accuracy of the forms of one task against SFT epochs, all else the same: ID left, OOD right."""
+    models = table[(table.metric == "accuracy") & (table.kind != "baseline")]
+    ladders = {key: _ladder(models, *key) for key in _ladders(models, "cpt")}
+    forms = {key: _order(_rows(ladder, kind=("sft", "rl")).sequences) for key, ladder in ladders.items()}
+    compared = [key for key in ladders if len(forms[key]) > 1]
+    if not compared:
+        return _nothing("No task of this study has its sequences in more than one form.")
+    names = _Names(models)
+    right = _room(f"● {FORMS[form]}" for key in compared for form in forms[key])
+    figure, panels = _grid([2.1] * len(compared), 2, 0.8, right + 0.45, right, gap=0.85, top=1.6)
+    for row, key in zip(panels, compared, strict=True):
+        (task, backbone, cpt, sft), mine = key, ladders[key]
+        tags: dict[str, list[Tag]] = {}
+        for axes, split in zip(row, SPLITS, strict=True):
+            here = mine[mine.split == split]
+            baselines = table[(table.metric == "accuracy") & (table.task == task) & (table.split == split)]
+            tags[split] = [*_forms_panel(axes, here, forms[key]), *_baselines(axes, baselines, FAINT)]
+            _epochs(axes, here.sft_epochs)
+            axes.set_xlim(left=-1.5)
+            axes.set_title(f"{SPLITS[split]}, {_size(here)}", loc="left")
+            axes.grid(axis="y", color=PALE)
+        _share_y(row)
+        for axes, split in zip(row, SPLITS, strict=True):
+            _tag(axes, tags[split])
+        row[0].set_ylabel("accuracy")
+        encoders = [name for name in _order(mine.encoder) if name != "none"]
+        where = [names.cpt(cpt), *names.few(backbone=backbone, sft=sft), f"encoder {', '.join(encoders)}"]
+        _above(row[0], f"{task}  ({' · '.join(where)})")
+    for axes in panels[-1]:
+        axes.set_xlabel("SFT epochs (0 = the parent checkpoint, which reads tokens)")
+    _head(
+        figure,
+        "Sequences as tokens and as features of an encoder",
+        "Same task, examples, CPT, recipes and seeds; only the form of the sequences differs. Dotted: baselines on the "
+        f"raw sequences.\n{_note(table)}",
+    )
+    _key(figure, {"● SFT": FAINT} | ({"◆ after RL": FAINT} if (models.rl != "none").any() else {}))
+    return figure
+
+
+def rl_reward(rewards: pd.DataFrame, tasks: Sequence[str]) -> Figure:
+    """Reward against step while RL trained: a panel a task, a line a run."""
+    tasks = [task for task in tasks if task in set(rewards.task)]
+    if not tasks:
+        return _nothing("This study has no RL stage.")
+    runs = {task: _distinct(rewards[rewards.task == task], STAGES) for task in tasks}
+    names = _Names(rewards)
+    colours: dict[str, str] = {}
+    for run in (run for some in runs.values() for run in some):
+        colours.setdefault(names.stages(run), RUN_COLOURS[len(colours) % len(RUN_COLOURS)])
+    right = 0.7 + _room(names.row(run) for some in runs.values() for run in some)
+    heights = [max(1.7, 0.17 * len(some)) for some in runs.values()]
+    figure, panels = _grid(heights, 1, 0.8, 0, right, gap=0.62)
+    for (axes,), (task, some) in zip(panels, runs.items(), strict=True):
+        mine = rewards[rewards.task == task]
+        tags = []
+        for run in some:
+            log = _rows(mine, **dict(zip(STAGES, run, strict=True)))
+            colour, form = colours[names.stages(run)], log.sequences.iloc[0]
+            first, last, end = _reward_line(axes, log, colour, FORM_LINES[form])
+            tags.append(Tag(end, f"{first:.2f} → {last:.2f}  {names.row(run)}", colour))
+        lengths = mine.groupby("model").step.agg(["max", "size"])
+        steps, values = (_span(lengths[column]) for column in lengths)
+        axes.set_title(f"{task} · {steps} steps, logged {values} times", loc="left")
+        axes.set_xlim(0, lengths["max"].max())
+        axes.set_ylabel("mean reward")
+        axes.grid(axis="y", color=PALE)
+        _tag(axes, tags)
+    panels[-1, 0].set_xlabel("training step")
+    seeds = rewards.seed.nunique()
+    several = f"Thick lines and numbers: means of {seeds} training seeds." if seeds > 1 else "One training seed."
+    _head(
+        figure,
+        "Reward while RL trains",
+        "Mean reward of the completions sampled from train. Thin: as logged; thick: centred moving mean over a quarter "
+        f"of the steps.\nNumbers: mean of the first → of the last quarter of the steps. {several}",
+    )
+    forms = [form for form in FORMS if form in set(rewards.sequences)]
+    if len(forms) > 1:
+        _key(figure, {f"{FORM_DASHES[form]} {FORMS[form]}": FAINT for form in forms})
+    return figure
+
+
 def lineage(study: Study) -> Figure:
     """The family tree of the study's checkpoints: one task drawn out, the others counted."""
     drawn = _Tree(study)
@@ -321,11 +416,11 @@ def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.Data
         sizes = _sizes(mine)
         body.append(f"<h2>{html.escape(task)} <small>{mine.modality.iloc[0]}; {sizes}</small></h2>")
         rows = []
-        for (model, kind, *stage), row in mine.groupby(["model", "kind", *STAGES], sort=False):
+        for (model, kind, *stage), numbers in mine.groupby(["model", "kind", *STAGES], sort=False):
             name = _baseline(model) if kind == "baseline" else names.stages(stage)
-            rows.append((name, row, kind))
+            rows.append(Row(name, _form(numbers), kind, numbers))
         first = [*BASELINES.values()]
-        rows.sort(key=lambda row: first.index(row[0]) if row[0] in first else len(first))
+        rows.sort(key=lambda row: first.index(row.name) if row.name in first else len(first))
         body.append(_html_rows(rows, METRICS))
     if len(paired):
         body.append("<h1>What RL adds: RL minus the checkpoint it started from</h1>")
@@ -342,7 +437,9 @@ def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.Data
         }
         for (task,) in _distinct(paired, ["task"]):
             mine = paired[paired.task == task]
-            starts = [(names.stages(stage), row, "rl") for stage, row in mine.groupby(STAGES, sort=False)]
+            starts = [
+                Row(names.stages(stage), _form(row), "rl", row) for stage, row in mine.groupby(STAGES, sort=False)
+            ]
             body.append(f"<h2>{html.escape(task)}</h2>" + _html_rows(starts, columns, "+.3f"))
     if len(perplexity):
         body.append("<h1>Perplexity on the held-out part of each corpus</h1>")
@@ -367,7 +464,7 @@ small {{ font-weight: normal; color: #666; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .22em .5em; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #e6e6e6; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th:first-child, td:first-child, .form {{ text-align: left; }}
 thead th {{ border-bottom: 1px solid #888; }}
 .id, .ood {{ border-left: 2px solid #bbb; }}
 td span {{ color: #666; font-size: .82em; margin-left: .35em; }}
@@ -399,8 +496,20 @@ def _perplexity_rows(perplexity: pd.DataFrame) -> str:
     )
 
 
-def _html_rows(rows: Sequence[tuple[str, pd.DataFrame, str]], columns: dict[str, str], number: str = ".3f") -> str:
-    """A table with a row a model and the metrics of both splits side by side."""
+def _form(frame: pd.DataFrame) -> str:
+    """Words for the form of a model's sequences, with the encoder; none for a baseline."""
+    form, encoder = frame.sequences.iloc[0], frame.encoder.iloc[0]
+    if form == "none":
+        return ""
+    return FORMS[form] if encoder == "none" else f"{FORMS[form]} ({encoder})"
+
+
+def _html_rows(rows: Sequence[Row], columns: dict[str, str], number: str = ".3f") -> str:
+    """A table with a row a model and the metrics of both splits side by side.
+
+    The form has a column where a row has another than tokens.
+    """
+    forms = any(row.form not in ("", "tokens") for row in rows)
     head = "".join(
         f"<th{_edge(split, position)}>{name}</th>" for split in SPLITS for position, name in enumerate(columns.values())
     )
@@ -408,11 +517,12 @@ def _html_rows(rows: Sequence[tuple[str, pd.DataFrame, str]], columns: dict[str,
         f'<th class="{split}" colspan="{len(columns)}" style="text-align:left">{text}</th>'
         for split, text in SPLITS.items()
     )
-    lines = [f"<tr><th></th>{groups}</tr><tr><th>model</th>{head}</tr>"]
+    blank, sequences = ("<th></th>", '<th class="form">sequences</th>') if forms else ("", "")
+    lines = [f"<tr><th></th>{blank}{groups}</tr><tr><th>model</th>{sequences}{head}</tr>"]
     body = []
-    for name, frame, kind in rows:
-        values = {(row["split"], row["metric"]): row for row in frame.to_dict("records")}
-        cells = ""
+    for row in rows:
+        values = {(cell["split"], cell["metric"]): cell for cell in row.numbers.to_dict("records")}
+        cells = f'<td class="form">{html.escape(row.form)}</td>' if forms else ""
         for split in SPLITS:
             for position, metric in enumerate(columns):
                 cell = values[split, metric]
@@ -420,7 +530,7 @@ def _html_rows(rows: Sequence[tuple[str, pd.DataFrame, str]], columns: dict[str,
                     f"<td{_edge(split, position)}>{cell['value']:{number}}"
                     f"<span>{cell['low']:.2f} to {cell['high']:.2f}</span></td>"
                 )
-        body.append(f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}</tr>')
+        body.append(f'<tr class="{row.kind}"><td>{html.escape(row.name)}</td>{cells}</tr>')
     return f'<div class="wide"><table><thead>{"".join(lines)}</thead><tbody>{chr(10).join(body)}</tbody></table></div>'
 
 
@@ -434,6 +544,9 @@ class _Names:
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.several = {column: len(set(frame[column]) - {"none"}) > 1 for column in ("backbone", "sft", "rl")}
+        forms = set(frame.sequences) - {"none", "tokens"}
+        self.pad = 16 if forms else 6  # points between a panel and its title: long titles pass above the tags
+        self.gap = 0.8 if forms else 0.62  # inches between rows of panels with such titles
 
     def few(self, **names: str) -> list[str]:
         return [name for column, name in names.items() if self.several[column]]
@@ -441,18 +554,30 @@ class _Names:
     def cpt(self, cpt: str) -> str:
         return "no CPT" if cpt == "none" else f"CPT {cpt}"
 
+    def form(self, form: str) -> list[str]:
+        return [] if form == "tokens" else [FORMS[form]]
+
+    def row(self, values: Sequence[Any]) -> str:
+        """Words for values of the columns ``STAGES``, the form first."""
+        return " · ".join([*self.form(values[STAGES.index("sequences")]), self.stages(values)])
+
     def stages(self, values: Sequence[Any]) -> str:
-        """Words for values of the columns ``STAGES``."""
+        """Words for values of the columns ``STAGES``, without the form."""
         stage = dict(zip(STAGES, values, strict=True))
-        words = [*self.few(backbone=stage["backbone"]), self.cpt(stage["cpt"])]
-        if stage["sft"] != "none":
-            words.append(" ".join(["SFT", *self.few(sft=stage["sft"]), f"e{stage['sft_epochs']}"]))
-        text = " · ".join(words)
+        text = self.start(values)
         if stage["sft"] == stage["rl"] == "none":
             return f"{text} · before SFT"
         if stage["rl"] != "none":
             text += " → " + " ".join(["RL", *self.few(rl=stage["rl"]), f"e{stage['rl_epochs']}"])
         return text
+
+    def start(self, values: Sequence[Any]) -> str:
+        """Words for what is before RL."""
+        stage = dict(zip(STAGES, values, strict=True))
+        words = [*self.few(backbone=stage["backbone"]), self.cpt(stage["cpt"])]
+        if stage["sft"] != "none":
+            words.append(" ".join(["SFT", *self.few(sft=stage["sft"]), f"e{stage['sft_epochs']}"]))
+        return " · ".join(words)
 
 
 class _Tree:
@@ -475,27 +600,32 @@ class _Tree:
             if model.backbone == first.backbone
             and model.task in (None, first.task)
             and model.seed in (None, first.seed)
+            and (model.task is None or model.sequences == first.sequences)
         ]
         self.children: dict[str | None, list[Model]] = {}
         for model in self.kept:
             self.children.setdefault(model.parent, []).append(model)
         for root in self.children[None]:
             self._place(root)
+        forms = _order(model.sequences for model in owned)
         said = [f"{word} {name}" for word, name in self._where(first) if name is not None]
+        said = said[: None if len(forms) > 1 else -1]
         self.note = f"Drawn: {', '.join(said)}."
         if self.skipped:
             self.note += f" {self.skipped} of its checkpoints do not fit and are not drawn."
         rest = len(study.models) - len(self.kept)
         others = [
             f"{word} {', '.join(map(str, names))}"
-            for (word, mine), every in zip(self._where(first), (study.tasks, study.backbones, study.seeds), strict=True)
+            for (word, mine), every in zip(
+                self._where(first), (study.tasks, study.backbones, study.seeds, forms), strict=True
+            )
             if (names := [name for name in every if name != mine])
         ]
         self.rest = f"+ {rest} checkpoints not drawn: {'; '.join(others)}" if rest else ""
 
     @staticmethod
     def _where(model: Model) -> tuple[tuple[str, Any], ...]:
-        return ("task", model.task), ("backbone", model.backbone), ("seed", model.seed)
+        return ("task", model.task), ("backbone", model.backbone), ("seed", model.seed), ("form", model.sequences)
 
     def _place(self, model: Model) -> None:
         """Give a checkpoint the next free row, or its first child's row, from the top down."""
@@ -562,10 +692,12 @@ class _Tree:
 def _means(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """Means over ``seeds`` seeds; ``each`` holds their values, ``model`` names baselines only.
 
-    Tasks come in the order of ``tasks``.
+    Tasks come in the order of ``tasks``, their forms in that of ``FORMS``; baselines, which have no
+    form, have the form and the encoder "none".
     """
     frame = frame.assign(model=frame.model.where(frame.kind == "baseline", ""))
-    keys = ["model", "kind", "task", "modality", *STAGES, "split", "metric"]
+    frame = frame.fillna({"sequences": "none", "encoder": "none"})
+    keys = ["model", "kind", "task", "modality", "encoder", *STAGES, "split", "metric"]
     means = (
         frame.groupby(keys, sort=False)
         .agg(
@@ -578,7 +710,35 @@ def _means(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
         )
         .reset_index()
     )
-    return means.sort_values("task", key=lambda task: task.map(tasks.index), kind="stable")
+    places = {"task": [*tasks], "sequences": [*FORMS, "none"]}
+    return means.sort_values(list(places), key=lambda names: names.map(places[str(names.name)].index), kind="stable")
+
+
+def _last_rungs(rewards: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The rows of models that end their run: the history of a rung holds those of the rungs before."""
+    ends = {
+        path for path in rewards.model.unique() if study.ladder(study.model(f"models/{path}"))[-1] == f"models/{path}"
+    }
+    return rewards[rewards.model.isin(ends)]
+
+
+def _rows(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows that have the wanted value, or one of a tuple of them, in every column named."""
+    kept = np.ones(len(table), dtype=bool)
+    for column, values in wanted.items():
+        kept &= table[column].isin(values if isinstance(values, tuple) else (values,)).to_numpy()
+    return table[kept]
+
+
+def _ladders(models: pd.DataFrame, column: str) -> list[tuple[Any, ...]]:
+    """(task, backbone, ``column``, SFT recipe) of all SFT and RL, or if there is none of the models before them.
+
+    RL without SFT (recipe "none") belongs to every ladder that shares the rest, and is listed where there is none.
+    """
+    trained = _rows(models, kind=("sft", "rl"))
+    found = _distinct(trained if len(trained) else models, ["task", "backbone", column, "sft"])
+    with_sft = {tuple(key) for *key, sft in found if sft != "none"}
+    return [(*key, sft) for *key, sft in found if sft != "none" or tuple(key) not in with_sft]
 
 
 def _gaps(table: pd.DataFrame) -> pd.DataFrame:
@@ -617,7 +777,8 @@ def _gap_panel(axes: Axes, here: pd.DataFrame, names: _Names) -> list[Tag]:
         x = _log(line.sft_epochs) + step * position - 0.16
         _series(axes, x, line, STAGE_COLOURS["sft"], "o", style)
         text = f"{_GLYPHS['o', cpt != 'none']} {names.cpt(cpt)}"
-        tags.append(Tag(line.value.iloc[-1], text, STAGE_COLOURS["sft"], True))
+        last = line if len(line) else mine  # cold RL in a form that the parent does not have
+        tags.append(Tag(last.value.iloc[-1], text, STAGE_COLOURS["sft"], True))
         for turn, (rl, epochs) in enumerate(recipes, start=1):
             after = mine[(mine.rl == rl) & (mine.rl_epochs == epochs)]
             x = _log(after.sft_epochs) + step * (turn * len(variants) + position) - 0.16
@@ -625,19 +786,79 @@ def _gap_panel(axes: Axes, here: pd.DataFrame, names: _Names) -> list[Tag]:
     return tags
 
 
+def _ladder(models: pd.DataFrame, task: str, backbone: str, cpt: str, sft: str) -> pd.DataFrame:
+    """One SFT ladder in all its forms, with what it starts from and what RL made of it."""
+    return _rows(models, task=task, backbone=backbone, cpt=cpt, sft=(sft, "none"))
+
+
+def _forms_panel(axes: Axes, here: pd.DataFrame, forms: Sequence[str]) -> Iterator[Tag]:
+    """A line for every form and diamonds for what RL made of its rungs; yields the lines' tags."""
+    recipes = _distinct(here[here.rl != "none"], ["rl", "rl_epochs"])
+    count = len(forms) * (1 + len(recipes))
+    step = min(0.13, 0.8 / count)
+    left = -step * (count - 1) / 2
+    for position, form in enumerate(forms):
+        mine = here[here.sequences == form]
+        colour, filled = FORM_COLOURS[form], form != "tokens"
+        line = mine[mine.rl == "none"].sort_values("sft_epochs")
+        x = _log(line.sft_epochs) + left + step * position
+        _series(axes, x, line, colour, "o", (FORM_LINES[form], filled))
+        last = line if len(line) else mine
+        yield Tag(last.value.iloc[-1], f"{_GLYPHS['o', filled]} {FORMS[form]}", colour, True)
+        for turn, (rl, epochs) in enumerate(recipes, start=1):
+            after = mine[(mine.rl == rl) & (mine.rl_epochs == epochs)]
+            x = _log(after.sft_epochs) + left + step * (turn * len(forms) + position)
+            _series(axes, x, after, colour, "D", ("none", filled))
+
+
+def _reward_line(axes: Axes, log: pd.DataFrame, colour: str, linestyle: Any) -> tuple[float, float, float]:
+    """Rewards of one run, as logged and smoothed; returns the means of its first and last quarter, and the end."""
+    for _, seed in log.groupby("model", sort=False):
+        axes.plot(_middles(seed.step), seed.reward, color=colour, linewidth=0.7, alpha=0.35)
+    mean = log.groupby("step").reward.mean()
+    total = mean.index[-1]
+    x = _middles(mean.index)
+    smooth = [_between(mean, at - total / 8, at + total / 8) for at in x]
+    axes.plot(x, smooth, color=colour, linestyle=linestyle, linewidth=1.8, zorder=3)
+    return _between(mean, 0, total / 4), _between(mean, total * 3 / 4, total), smooth[-1]
+
+
+def _middles(steps: pd.Series | pd.Index) -> np.ndarray:
+    """The middle of what each logged value is the mean of: the steps since the value before."""
+    ends = steps.to_numpy(dtype=float)
+    return (np.concatenate([[0.0], ends[:-1]]) + ends) / 2
+
+
+def _between(reward: pd.Series, low: float, high: float) -> float:
+    """Mean reward of the steps from ``low`` to ``high``; ``reward`` is indexed by the step it was logged at.
+
+    A logged value is the mean of the steps since the value before, and counts by how many of them are in the range.
+    """
+    ends = reward.index.to_numpy(dtype=float)
+    starts = np.concatenate([[0.0], ends[:-1]])
+    weights = np.clip(np.minimum(ends, high) - np.maximum(starts, low), 0, None)
+    return float(np.average(reward, weights=weights))
+
+
+def _span(numbers: pd.Series) -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _milestones(shares: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Stages worth a bar: before SFT, first and last rung of each ladder, everything after RL."""
-    ladder = shares[shares.kind == "sft"].groupby(["backbone", "cpt", "sft"]).sft_epochs
+    ladder = shares[shares.kind == "sft"].groupby(["backbone", "sequences", "cpt", "sft"]).sft_epochs
     ends = {key: {epochs.min(), epochs.max()} for key, epochs in ladder}
 
-    def kept(stage: dict[str, Any]) -> bool:
-        key = (stage["backbone"], stage["cpt"], stage["sft"])
-        plain = stage["sft"] == "none" or stage["rl"] != "none"
-        return plain or stage["sft_epochs"] in ends[key]
+    def kept(stage: tuple[Any, ...]) -> bool:
+        backbone, form, cpt, sft, epochs, rl, _ = stage
+        return sft == "none" or rl != "none" or epochs in ends[backbone, form, cpt, sft]
 
-    stages = _distinct(shares, STAGES)
-    stages = [stage for stage in stages if kept(dict(zip(STAGES, stage, strict=True)))]
-    return sorted(stages, key=lambda stage: (stage[0], stage[1] != "none", stage[1], stage[4] != "none"))
+    def place(stage: tuple[Any, ...]) -> tuple[Any, ...]:
+        backbone, form, cpt, _, _, rl, _ = stage
+        return backbone, [*FORMS].index(form), cpt != "none", cpt, rl != "none"
+
+    return sorted(filter(kept, _distinct(shares, STAGES)), key=place)
 
 
 def _stacks(axes: Axes, mixes: np.ndarray, labels: Sequence[str]) -> None:
@@ -790,6 +1011,11 @@ def _tag(axes: Axes, tags: Sequence[Tag]) -> None:
         )
 
 
+def _above(axes: Axes, text: str) -> None:
+    """Write the name of a row of panels above their titles."""
+    axes.text(0, 1 + 0.34 / _inches(axes), text, transform=axes.transAxes, fontweight="bold")
+
+
 def _inches(axes: Axes) -> float:
     """Height of a panel."""
     return axes.bbox.height / axes.figure.dpi
@@ -895,7 +1121,7 @@ def _distinct(frame: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
     return list(frame[columns].drop_duplicates().itertuples(index=False, name=None))
 
 
-def _order(values: pd.Series) -> list[Any]:
+def _order(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 

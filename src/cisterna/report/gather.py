@@ -1,8 +1,9 @@
-"""Gathers what every evaluation of a study wrote into two tables. No cell may be missing.
+"""Gathers what the evaluations and the RL runs of a study wrote into three tables. No cell may be missing.
 
     metrics.parquet    a row a model x task x split x metric, baselines included; and a row a base or CPT model x
                        corpus, with the corpus as task, split "heldout" and metric "perplexity"
     rl_gains.parquet   a row an RL model x split x metric: RL model minus its parent, same examples
+    rl_rewards.parquet a row an RL model x logged step: reward while it trained
 
 Not for computing metrics of a model (``cisterna.evaluate`` did), not for drawing
 (``cisterna.report.figures``).
@@ -18,7 +19,7 @@ import pandas as pd
 
 from cisterna.errors import UserError
 from cisterna.metrics import difference
-from cisterna.report import GAINS, METRICS
+from cisterna.report import GAINS, METRICS, REWARDS
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
 
@@ -33,6 +34,8 @@ IDENTITY = {
     "backbone": "string",
     "cpt": "string",
     "seed": "Int64",
+    "sequences": "string",
+    "encoder": "string",
     "sft": "string",
     "sft_epochs": "int64",
     "rl": "string",
@@ -46,20 +49,34 @@ NUMBERS = {
     "high": "float64",
     "n": "int64",
 }
+LOGGED = {
+    "step": "int64",
+    "epoch": "float64",
+    "reward": "float64",
+    "reward_std": "float64",
+    "frac_reward_zero_std": "float64",
+}
 
 
 def gather(study: Study, results: Path, output: Path) -> None:
-    """Write ``metrics.parquet`` and ``rl_gains.parquet`` of a study into the folder ``output``.
+    """Write metrics.parquet, rl_gains.parquet and rl_rewards.parquet of a study into the folder ``output``.
 
     ``results`` is the folder that holds ``models/`` and ``baselines/``. Columns of metrics.parquet
     are ``IDENTITY`` and ``NUMBERS``: ``model`` is the path of the checkpoint under
     ``results/models``, or ``baseline/NAME``; a stage that a model did not pass is "none" with 0
-    epochs; base, CPT and baselines have no seed. rl_gains.parquet has ``parent`` beside ``model``,
-    and its numbers are paired differences (``cisterna.metrics.difference``).
+    epochs; base, CPT and baselines have no seed. ``sequences`` is the form in which a model gets the
+    sequences (tokens, features or both; a base or CPT model tokens, a baseline none), ``encoder`` is
+    null for tokens. rl_gains.parquet has ``parent`` beside ``model``, and its numbers are paired
+    differences (``cisterna.metrics.difference``).
+
+    Columns of rl_rewards.parquet are ``IDENTITY`` and ``LOGGED``, as TRL's GRPOTrainer logs them:
+    means over the steps since the row before, of a completion's reward, of its standard deviation in
+    a group, and of the share of groups whose rewards are all equal. The rows of a rung begin with
+    those of the rungs that it goes on from.
 
     Rows come in the order of the study, then split, then metric; the same evaluations give the same
-    bytes. Raises UserError if evaluations or baselines are missing (it lists them) or are not what
-    the study's stages write.
+    bytes. Raises UserError if evaluations, baselines or histories are missing (it lists them) or are
+    not what the study's stages write.
     """
     missing = [path for path in _needed(study, results) if not path.is_file()]
     if missing:
@@ -76,6 +93,7 @@ def gather(study: Study, results: Path, output: Path) -> None:
     )
     columns = dict(list(IDENTITY.items())[:2]) | {"parent": "string"} | IDENTITY | NUMBERS
     _write(pd.DataFrame(_gains(study, results)), columns, output / GAINS)
+    _write(pd.DataFrame(_rewards(study, results)), IDENTITY | LOGGED, output / REWARDS)
 
 
 def _needed(study: Study, results: Path) -> Iterator[Path]:
@@ -85,6 +103,8 @@ def _needed(study: Study, results: Path) -> Iterator[Path]:
         yield results / "baselines" / task / "metrics.json"
     for model in _language_models(study):
         yield results / model.path / "perplexity.json"
+    for model in _rl_models(study):
+        yield _history(results, model)
     for child, parent, _ in _pairs(study):
         for split in SPLITS:
             yield results / child / f"{split}.parquet"
@@ -111,6 +131,8 @@ def _baselines(study: Study, results: Path) -> Iterator[dict[str, Any]]:
                 "backbone": "none",
                 "cpt": "none",
                 "seed": None,
+                "sequences": None,
+                "encoder": None,
                 "sft": "none",
                 "sft_epochs": 0,
                 "rl": "none",
@@ -169,6 +191,30 @@ def _gains(study: Study, results: Path) -> Iterator[dict[str, Any]]:
                 yield identity | {"split": split, "metric": metric} | summary
 
 
+def _rl_models(study: Study) -> Iterator[Model]:
+    return (model for model in study.models if model.kind == "rl")
+
+
+def _history(results: Path, model: Model) -> Path:
+    return results / model.path / "checkpoint" / "history.json"
+
+
+def _rewards(study: Study, results: Path) -> Iterator[dict[str, Any]]:
+    for model in _rl_models(study):
+        file = _history(results, model)
+        identity = _identity(study, model, str(model.task), _modality(study, str(model.task)))
+        try:
+            logged = [{key: entry[key] for key in LOGGED} for entry in _read(file, file.parent) if "reward" in entry]
+            if not logged:
+                raise KeyError("reward")
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: lacks rewards of RL ({type(error).__name__} {error}); "
+                f"delete {file.parent} and run snakemake again"
+            ) from error
+        yield from (identity | entry for entry in logged)
+
+
 def _identity(study: Study, model: Model, task: str, modality: str) -> dict[str, Any]:
     return {
         "study": study.name,
@@ -179,6 +225,8 @@ def _identity(study: Study, model: Model, task: str, modality: str) -> dict[str,
         "backbone": model.backbone,
         "cpt": model.cpt or "none",
         "seed": model.seed,
+        "sequences": model.sequences,
+        "encoder": model.encoder,
         "sft": model.sft or "none",
         "sft_epochs": model.sft_epochs,
         "rl": model.rl or "none",
@@ -211,11 +259,13 @@ def _rows(identity: dict[str, Any], splits: Any, file: Path) -> Iterator[dict[st
         ) from error
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path, output: Path | None = None) -> Any:
+    """What a JSON file holds; ``output`` is the folder that Snakemake makes again, if it is not the file itself."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); delete it and run snakemake again") from error
+        again = f"delete {output or 'it'} and run snakemake again"
+        raise UserError(f"{file}: cannot be read ({error}); {again}") from error
 
 
 def _labels(splits: Any, file: Path) -> list[str]:
