@@ -208,6 +208,8 @@ def _rows(inputs: Inputs, stretch: str, context: Mapping[str, Any]) -> range:
     source = inputs.source
     assert source is not None
     text, first, last = _window(stretch, context, source.reading["flank"])
+    if first >= last:  # the window is around a center that is far from this stretch
+        return range(0)
     row, _ = source.locate(text)
     pool = source.reading["pool"] or 1
     return range(row + first // pool, row + encoders.rows(last, pool))

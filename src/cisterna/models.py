@@ -89,6 +89,7 @@ def _create(spec: Mapping[str, Any], folder: Path) -> None:
 
 
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:
+    from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
     model = _pretrained(spec)
@@ -97,7 +98,9 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         if not tokens.encode("A", add_special_tokens=False):  # the empty one that transformers makes without files
             raise ValueError("It has no tokenizer.")
     before = len(tokens)
-    tokens.add_tokens([token for token in tokenizer.tokens() if token not in tokens.get_vocab()])
+    # Not normalized: else a tokenizer that rewrites its text would read <|protein:K|> with a Kelvin sign as the token.
+    added = (token for token in tokenizer.tokens() if token not in tokens.get_vocab())
+    tokens.add_tokens([AddedToken(token, normalized=False) for token in added])
     if tokens.pad_token is None:
         tokens.pad_token = tokens.eos_token
     tokens.save_pretrained(folder)

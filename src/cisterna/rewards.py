@@ -5,8 +5,9 @@ that what is rewarded is what is scored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from cisterna import answers
+from cisterna import answers, tokenizer
 from cisterna.errors import UserError
 
 
@@ -23,22 +24,24 @@ def well_formed(output: str, answer: str, labels: Sequence[str]) -> float:
 REWARDS: dict[str, Callable[[str, str, Sequence[str]], float]] = {"correct": correct, "well_formed": well_formed}
 
 
-def trl_functions(weights: Mapping[str, float], labels: Sequence[str], end: int) -> tuple[list[Callable], list[float]]:
+def trl_functions(
+    weights: Mapping[str, float], labels: Sequence[str], tokens: Any
+) -> tuple[list[Callable], list[float]]:
     """TRL reward functions and their weights, in the order of `weights`. UserError for a reward that does not exist.
 
-    A completion without the end-of-text token `end` was cut off; it is unfinished and earns nothing, as in evaluation.
+    Completions are read from their ids with the tokenizer `tokens`, as in evaluation: TRL's text leaves control tokens
+    out. A completion without the end-of-text token was cut off; it is unfinished and earns nothing.
     """
     unknown = sorted(set(weights) - set(REWARDS))
     if unknown:
         raise UserError(f"rewards {unknown} do not exist; there are {sorted(REWARDS)}")
 
     def wrap(name: str) -> Callable:
-        def reward(
-            completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: object
-        ) -> list[float]:
+        def reward(completion_ids: list[list[int]], answer: list[str], **_: object) -> list[float]:
+            read = (tokenizer.written(tokens, ids) for ids in completion_ids)
             return [
-                REWARDS[name](text, gold, labels) if end in ids else 0.0
-                for text, ids, gold in zip(completions, completion_ids, answer, strict=True)
+                REWARDS[name](text, gold, labels) if finished else 0.0
+                for (text, finished), gold in zip(read, answer, strict=True)
             ]
 
         reward.__name__ = name

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 
 from cisterna import models, tokenizer
+from cisterna.encoders import layers
 from cisterna.errors import UserError
+
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # names of learned positions in the library's models
 
 
 class Encoder:
@@ -27,10 +30,11 @@ class Encoder:
     ) -> None:
         self.name, self.revision, self.layer, self.module = name, revision, layer, module
         self.tokens, self.tagged = tokens, tagged
-        self.dtype = next(module.parameters()).dtype
-        self.width = int(module.config.hidden_size)
         if tokens.pad_token is None:
             tokens.pad_token = tokens.eos_token
+        if tokens.pad_token is None:
+            raise UserError(f"encoder {name}: its tokenizer has no padding token and no end-of-text token")
+        self._limit = _limit(module)
         special = set(tokens.all_special_ids)
         vocabulary = tokens.get_vocab()
         self._lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
@@ -44,6 +48,9 @@ class Encoder:
         elif layer not in dict(module.named_modules()):
             near = [known for known, _ in module.named_modules() if known][:8]
             raise UserError(f"encoder {name}: no module {layer}; expected a name such as {', '.join(near)}")
+        with torch.no_grad():
+            (probe,) = self.forward(["A"], "dna")
+        self.dtype, self.width = probe.dtype, probe.shape[1]
 
     def forward(self, sequences: Sequence[str], modality: str) -> list[torch.Tensor]:
         """Features of one batch; see `cisterna.encoders.Encoder`."""
@@ -51,6 +58,12 @@ class Encoder:
         if self.tagged:
             texts = [tokenizer.expand(f"<{modality}>{sequence}</{modality}>") for sequence in texts]
         batch = self.tokens(texts, padding=True, return_tensors="pt", add_special_tokens=not self.tagged)
+        count = batch["input_ids"].shape[1]
+        if self._limit is not None and count > self._limit:
+            raise UserError(
+                f"encoder {self.name}: reads at most {self._limit} tokens, and {count} are the "
+                f"{max(map(len, sequences))} residues of a sequence; make `flank` smaller"
+            )
         batch = {key: batch[key].to(self.module.device) for key in ("input_ids", "attention_mask")}
         hidden = self._hidden(batch)
         found = []
@@ -67,14 +80,15 @@ class Encoder:
         """The hidden state `layer` of a batch: (sequences, tokens, width)."""
         if isinstance(self.layer, int):
             return self.module(**batch, output_hidden_states=True).hidden_states[self.layer]
-        caught: list[Any] = []
-        hook = self.module.get_submodule(self.layer).register_forward_hook(lambda *call: caught.append(call[-1]))
-        try:
-            self.module(**batch)
-        finally:
-            hook.remove()
-        output = caught[-1]
-        return output[0] if isinstance(output, tuple) else output
+        return layers.output(self.module, self.layer, **batch)
+
+
+def _limit(module: torch.nn.Module) -> int | None:
+    """Most tokens that a network reads whose positions are learned; None where they have no end (rotary, ALiBi)."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return None
 
 
 def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
@@ -88,17 +102,19 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
     options = {"revision": revision, "trust_remote_code": bool(spec.get("trust_remote_code", False))}
     try:
         tokens = AutoTokenizer.from_pretrained(name, **options)
-        module, report = AutoModel.from_pretrained(
-            name, dtype=spec.get("dtype", "float32"), output_loading_info=True, **options
-        )
+        if len(tokens) <= len(set(tokens.all_special_ids)):  # the empty one that transformers makes without files
+            raise ValueError("It has no tokenizer.")
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
+        module, report = AutoModel.from_pretrained(name, dtype=spec.get("dtype", "float32"), **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
             f"weights and a tokenizer, and trust_remote_code if it has code of its own. {str(error).splitlines()[0]}"
         ) from None
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key)
-    if missing:
-        raise UserError(f"encoder {name}: weights do not fit the model; missing {missing[:5]}")
+    wrong = [key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key]
+    wrong += [f"{key} of shape {tuple(found)}" for key, found, _ in report["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"encoder {name}: weights do not fit the model; missing {sorted(wrong)[:5]}")
     return Encoder(name, revision, layer, module.to(device).eval(), tokens)
 
 

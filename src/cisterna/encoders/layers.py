@@ -32,11 +32,11 @@ def find(encoder: str, module: nn.Module, layer: int | str, states: Sequence[str
 
 
 def output(module: nn.Module, name: str, *inputs: Any, **options: Any) -> torch.Tensor:
-    """Call `module` and return what its submodule `name` gave, or the first part if that was a tuple."""
+    """Call `module` and return what its submodule `name` gave, or the first part of it if it is not one tensor."""
     caught: list[Any] = []
     hook = module.get_submodule(name).register_forward_hook(lambda *call: caught.append(call[-1]))
     try:
         module(*inputs, **options)
     finally:
         hook.remove()
-    return caught[-1][0] if isinstance(caught[-1], tuple) else caught[-1]
+    return caught[-1] if isinstance(caught[-1], torch.Tensor) else caught[-1][0]

@@ -56,8 +56,8 @@ RULE = "out of domain: cells scored as S or G2M phase; train, validation and id 
 
 
 def prompt(sentence: str) -> str:
-    """The question about one cell."""
-    return f"Which cell type? {sentence}\n"
+    """The question about one cell, by its first GENES genes."""
+    return f"Which cell type? {' '.join(sentence.split()[:GENES])}\n"
 
 
 def segments(sentence: str) -> list[dict[str, Any]]:

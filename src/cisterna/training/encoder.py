@@ -9,6 +9,7 @@ library's masking collator. The checkpoint also says how good the encoder is: `m
 perplexity of masked residues in held-out documents, and beside it that of guessing by their frequency.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -53,7 +54,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, str]], wor
             model=make(spec["architecture"], tokens),
             args=configure(transformers.TrainingArguments, options),
             train_dataset=[{"input_ids": piece} for piece in training],
-            data_collator=DataCollatorForLanguageModeling(tokens, mlm_probability=masking),
+            data_collator=_Masking(tokens, mlm_probability=masking, seed=job.seed),
             processing_class=tokens,
         )
 
@@ -70,12 +71,24 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, str]], wor
 
         return Setup(
             trainer=trainer,
-            data={Path(entry["file"]).name: files.sha256(Path(entry["file"])) for entry in corpora.values()},
+            data={name: files.sha256(Path(entry["file"])) for name, entry in corpora.items()},
             tokens_per_epoch=sum(map(len, training)),
             beside=beside,
         )
 
     execute(job, build)
+
+
+class _Masking(DataCollatorForLanguageModeling):
+    """The library's masks, drawn from a hash of the batch.
+
+    Batches are read ahead of the step that is saved, so draws from one stream would differ in a run that resumes.
+    """
+
+    def torch_mask_tokens(self, inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        digest = hashlib.sha256(str(self.seed).encode() + inputs.numpy().tobytes()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        return super().torch_mask_tokens(inputs, **options)
 
 
 def make(architecture: Mapping[str, Any], tokens: Any) -> Any:
@@ -122,7 +135,7 @@ def masked_perplexity(
 ) -> dict[str, float]:
     """Perplexity of masked residues of `heldout` under the weights in `folder`, and by their frequency in `training`.
 
-    A share `masking` of the residues is hidden, drawn from seed 0, all behind the mask token.
+    A share `masking` of the residues, at least one of a batch, is hidden: drawn from seed 0, behind the mask token.
     """
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
     models.load_full(model, folder)
@@ -133,8 +146,9 @@ def masked_perplexity(
     loss, guess, n = 0.0, 0.0, 0
     for batch in batches([len(piece) for piece in heldout], BATCH):
         ids = tokens.pad({"input_ids": [heldout[index] for index in batch]}, return_tensors="pt", padding=True)
-        hidden = torch.from_numpy(random.random(ids["input_ids"].shape) < masking) & (ids["attention_mask"] == 1)
-        hidden &= ~torch.isin(ids["input_ids"], torch.tensor(tokens.all_special_ids))
+        draws = torch.from_numpy(random.random(ids["input_ids"].shape))
+        draws = draws.masked_fill(torch.isin(ids["input_ids"], torch.tensor(tokens.all_special_ids)), 1.0)
+        hidden = draws <= max(masking, float(draws.min()))
         labels = ids["input_ids"][hidden]
         ids["input_ids"] = ids["input_ids"].masked_fill(hidden, tokens.mask_token_id)
         with torch.inference_mode():

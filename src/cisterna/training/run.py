@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,10 @@ def library_options(job: Job) -> dict[str, Any]:
 
 def parent_model(job: Job) -> transformers.PreTrainedModel:
     """The model of the parent, every weight trainable (merging an adapter leaves the weights below it frozen)."""
-    return models.compose(parent_of(job)).train().requires_grad_(True)
+    model = models.compose(parent_of(job)).train().requires_grad_(True)
+    # Else some weights, an ESM's among them, are saved under names of an older release, which composing does not know.
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    return model
 
 
 def parent_of(job: Job) -> Path:
@@ -128,8 +132,14 @@ def parent_of(job: Job) -> Path:
 def reader(job: Job, inputs: Inputs) -> tuple[transformers.PreTrainedModel, int]:
     """The model of the parent, made to read `inputs`, and the size of its vocabulary: the first id of a feature row."""
     model = parent_model(job)
+    frozen = inputs.source is not None and not job.recipe.get("train_bridge", True)
+    if frozen and not hasattr(model, "bridge"):
+        raise UserError(
+            f"{job.parent}: has no bridge, and with train_bridge: false it would get a random one. Set train_bridge: "
+            "true in the RL recipe, or start from SFT with features"
+        )
     prepare(model, inputs, job.recipe.get("bridge", "linear"))
-    if inputs.source is not None and not job.recipe.get("train_bridge", True):
+    if frozen:
         model.bridge.requires_grad_(False)
     return model, model.get_input_embeddings().num_embeddings
 
