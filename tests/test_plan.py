@@ -28,7 +28,7 @@ def rows(text: str) -> dict[tuple[str, ...], list[str]]:
 def config() -> dict:
     """The default study without encoders."""
     given = yaml.safe_load(DEFAULT.read_text())
-    del given["encoders"], given["lineages"][1:]
+    del given["encoders"], given["lineages"][2:]
     return given
 
 
@@ -37,26 +37,26 @@ def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
     default = study.read(DEFAULT)
     assert cli.main(["plan", "--config", str(DEFAULT)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Study default: 62 models (61 trained checkpoints), 68 evaluations, ")
+    assert text.startswith("Study default: 58 models (57 trained checkpoints), 64 evaluations, ")
     table = rows(text)
-    assert table["base", "nano"][:2] == ["1", "62"]
-    assert table["cpt", "bio"][:2] == ["1", "25"]
+    assert table["base", "nano"][:2] == ["1", "58"]
+    assert table["cpt", "bio"][:2] == ["1", "21"]
     assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
-        ["10", "6"],
-        ["10", "5"],
+        ["10", "5 to 6"],
+        ["10", "4 to 5"],
         ["10", "3"],
         ["10", "2"],
     ]
-    assert table["rl", "grpo", "e2"][:2] == ["20", "1"]
-    assert table["promoter-expression",][:2] == ["18", "20"]  # of both forms
+    assert table["rl", "grpo", "e2"][:2] == ["16", "1"]
+    assert table["promoter-expression",][:2] == ["17", "19"]  # of both forms
     assert all((task,) in table for task in default.tasks)
 
 
 def test_jobs_are_those_of_the_study():
     counts = plan.jobs(study.read(DEFAULT))
     assert counts["sft"] == 40
-    assert counts["rl"] == 20
-    assert counts["evaluate"] == 68
+    assert counts["rl"] == 16
+    assert counts["evaluate"] == 64
     assert counts["tokenize"] == 4
     assert counts["encoder"] == 1
     assert counts["features"] == 2
