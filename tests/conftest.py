@@ -1,4 +1,4 @@
-"""What many tests start from: a tiny base model and a small task, both made by Cisterna's own commands."""
+"""What many tests start from: a tiny base model, a small task, an encoder and its bank. Read only."""
 
 import contextlib
 import os
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny import ROOT, SIZES, backbone
+from runs import Run, solver
+from tiny import READING, ROOT, SIZES, backbone, encoder
 
 # Before torch is imported: one thread, so that float results do not depend on the machine, and no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,3 +35,26 @@ def splice(tmp_path_factory) -> Path:
     with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
         data.prepare("splice-donor", SIZES, 0, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def esm(tmp_path_factory) -> Path:
+    """The encoder .../encoders/tiny-esm/checkpoint, with random weights. Read only."""
+    return encoder(tmp_path_factory.mktemp("results") / "encoders" / "tiny-esm" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def bank(esm, splice, tmp_path_factory) -> Path:
+    """The bank .../features/tiny-esm/splice-donor of the small task. Read only."""
+    from cisterna import inputs
+
+    root = tmp_path_factory.mktemp("results")
+    folder = root / "features" / "tiny-esm" / "splice-donor"
+    inputs.build_bank(esm, splice, READING, root / ".work", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def featured(base, splice, bank, tmp_path_factory) -> Run:
+    """SFT of the small task with features, from which RL can start. Read only."""
+    return solver(base, splice, tmp_path_factory.mktemp("featured"), {"sequences": "features", "bank": bank})

@@ -63,17 +63,23 @@ class Run:
         seed: int = 0,
         ladder: bool = False,
         previous: "Run | None" = None,
+        reads: dict[str, Any] | None = None,
     ) -> None:
-        """With `ladder` (or `previous`) the work folder is that of the ladder, else the rung's own."""
+        """With `ladder` (or `previous`) the work folder is that of the ladder, else the rung's own.
+
+        `reads` are the options that say how sequences reach the model: sequences, bank, encoder, reading.
+        """
         self.kind, self.parent, self.data, self.recipe = kind, parent, data, recipe
         self.epochs, self.seed = float(epochs), seed
         rung = folder / f"e{epochs:g}"
         self.output = rung / "checkpoint"
         self.work = folder / ".work" if ladder or previous else rung / ".work"
         self.previous = previous.output if previous else None
+        self.reads = reads or {}
 
     def here(self) -> "Run":
         """Train in this process; returns itself."""
+        from cisterna import inputs
         from cisterna.training import cpt, rl, run, sft
 
         job = run.Job(
@@ -88,10 +94,11 @@ class Run:
         )
         if self.kind == "cpt":
             cpt.train(job, [self.data])
-        elif self.kind == "sft":
-            sft.train(job, self.data)
-        else:
-            rl.train(job, self.data)
+            return self
+        modality = json.loads((self.data / "card.json").read_text())["modality"]
+        source = {key: value for key, value in self.reads.items() if key != "sequences"}
+        given = inputs.open_source(self.reads.get("sequences", "tokens"), modality, **source)
+        (sft if self.kind == "sft" else rl).train(job, self.data, given)
         return self
 
     def command(self, ranks: int = 1) -> list[str]:
@@ -107,6 +114,7 @@ class Run:
             "work": self.work,
             "output": self.output,
         } | ({"previous": self.previous} if self.previous else {})
+        given |= self.reads | ({"reading": json.dumps(self.reads["reading"])} if "reading" in self.reads else {})
         options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
         return [*launcher, "-m", "cisterna", self.kind, *options]
 
@@ -146,6 +154,6 @@ def published(folder: Path) -> list[Path]:
     return [*folder.rglob("manifest.json"), *folder.rglob(".checkpoint.*")]
 
 
-def solver(base: Path, splice: Path, folder: Path) -> Run:
+def solver(base: Path, splice: Path, folder: Path, reads: dict[str, Any] | None = None) -> Run:
     """An SFT checkpoint that RL can start from: its completions differ in reward."""
-    return Run("sft", base, splice, folder / "sft-solve", SOLVE, 16).here()
+    return Run("sft", base, splice, folder / "sft-solve", SOLVE, 16, reads=reads).here()

@@ -171,6 +171,17 @@ def test_identity_leaves_out_what_was_measured_and_nothing_else(base, tmp_path):
     assert len({first, *others}) == 8
 
 
+def test_encoders_and_banks_are_verified_like_models(esm, bank, tmp_path, capsys):
+    root = esm.parents[2]
+    assert main(["verify", str(root)]) == 0
+    assert main(["verify", str(bank.parents[1])]) == 0
+    copy = shutil.copytree(esm, tmp_path / "encoders" / "copy" / "checkpoint")
+    (copy / "tokenizer.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 2
+    assert f"{copy / 'tokenizer.json'}: its SHA-256" in capsys.readouterr().err
+
+
 def test_the_verify_command_names_the_broken_file_and_exits_with_2(checkpoints, capsys):
     root = checkpoints[0].parents[2]
     assert main(["verify", str(root)]) == 0

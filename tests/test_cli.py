@@ -45,7 +45,7 @@ def data(clone: Clone, code: int = 0, **changes: object) -> str:
 def test_help_and_version_succeed(clone: Clone) -> None:
     assert "snakemake" not in clone.run("cisterna", "--help").splitlines()[0]
     assert clone.run("cisterna", "--version").strip() == f"cisterna {__version__}"
-    for command in ("plan", "data", "base", "tokenize", "cpt", "sft", "rl", "evaluate", "verify"):
+    for command in "plan data base tokenize encoder features cpt sft rl evaluate predict verify".split():
         assert f"usage: cisterna {command}" in clone.run("cisterna", command, "--help")
 
 
@@ -63,6 +63,9 @@ def test_reader_that_stops_reading_gets_no_traceback(clone: Clone) -> None:
         ["plan", "--confg", "x"],
         ["plan", "--config", "nowhere.yaml"],
         ["verify", "nowhere"],
+        ["predict", "nowhere", "--input", "x.csv", "--output", "results/x.parquet"],
+        ["features", "--encoder", "nowhere", "--data", "nowhere"],
+        ["encoder", "--spec", "[]", "--work", "results/w", "--output", "results/x"],
         ["audit", "nowhere"],
         ["data", "--task", "splice-donor", "--spec", "{broken", "--output", "results/data/x"],
         ["data", "--task", "splice-doner", "--spec", "{}", "--output", "results/data/x"],

@@ -48,7 +48,7 @@ def test_every_document_is_there_once_and_the_card_counts_exactly(base, dna):
     folder, sequences, card = dna
     tokens = tokenizer.load(base)
     expected = sorted(
-        [*row, tokens.eos_token_id] for row in tokenizer.encode(tokens, [f"<dna>{s}</dna>" for s in sequences])
+        [*tokens(tokenizer.expand(f"<dna>{s}</dna>"))["input_ids"], tokens.eos_token_id] for s in sequences
     )
     found = parts(folder)
     assert sorted(found["train"] + found["heldout"]) == expected
@@ -66,6 +66,26 @@ def test_text_is_one_document_a_line_and_loses_nothing(base, tmp_path):
     found = [tokens.decode(row[:-1]) for rows in parts(tmp_path / "tokens").values() for row in rows]
     assert sorted(found) == sorted(line.strip() for line in lines)
     assert card["train"]["documents"] + card["heldout"]["documents"] == len(lines)
+
+
+def test_text_cannot_write_a_token_of_structure(base, tmp_path):
+    spelled = ("<|dna:A|>", "<|endoftext|>", "<think>", "<|pad|>", "\x00", "<dna>ACGT</dna>", "<dna>acgt</dna>")
+    lines = [f"{token} and line {number}" for number in range(60) for token in spelled]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    corpus.tokenize(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
+    tokens = tokenizer.load(base)
+    structure = set(tokens.get_added_vocab().values())
+    for rows in parts(tmp_path / "tokens").values():
+        for row in rows:
+            assert row[-1] == tokens.eos_token_id
+            assert not structure & set(row[:-1])
+
+
+def test_a_twentieth_of_documents_is_held_out_by_their_content():
+    documents = [f"document {number}" for number in range(4000)]
+    found = [corpus.is_heldout(document) for document in documents]
+    assert found == [corpus.is_heldout(document) for document in documents]
+    assert 0.04 < sum(found) / len(found) < 0.06
 
 
 def test_held_out_documents_are_not_in_train_even_when_a_document_occurs_twice(base, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cisterna import data, tasks
 from cisterna.errors import UserError
+from cisterna.tasks import splice_donor
 from cisterna.tasks.catalog import LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +55,35 @@ def test_every_built_in_task_is_prepared_and_passes_its_audit(name, tmp_path):
     assert card["labels"] == list(LABELS[name])
     assert set(card["audit"]["nearest_train"]) == {"validation", "id", "ood"}
     assert data.audit_folder(output) == card["audit"]
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_segments_are_read_back_as_they_were_written(name, tmp_path):
+    data.prepare(name, SIZES, 0, tmp_path / "t")
+    examples = tasks.read(tasks.load(name, {})).set_index("id")
+    for which in SIZES:
+        frame = pd.read_parquet(tmp_path / f"t/{which}.parquet")
+        assert [list(segments) for segments in frame["segments"]] == list(examples["segments"][frame["id"]])
+
+
+def test_card_keeps_what_the_config_says_of_the_task(tmp_path):
+    spec = SIZES | {"sequences": ["tokens", "features"], "encoder": "nano-esm"}
+    data.prepare("splice-donor", spec, 0, tmp_path / "t")
+    card = json.loads((tmp_path / "t/card.json").read_text())
+    assert (card["task"], card["spec"], card["modality"]) == ("splice-donor", spec, "rna")
+
+
+@pytest.mark.parametrize("wrong", ["start", "number"])
+def test_task_whose_segments_are_not_its_stretches_is_a_bug_and_not_data(tmp_path, monkeypatch, wrong):
+    original = splice_donor.segments
+    broken = {
+        "start": lambda sequence: [part | {"start": part["start"] + 1} for part in original(sequence)],
+        "number": lambda sequence: original(sequence)[:1],
+    }
+    monkeypatch.setattr(splice_donor, "segments", broken[wrong])
+    with pytest.raises(ValueError, match=r"in its segments|zip"):
+        data.prepare("splice-donor", SIZES, 0, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):

@@ -18,6 +18,7 @@ from tiny import SIZES, publish
 OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
 STEPS = 60
 CPU = torch.device("cpu")
+LABELS = ["spliced", "skipped"]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,9 @@ def trained(base, splice, tmp_path_factory):
     frame = pd.read_parquet(splice / "train.parquet")
     rows = []
     for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
-        start = tokenizer.encode(tokens, [prompt])[0]
-        end = tokenizer.encode(tokens, [answers.completion(prompt[-12:-7], answer)])[0] + [tokens.eos_token_id]
+        start = tokens(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"]
+        text = answers.completion(prompt[-12:-7], answer) + tokens.eos_token
+        end = tokens(text, add_special_tokens=False)["input_ids"]
         rows.append((start, end))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     width = max(len(start) + len(end) for start, end in rows)
@@ -62,12 +64,17 @@ def prompts(splice):
     ]
 
 
+def ask(model, tokens, prompts, options):
+    frame = pd.DataFrame({"prompt": prompts, "segments": [[]] * len(prompts)})
+    return evaluate.answer(model, tokens, frame, LABELS, options, CPU, evaluate.TOKENS)
+
+
 def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
     model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
-    assert len({len(ids) for ids in tokenizer.encode(tokens, prompts)}) > 5
+    assert len({len(prompt) for prompt in prompts}) > 5
 
     def predict(texts, size):
-        return evaluate.predict(model, tokens, texts, ["spliced", "skipped"], OPTIONS | {"batch_size": size}, CPU)
+        return ask(model, tokens, texts, OPTIONS | {"batch_size": size})
 
     alone = predict(prompts, 1)
     assert alone["finished"].any()
@@ -126,19 +133,18 @@ def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path
 
 def test_an_output_that_was_cut_is_never_well_formed(trained, prompts):
     model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
-    labels = ["spliced", "skipped"]
-    whole = evaluate.predict(model, tokens, prompts, labels, OPTIONS, CPU)
+    whole = ask(model, tokens, prompts, OPTIONS)
     chosen = whole[whole["well_formed"]].iloc[0]
     for length in range(1, int(chosen["tokens"]) + 1):
         options = OPTIONS | {"max_new_tokens": length}
-        cut = evaluate.predict(model, tokens, [prompts[chosen.name]], labels, options, CPU).iloc[0]
+        cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
         assert cut["finished"] == cut["well_formed"] == (length == chosen["tokens"])
         assert cut["tokens"] == length
         assert (cut["predicted"] == chosen["predicted"]) == (length == chosen["tokens"])
     # One token short, the text already reads as an answer; only the end-of-text token is missing.
     options = OPTIONS | {"max_new_tokens": int(chosen["tokens"]) - 1}
-    cut = evaluate.predict(model, tokens, [prompts[chosen.name]], labels, options, CPU).iloc[0]
-    assert answers.parse(cut["output"], labels) == chosen["predicted"]
+    cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
+    assert answers.parse(cut["output"], LABELS) == chosen["predicted"]
 
 
 def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_path):
@@ -153,11 +159,32 @@ def test_sampling_depends_on_the_seed_alone(trained, prompts):
 
     def sample(seed):
         options = OPTIONS | {"do_sample": True, "temperature": 1.5, "seed": seed}
-        return evaluate.predict(model, tokens, prompts[:8], ["spliced", "skipped"], options, CPU)
+        return ask(model, tokens, prompts[:8], options)
 
     first, second, other = sample(0), sample(0), sample(1)
     pd.testing.assert_frame_equal(first, second)
     assert not first["output"].equals(other["output"])
+
+
+def test_letters_of_residue_tokens_are_not_an_answer(base):
+    """The residue A is not the text A, also where A is a label."""
+    tokens = tokenizer.load(base)
+    outputs = ["<think></think>Answer: A", "<think></think>Answer: <|rna:A|>", "<think></think>Answer: <rna>A</rna>"]
+
+    class Model:
+        """It writes the outputs above, one a prompt."""
+
+        def get_input_embeddings(self):
+            return torch.nn.Embedding(1, 1)
+
+        def generate(self, input_ids, **options):
+            rows = tokens([text + tokens.eos_token for text in outputs], add_special_tokens=False, padding=True)
+            return torch.cat([input_ids, torch.tensor(rows["input_ids"]).roll(0)], dim=1)
+
+    tokens.padding_side = "right"
+    frame = pd.DataFrame({"prompt": ["?"] * 3, "segments": [[]] * 3})
+    found = evaluate.answer(Model(), tokens, frame, ["A", "U"], OPTIONS, CPU, evaluate.TOKENS)
+    assert [value if isinstance(value, str) else None for value in found["predicted"]] == ["A", None, None]
 
 
 # Perplexity

@@ -229,7 +229,7 @@ def test_a_lineage_that_does_not_begin_with_a_base_is_refused(base, tmp_path):
 
 def someone_elses(folder, tie, spare, size=400):
     """A local folder as the hub would give it: a Qwen3 with `spare` rows more than its tokenizer has tokens."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers import models as cores
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -242,7 +242,7 @@ def someone_elses(folder, tie, spare, size=400):
     )
     core.train([str(TEXTS[0])], trainer)
     tokens = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
-    tokens.add_tokens(["<think>", "</think>"])  # as Qwen3 has them
+    tokens.add_tokens([AddedToken(token, normalized=False) for token in tokenizer.THINK])  # as Qwen3 has them
     tokens.save_pretrained(folder)
     shape = backbone()["architecture"] | {"vocab_size": len(tokens) + spare, "tie_word_embeddings": tie}
     torch.manual_seed(7)
@@ -289,7 +289,8 @@ def test_old_tokens_keep_the_logits_of_the_pretrained_model(pretrained):
 def test_new_tokens_are_distinct_and_read_and_written_by_the_model(pretrained):
     folder, _, tokens = pretrained
     composed, extended = models.compose(folder), tokenizer.load(folder)
-    ids = tokenizer.encode(extended, ["Spliced? <rna>GUAAGU</rna> <dna>ACGT</dna> <protein>MKV</protein>"])[0]
+    prompt = "Spliced? <rna>GUAAGU</rna> <dna>ACGT</dna> <protein>MKV</protein>"
+    ids = extended(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"]
     assert sum(token >= len(tokens) for token in ids) == 13 + 6
     assert extended.pad_token_id is not None
     for module in (composed.get_input_embeddings(), composed.get_output_embeddings()):

@@ -7,10 +7,11 @@ import time
 import pandas as pd
 import pytest
 
-from cisterna import cli, corpus
+from cisterna import cli, corpus, inputs
 from cisterna.training import run
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
+from tiny import READING
 
 # `save_minutes: 0` saves at every log. Long enough to be killed in the middle, more than one epoch.
 LONG = {
@@ -141,6 +142,27 @@ def test_state_is_saved_only_where_the_run_can_go_on_from(parents, tmp_path):
     assert states(asked) == [6]
     asked.here()
     assert asked.manifest["identity"] == straight.manifest["identity"]
+
+
+def test_interrupted_run_with_features_resumes_but_not_with_those_of_another_reading(
+    base, splice, esm, bank, tmp_path, capsys
+):
+    def asked(folder, bank):
+        recipe = SFT | {"save_minutes": 0}
+        return Run("sft", base, splice, folder, recipe, 2, reads={"sequences": "features", "bank": bank})
+
+    straight = asked(tmp_path / "straight", bank).here()
+    for name in ("same", "other"):
+        interrupt(asked(tmp_path / name, bank), 4)
+    capsys.readouterr()
+    again = asked(tmp_path / "same", bank).here()
+    assert "resuming from step 9 of 16" in capsys.readouterr().out
+    assert again.manifest["identity"] == straight.manifest["identity"]
+    inputs.build_bank(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
+    asked(tmp_path / "other", tmp_path / "bank").here()
+    said = capsys.readouterr().out
+    assert "training from the start: the saved state is of another run (data changed)" in said
+    assert "resuming" not in said
 
 
 @pytest.mark.parametrize("changed", ["recipe", "data", "seed"])

@@ -112,6 +112,27 @@ def test_tagged_sequences_hold_letters_of_the_modality_only(name, examples):
         assert not table.MARKUP.search(TAGGED.sub("", text))
 
 
+def test_segments_say_of_which_sequence_each_stretch_is(name, examples):
+    for row in examples.head(200).itertuples():
+        stretches = [match[1] for match in TAGGED.findall(row.prompt)]
+        assert len(stretches) == len(row.segments)
+        for stretch, segment in zip(stretches, row.segments, strict=True):
+            start = segment["start"]
+            assert segment["sequence"][start : start + len(stretch)] == stretch
+            assert segment["center"] is None
+    wholes = {segment["sequence"] for segments in examples["segments"] for segment in segments}
+    expected = set(examples["sequence"]) if name != "cell-type" else set()
+    assert wholes == expected | ({protein_fitness.WILD_TYPE} if name == "protein-fitness" else set())
+
+
+def test_questions_about_the_tables_own_sequences_are_its_prompts(name, examples, tmp_path):
+    given = examples[["id", "sequence"]].head(30)
+    given.to_csv(tmp_path / "new.csv", index=False)
+    found = tasks.questions(tasks.load(name, {}), tmp_path / "new.csv")
+    for column in ("id", "sequence", "prompt", "segments"):
+        assert list(found[column]) == list(examples[column].head(30))
+
+
 def test_every_label_occurs_in_domain_and_out_of_domain(name, examples):
     for _, side in examples.groupby("ood"):
         assert set(side["answer"]) == set(LABELS[name])

@@ -24,15 +24,20 @@ def tagged(modality, sequence):
     return f"<{modality}>{sequence}</{modality}>"
 
 
+def encode(tokens, prompt):
+    """Ids of a prompt, its stretches of residues as tokens."""
+    return tokens(tokenizer.prompt_texts(tokens, [prompt])[0], add_special_tokens=False)["input_ids"]
+
+
 @given(SEQUENCES, PLAIN, PLAIN)
 @settings(deadline=None)
 def test_a_residue_is_one_token_whatever_text_stands_around_it(tokens, piece, before, after):
     modality, sequence = piece
     residues = [f"<|{modality}:{letter}|>" for letter in sequence]
-    written = tokens.convert_ids_to_tokens(tokenizer.encode(tokens, [before + tagged(*piece) + after])[0])
+    written = tokens.convert_ids_to_tokens(encode(tokens, before + tagged(*piece) + after))
     start = written.index(f"<{modality}>")
     assert written[start : start + len(sequence) + 2] == [f"<{modality}>", *residues, f"</{modality}>"]
-    assert tokens.decode(tokenizer.encode(tokens, [before])[0] if before else []) == before
+    assert tokens.decode(encode(tokens, before)) == before
     assert not any(token.startswith("<|") for token in written[:start] + written[start + len(sequence) + 2 :])
 
 
@@ -41,7 +46,7 @@ def test_a_residue_is_one_token_whatever_text_stands_around_it(tokens, piece, be
 def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokens, pieces, end):
     text = "".join(before + tagged(*piece) for before, piece in pieces) + end
     assert tokenizer.collapse(tokenizer.expand(text)) == text
-    assert tokenizer.collapse(tokens.decode(tokenizer.encode(tokens, [text])[0])) == text
+    assert tokenizer.collapse(tokens.decode(encode(tokens, text))) == text
 
 
 @given(SEQUENCES)
@@ -50,7 +55,7 @@ def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokens, piece)
     modality, sequence = piece
     ids = tokenizer.residue_ids(tokens, sequence.encode(), modality)
     assert ids.dtype == np.int32
-    assert ids.tolist() == tokenizer.encode(tokens, [tagged(modality, sequence)])[0][1:-1]
+    assert ids.tolist() == encode(tokens, tagged(modality, sequence))[1:-1]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,20 @@ def test_letters_outside_the_alphabet_are_named(tokens, modality, wrong):
         tokenizer.expand(f"text {tagged(modality, letters + wrong)}")
     with pytest.raises(UserError, match=f"{wrong!r} at position {len(letters) + 1} .*{letters}"):
         tokenizer.residue_ids(tokens, (letters + wrong).encode(), modality)
+
+
+def test_residue_tokens_without_their_tags_are_not_letters():
+    text = "A <|dna:A|> <dna><|dna:C|></dna> <dna><|rna:G|></dna> <rna>G</rna>"
+    assert tokenizer.collapse(text) == text.replace("<dna><|dna:C|></dna>", "<dna>C</dna>")
+
+
+def test_what_a_model_wrote_ends_at_the_end_of_text_and_spells_control_tokens_out(tokens):
+    ids = tokens("<think>x<|pad|></think>Answer: <rna><|rna:A|></rna>", add_special_tokens=False)["input_ids"]
+    text = "<think>x<|pad|></think>Answer: <rna>A</rna>"
+    assert tokenizer.written(tokens, ids) == (text, False)
+    end = [tokens.eos_token_id, tokens.pad_token_id, tokens.pad_token_id]
+    assert tokenizer.written(tokens, ids + end) == (text, True)
+    assert tokenizer.written(tokens, []) == ("", False)
 
 
 def test_only_what_stands_between_matching_tags_is_a_sequence():
@@ -77,7 +96,7 @@ def test_every_residue_of_every_modality_has_an_id_of_its_own(tokens):
 
 
 def test_digits_of_a_position_are_separate_tokens(tokens):
-    assert tokens.convert_ids_to_tokens(tokenizer.encode(tokens, ["position 1234"])[0])[-4:] == list("1234")
+    assert tokens.convert_ids_to_tokens(encode(tokens, "position 1234"))[-4:] == list("1234")
 
 
 def test_building_twice_gives_identical_files(tmp_path):
@@ -106,12 +125,12 @@ def test_a_prompt_stands_as_it_is_or_goes_through_the_chat_template(base):
     prompt = "Spliced? <rna>GU</rna>\n"
     expanded = "Spliced? <rna><|rna:G|><|rna:U|></rna>\n"
     tokens = tokenizer.load(base)
-    assert tokenizer.prompt_text(tokens, prompt) == expanded
+    assert tokenizer.prompt_texts(tokens, [prompt])[0] == expanded
     tokens.chat_template = (
         "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    assert tokenizer.prompt_text(tokens, prompt) == f"[user]{expanded}[assistant]"
+    assert tokenizer.prompt_texts(tokens, [prompt])[0] == f"[user]{expanded}[assistant]"
 
 
 def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
@@ -132,7 +151,7 @@ def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
     other = tokenizer.load(tmp_path)
     assert len(other) == known + len(tokenizer.tokens())
     for modality, letters in tokenizer.ALPHABETS.items():
-        ids = tokenizer.encode(other, [f"the gene{tagged(modality, letters)}codes"])[0]
+        ids = encode(other, f"the gene{tagged(modality, letters)}codes")
         residues = tokenizer.residue_ids(other, letters.encode(), modality).tolist()
         opening, closing = other.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
         assert ids[ids.index(opening) : ids.index(closing) + 1] == [opening, *residues, closing]

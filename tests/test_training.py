@@ -231,7 +231,7 @@ def test_kl_penalty_of_full_fine_tuning_is_against_the_parent(solved, splice, tm
 def test_trainer_state_is_not_published(base, splice, tmp_path):
     made = Run("sft", base, splice, tmp_path, SFT, 1).here()
     kept = {path.name for path in made.output.iterdir()}
-    assert kept == {"adapter_config.json", "adapter_model.safetensors", "history.json", "manifest.json"}
+    assert kept == {"adapter_config.json", "adapter_model.safetensors", "history.json", "inputs.json", "manifest.json"}
 
 
 # --- Guards ---

@@ -130,6 +130,27 @@ def test_a_table_becomes_splits_with_all_held_out_rows_in_ood(csv, tmp_path):
     assert card["audit"]["nearest_train"]["ood"]["measure"] == "jaccard of 3-mers"
 
 
+def test_the_segment_is_the_whole_sequence_around_its_middle_or_its_position(csv):
+    frame = rows().assign(pos=[1 + number % 8 for number in range(60)])
+    examples = read(save(frame, csv))
+    assert list(examples["segments"]) == [
+        [{"sequence": sequence, "start": 0, "center": None}] for sequence in examples["sequence"]
+    ]
+    examples = read(csv, columns={**COLUMNS, "position": "pos"})
+    assert [segments[0]["center"] for segments in examples["segments"]] == [number % 8 for number in range(60)]
+
+
+@pytest.mark.parametrize("position", ["0", "-1", "99", "2.5", "two", "\u0663"])
+def test_position_that_is_none(csv, position):
+    frame = rows().assign(pos="3")
+    frame.loc[5, "pos"] = position
+    refused(
+        save(frame, csv),
+        rf"row 6: column 'pos': '{position}' is not a position. Give a whole number from 1 to ",
+        columns={**COLUMNS, "position": "pos"},
+    )
+
+
 def test_missing_file(tmp_path):
     refused(tmp_path / "none.csv", "no such file")
 
@@ -262,6 +283,18 @@ def test_markup_in_a_cell(csv, markup, column):
     frame.loc[2, column] = f"text {markup} text"
     with_trace = {**COLUMNS, "reasoning": "why"}
     refused(save(frame, csv), rf"row 3: column '{column}': contains", columns=with_trace)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("markup", ["<|im_end|>", "\x00", "<dna>ACGT</dna>"])
+def test_what_could_be_read_as_structure_of_a_chat_or_a_prompt(tmp_path, markup, suffix):
+    frame = rows()
+    frame.loc[2, "why"] = f"text {markup} text"
+    path, columns = save(frame, tmp_path / f"assay{suffix}"), {**COLUMNS, "reasoning": "why"}
+    if (suffix, markup) == (".csv", "\x00"):  # where pandas itself ends the cell
+        assert read(path, columns=columns)["reasoning"][2] == "text"
+    else:
+        refused(path, r"row 3: column 'why': contains", columns=columns)
 
 
 @pytest.mark.parametrize(

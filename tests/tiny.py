@@ -1,4 +1,4 @@
-"""Tiny but real things that tests are made of: a backbone, sizes of a task, an adapter published as a stage does."""
+"""Tiny but real things that tests are made of: a backbone, an encoder, sizes of a task, published checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,24 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [ROOT / "resources" / "corpora" / "text.txt", ROOT / "resources" / "tokenizer" / "task_text.txt"]
 SIZES = {"train": 64, "validation": 16, "id": 24, "ood": 24}
+ESM = {
+    "model_type": "esm",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "position_embedding_type": "rotary",
+    "initializer_range": 0.5,  # so that untrained features tell a residue's neighbours
+}
+READING = {
+    "layer": -1,
+    "pool": None,
+    "flank": 1024,
+    "letters": {},
+    "storage": "float16",
+    "batch_tokens": 4096,
+    "trained": False,
+}
 
 
 def backbone(seed: int = 0, **architecture: object) -> dict[str, object]:
@@ -27,6 +45,33 @@ def backbone(seed: int = 0, **architecture: object) -> dict[str, object]:
         "tokenizer": {"vocab_size": 400, "files": [str(path) for path in TEXTS]},
         "seed": seed,
     }
+
+
+def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
+    """Publish an encoder as `cisterna encoder` makes it, with random weights."""
+    import torch
+
+    from cisterna import checkpoint, files, tokenizer
+    from cisterna.training import encoder as stage
+
+    torch.manual_seed(seed)
+    tokens = tokenizer.build_encoder()
+    model = stage.make(ESM | architecture, tokens)
+    with files.new_folder(output) as folder:
+        model.save_pretrained(folder)
+        tokens.save_pretrained(folder)
+        checkpoint.write_manifest(
+            folder,
+            published=output,
+            kind="encoder",
+            parent=None,
+            recipe={"architecture": ESM | architecture},
+            seed=seed,
+            data={},
+            trained={},
+            measured={},
+        )
+    return output
 
 
 def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str = "sft") -> Path:
