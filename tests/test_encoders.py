@@ -512,6 +512,16 @@ def test_pieces_are_between_tags_and_held_out_documents_are_not_trained_on(corpo
         assert residues == "".join(documents)
 
 
+def test_pieces_longer_than_the_learned_positions_are_refused(corpora, tmp_path, capsys):
+    words = command(tmp_path, corpora)
+    spec = json.loads(words[words.index("--spec") + 1])
+    spec["architecture"] |= {"position_embedding_type": "absolute", "max_position_embeddings": 20}
+    words[words.index("--spec") + 1] = json.dumps(spec)
+    assert cli.main(words) == 2
+    assert "make block_size smaller, or max_position_embeddings larger" in capsys.readouterr().err
+    assert not (tmp_path / "nano-esm").exists()
+
+
 def test_training_again_gives_the_same_encoder_and_another_seed_another(trained, corpora, tmp_path):
     assert cli.main(command(tmp_path / "again", corpora)) == 0
     again = checkpoint.verify(tmp_path / "again" / "nano-esm" / "checkpoint")

@@ -184,6 +184,9 @@ def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own
         assert f"row 2: {where!r} is not a position. Give a whole number from 1 to 8" in " ".join(
             capsys.readouterr().err.split()
         ).replace("column 'where': ", "")
-    (tmp_path / "new.csv").write_text("seq\nACGU\n")
+    (tmp_path / "new.csv").write_text("seq\nACGT\n")
+    predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
+    assert "no column 'where' with the positions" in capsys.readouterr().err
+    (tmp_path / "new.csv").write_text("seq,where\nACGU,1\n")
     predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
     assert "'U' is not a letter of dna (ACGTN)" in capsys.readouterr().err

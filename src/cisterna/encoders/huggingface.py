@@ -34,7 +34,7 @@ class Encoder:
             tokens.pad_token = tokens.eos_token
         if tokens.pad_token is None:
             raise UserError(f"encoder {name}: its tokenizer has no padding token and no end-of-text token")
-        self._limit = _limit(module)
+        self._limit = position_limit(module)
         special = set(tokens.all_special_ids)
         vocabulary = tokens.get_vocab()
         self._lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
@@ -83,7 +83,7 @@ class Encoder:
         return layers.output(self.module, self.layer, **batch)
 
 
-def _limit(module: torch.nn.Module) -> int | None:
+def position_limit(module: torch.nn.Module) -> int | None:
     """Most tokens that a network reads whose positions are learned; None where they have no end (rotary, ALiBi)."""
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.Embedding) and name.rpartition(".")[2] in POSITIONS:

@@ -113,7 +113,7 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
 
     The table is csv, tsv, Parquet or JSON lines with the sequence in the column `sequence`, or as
     the task's own table calls it, an optional id (else the number of the row) and, where the task's
-    own table has one, an optional position of the variant. Raises UserError for an unreadable table
+    own table has one, the position of the variant. Raises UserError for an unreadable table
     and, naming the row, for a sequence that the task cannot ask about.
     """
     import pandas as pd
@@ -126,11 +126,10 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
         column = next((name for name in (task.columns[role], role) if name in raw.columns), None)
         if column is not None:
             found[role] = table.texts(raw[column], path, column, role)
-    if "sequence" not in found:
-        raise UserError(
-            f"{path}: no column {task.columns['sequence']!r} with the sequences. It has: "
-            f"{', '.join(map(str, raw.columns))}."
-        )
+    for role in ("sequence", "position"):
+        if role in task.columns and role not in found:
+            has = ", ".join(map(str, raw.columns))
+            raise UserError(f"{path}: no column {task.columns[role]!r} with the {role}s. It has: {has}.")
     sequences = found["sequence"]
     if task.letters is not None:
         sequences = [sequence.upper() for sequence in sequences]

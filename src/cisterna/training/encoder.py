@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, DataCollatorForLangua
 
 from cisterna import corpus, files, models, tokenizer
 from cisterna.encoders import batches
+from cisterna.encoders.huggingface import position_limit
 from cisterna.errors import UserError
 from cisterna.training.run import Job, Setup, configure, execute
 
@@ -47,11 +48,18 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, str]], wor
     def build(options: dict[str, Any]) -> Setup:
         options.pop("architecture")
         tokens = tokenizer.build_encoder()
+        model = make(spec["architecture"], tokens)
+        limit = position_limit(model)
+        if limit is not None and recipe["block_size"] + 2 > limit:
+            raise UserError(
+                f"encoder training: block_size {recipe['block_size']} and two tags do not fit the {limit} positions of "
+                "the architecture; make block_size smaller, or max_position_embeddings larger"
+            )
         pieces = {name: read(tokens, Path(entry["file"]), entry["modality"], recipe["block_size"])
                   for name, entry in corpora.items()}  # fmt: skip
         training = [piece for parts, _ in pieces.values() for piece in parts]
         trainer = transformers.Trainer(
-            model=make(spec["architecture"], tokens),
+            model=model,
             args=configure(transformers.TrainingArguments, options),
             train_dataset=[{"input_ids": piece} for piece in training],
             data_collator=_Masking(tokens, mlm_probability=masking, seed=job.seed),
