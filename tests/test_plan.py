@@ -44,10 +44,11 @@ def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
     assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
         ["10", "5 to 6"],
         ["10", "4 to 5"],
-        ["10", "3"],
-        ["10", "2"],
+        ["10", "2 to 3"],
+        ["10", "1 to 2"],
     ]
-    assert table["rl", "grpo", "e2"][:2] == ["16", "1"]
+    assert table["rl", "grpo", "e2"][:2] == ["12", "1"]
+    assert [table["rl", "grpo-long", f"e{rung}"][:2] for rung in (2, 4)] == [["2", "2"], ["2", "1"]]
     assert table["promoter-expression",][:2] == ["17", "19"]  # of both forms
     assert all((task,) in table for task in default.tasks)
 

@@ -273,6 +273,7 @@ def parse(path: Path) -> tuple[object, dict[Key, int], Problems]:
         loader = LOADER(text)  # checks the characters
         try:
             node = loader.get_single_node()
+            keys = _keys(node, where)  # before construction, which writes the keys of a merge (<<) into the node
             config = loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
@@ -284,15 +285,19 @@ def parse(path: Path) -> tuple[object, dict[Key, int], Problems]:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{where}: broken YAML: {reason}") from None
     lines: dict[Key, int] = {}
+    for key, line in keys:
+        if key in lines:
+            found = f"the key again (first in line {lines[key]})"
+            problems.add(key, found, "each key once", line=line)
+        lines.setdefault(key, line)
+    return config, lines, problems
+
+
+def _keys(node: yaml.Node | None, where: str) -> list[tuple[Key, int]]:
     try:
-        for key, line in _key_lines(node, ()):
-            if key in lines:
-                found = f"the key again (first in line {lines[key]})"
-                problems.add(key, found, "each key once", line=line)
-            lines.setdefault(key, line)
+        return list(_key_lines(node, ()))
     except RecursionError:
         raise UserError(f"{where}: broken YAML: an alias contains itself") from None
-    return config, lines, problems
 
 
 def _key_lines(node: yaml.Node | None, key: Key) -> Iterator[tuple[Key, int]]:
