@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from cisterna import checkpoint, cli, encoders, features, inputs
+from cisterna import checkpoint, cli, data, encoders, features, inputs
 from cisterna.encoders import huggingface
 from cisterna.errors import UserError
 from runs import SFT, Run, published
@@ -100,8 +100,8 @@ def test_index_says_where_each_sequence_is_and_manifest_says_what_of(esm, bank, 
     manifest = checkpoint.verify(bank)
     assert (manifest["kind"], manifest["recipe"]) == ("features", READING)
     assert checkpoint.parent_of(bank, manifest) == esm
-    assert set(manifest["data"]) == {f"{split}.parquet" for split in features.SPLITS}
-    sequences = {text for split in features.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
+    assert set(manifest["data"]) == {f"{split}.parquet" for split in data.SPLITS}
+    sequences = {text for split in data.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
     assert manifest["trained"] == {"modality": "rna", "sequences": len(sequences), "rows": 9 * len(sequences)}
     opened = features.Bank(bank)
     found = sorted(opened.locate(text) for text in sequences)

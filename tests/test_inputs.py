@@ -293,7 +293,7 @@ def test_bank_of_a_task_holds_the_windows_of_all_its_stretches(esm, tmp_path):
     inputs.build_bank(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
     opened = features.Bank(tmp_path / "bank")
     assert opened.modality == "dna"
-    everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in features.SPLITS])
+    everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in data.SPLITS])
     positions = dict(zip(frame["seq"], frame["pos"], strict=True))
     network = encoders.load(esm, -1)
     tokens = tokenizer.build_encoder()

@@ -28,7 +28,7 @@ def predict(folder, table, output, code=0):
 
 
 def unseen(splice, bank):
-    known = {text for split in features.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
+    known = {text for split in data.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
     opened = features.Bank(bank)
     for sequence in NEW:
         assert sequence.upper() not in known

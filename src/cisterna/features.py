@@ -35,7 +35,6 @@ from cisterna.errors import UserError
 
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
-SPLITS = ("train", "validation", "id", "ood")
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
 
 

@@ -156,8 +156,10 @@ def build_bank(encoder: Path, data: Path, reading: Mapping[str, Any], work: Path
     """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
     import pandas as pd
 
+    from cisterna.data import SPLITS
+
     texts: set[str] = set()
-    for split in features.SPLITS:
+    for split in SPLITS:
         frame = pd.read_parquet(data / f"{split}.parquet", columns=["prompt", "segments"])
         for prompt, segments in zip(frame["prompt"], frame["segments"], strict=True):
             for stretch, context in zip(stretches(prompt), segments, strict=True):
@@ -165,7 +167,7 @@ def build_bank(encoder: Path, data: Path, reading: Mapping[str, Any], work: Path
     if not texts:
         raise UserError(f"{data}: its prompts have no residues that an encoder could read")
     modality = files.read_json(data / "card.json")["modality"]
-    hashed = {f"{split}.parquet": files.sha256(data / f"{split}.parquet") for split in features.SPLITS}
+    hashed = {f"{split}.parquet": files.sha256(data / f"{split}.parquet") for split in SPLITS}
     return features.build(encoder, texts, modality, reading, hashed, work, output)
 
 

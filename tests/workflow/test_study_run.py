@@ -117,8 +117,9 @@ def test_forms_of_a_task_stand_side_by_side_in_the_table(finished: Clone) -> Non
 
 
 def test_published_checkpoints_verify_and_a_flipped_byte_is_named(clone: Clone) -> None:
-    count = len(study.load(CONFIG).models)
-    assert f"{count} checkpoints" in clone.run("cisterna", "verify")
+    made = study.load(CONFIG)
+    count = len(made.models) + len(made.encoders) + len(made.banks)
+    assert f"{count} checkpoints and banks below results are whole" in clone.run("cisterna", "verify")
     path = clone.results / sft(BASE, 1)[0] / "checkpoint" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
