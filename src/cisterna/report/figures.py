@@ -336,8 +336,8 @@ def sequences(table: pd.DataFrame) -> Figure:
     _head(
         figure,
         "Sequences as tokens and as features of an encoder",
-        "Same task, examples, CPT, recipes and seeds; only the form of the sequences differs. Dotted: baselines on the "
-        f"raw sequences.\n{_note(table)}",
+        "Same task, examples, CPT, SFT recipe and seeds; only the form of the sequences differs. Dotted: baselines on "
+        f"the raw sequences.\n{_note(table)}",
     )
     _key(figure, {"● SFT": FAINT} | ({"◆ after RL": FAINT} if (models.rl != "none").any() else {}))
     return figure
