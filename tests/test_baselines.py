@@ -34,7 +34,7 @@ def write(table: pd.DataFrame, folder: Path) -> Path:
     """The table as four splits of 50 / 10 / 20 / 20 %."""
     folder.mkdir()
     cuts = [int(len(table) * share) for share in (0, 0.5, 0.6, 0.8, 1)]
-    for split, start, stop in zip(("train", "validation", "id", "ood"), cuts, cuts[1:], strict=False):
+    for split, start, stop in zip(("train", "validation", "id", "ood"), cuts[:-1], cuts[1:], strict=True):
         table.iloc[start:stop].to_parquet(folder / f"{split}.parquet", index=False)
     return folder
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from cisterna import answers, corpus, models, rewards, tokenizer
 from cisterna.errors import UserError
 from cisterna.training import cpt, rl, run, sft
+from cisterna.training.run import library_options
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 
@@ -163,7 +164,7 @@ def build(stage, asked: Run) -> run.Setup:
     """The trainer of a stage as it is before its first step."""
     setups: list[run.Setup] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "execute", lambda job, make: setups.append(make(run.library_options(job))))
+        patch.setattr(stage, "execute", lambda job, make: setups.append(make(library_options(job))))
         asked.here()
     return setups[0]
 
