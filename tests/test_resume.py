@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -13,7 +15,7 @@ from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 from tiny import READING
 
-# `save_minutes: 0` saves at every log. Long enough to be killed in the middle, more than one epoch.
+# `save_minutes: 0` saves at every step. Long enough to be killed in the middle, more than one epoch.
 LONG = {
     "cpt": (CPT | {"save_minutes": 0, "lora": {"r": 4, "lora_dropout": 0.1}}, 0.25),
     "sft": (SFT | {"save_minutes": 0, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, 6),
@@ -52,25 +54,70 @@ def kill(process) -> None:
     process.wait(30)
 
 
+def reached(process, log, step: int) -> None:
+    """Until a step at `step` or later is logged."""
+    end = time.monotonic() + 180
+    while not any(int(found) >= step for found in re.findall(r"^step (\d+)/", log.read_text(), re.MULTILINE)):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, "the run does not log"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_runs(parents, tmp_path_factory):
+    """The run of LONG that nothing interrupts, by kind."""
+
+    @functools.cache
+    def run(kind: str) -> Run:
+        recipe, epochs = LONG[kind]
+        return Run(kind, *parents[kind], tmp_path_factory.mktemp("undisturbed"), recipe, epochs).here()
+
+    return run
+
+
 @pytest.mark.parametrize("kind", ["cpt", "sft", "rl"])
-def test_killed_run_resumes_to_identical_weights(parents, tmp_path, kind):
+def test_killed_run_resumes_to_identical_weights(parents, undisturbed_runs, tmp_path, kind):
     parent, data = parents[kind]
     recipe, epochs = LONG[kind]
-    undisturbed = Run(kind, parent, data, tmp_path / "undisturbed", recipe, epochs).here()
+    undisturbed = undisturbed_runs(kind)
     asked = Run(kind, parent, data, tmp_path / "killed", recipe, epochs)
     process = asked.start(tmp_path / "killed.log")
     steps = undisturbed.manifest["trained"]["steps"]
     wait(asked, process, steps // 3)
     kill(process)
-    reached = states(asked)[-1]
-    assert steps // 3 <= reached < steps
+    saved = states(asked)[-1]
+    assert steps // 3 <= saved < steps
     assert not published(tmp_path / "killed")
 
     asked.there(tmp_path / "again.log")
-    assert f"resuming from step {reached} of {steps}" in (tmp_path / "again.log").read_text()
-    assert asked.manifest["files"] == undisturbed.manifest["files"]
-    assert asked.manifest["identity"] == undisturbed.manifest["identity"]
+    assert f"resuming from step {saved} of {steps}" in (tmp_path / "again.log").read_text()
+    for fact in ("files", "trained"):
+        assert asked.manifest[fact] == undisturbed.manifest[fact]
     assert states(asked) == [steps]
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "rl"])
+def test_sigterm_saves_the_state_and_the_same_command_goes_on(parents, undisturbed_runs, tmp_path, kind):
+    """With the default `save_minutes` nothing else would have saved."""
+    parent, data = parents[kind]
+    recipe, epochs = LONG[kind]
+    asked = Run(kind, parent, data, tmp_path / "stopped", recipe | {"save_minutes": 10}, epochs)
+    log = tmp_path / "stopped.log"
+    process = asked.start(log)
+    reached(process, log, 3)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    (step,) = states(asked)
+    said = log.read_text()
+    assert f"stopped: {asked.output}: by SIGTERM at step {step} of" in said
+    assert "Traceback" not in said
+    assert not published(tmp_path / "stopped")
+
+    asked.there(tmp_path / "again.log")
+    assert f"resuming from step {step} of" in (tmp_path / "again.log").read_text()
+    undisturbed = undisturbed_runs(kind)
+    assert asked.manifest["files"] == undisturbed.manifest["files"]
 
 
 # --- The same in this process, where the kill is an exception after a save ---
@@ -100,8 +147,8 @@ def interrupt(asked: Run, saves: int) -> None:
 @pytest.fixture
 def interrupted(base, splice, tmp_path) -> Run:
     asked = Run("sft", base, splice, tmp_path / "run", SFT | {"save_minutes": 0}, 2)
-    interrupt(asked, 4)
-    assert states(asked) == [9]
+    interrupt(asked, 10)
+    assert states(asked) == [10]  # between the logs of steps 9 and 12
     return asked
 
 
@@ -113,13 +160,13 @@ def undisturbed(base, splice, tmp_path_factory) -> Run:
 
 def test_interrupted_run_resumes(interrupted, undisturbed, capsys):
     interrupted.here()
-    assert "resuming from step 9 of 16" in capsys.readouterr().out
+    assert "resuming from step 10 of 16" in capsys.readouterr().out
     assert interrupted.manifest["files"] == undisturbed.manifest["files"]
 
 
 @pytest.mark.parametrize("damage", ["unmarked", "truncated", "file-missing"])
 def test_half_written_state_is_not_resumed_from(interrupted, undisturbed, capsys, damage):
-    state = interrupted.work / "checkpoint-9"
+    state = interrupted.work / "checkpoint-10"
     if damage == "unmarked":
         (state / run.COMPLETE).unlink()
     elif damage == "truncated":
@@ -153,10 +200,10 @@ def test_interrupted_run_with_features_resumes_but_not_with_those_of_another_rea
 
     straight = asked(tmp_path / "straight", bank).here()
     for name in ("same", "other"):
-        interrupt(asked(tmp_path / name, bank), 4)
+        interrupt(asked(tmp_path / name, bank), 10)
     capsys.readouterr()
     again = asked(tmp_path / "same", bank).here()
-    assert "resuming from step 9 of 16" in capsys.readouterr().out
+    assert "resuming from step 10 of 16" in capsys.readouterr().out
     assert again.manifest["identity"] == straight.manifest["identity"]
     inputs.build_bank(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
     asked(tmp_path / "other", tmp_path / "bank").here()
@@ -186,7 +233,7 @@ def test_state_of_another_run_is_discarded_and_the_log_says_why(interrupted, spl
 def test_more_frequent_saving_is_no_other_run(interrupted, capsys):
     interrupted.recipe = interrupted.recipe | {"save_minutes": 10}
     interrupted.here()
-    assert "resuming from step 9 of 16" in capsys.readouterr().out
+    assert "resuming from step 10 of 16" in capsys.readouterr().out
 
 
 def test_stage_that_is_already_running_is_refused(parents, tmp_path, capsys):
@@ -197,7 +244,7 @@ def test_stage_that_is_already_running_is_refused(parents, tmp_path, capsys):
         wait(asked, process, 1)
         command = asked.command()
         assert cli.main(command[command.index("cisterna") + 1 :]) == 2
-        assert "another process is training this run" in capsys.readouterr().err
+        assert "another process is working on this stage" in capsys.readouterr().err
         assert process.poll() is None
     finally:
         kill(process)

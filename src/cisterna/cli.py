@@ -1,7 +1,7 @@
 """The `cisterna` command: one subcommand a rule, so that every job of the workflow can be run by hand.
 
 Subcommands import what they need when they run; `cisterna --help` imports no library. Exit codes: 0 done, 2 a mistake
-of the user's (one short message, no traceback), anything else a bug.
+of the user's (one short message, no traceback), 143 stopped by SIGTERM with its state saved, anything else a bug.
 """
 
 import argparse
@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cisterna import __version__
-from cisterna.errors import UserError
+from cisterna.errors import UserError, explain
+from cisterna.stop import EXIT_CODE, Stopped
 
 HEAVY = frozenset(
     {"tokenize", "base", "encoder", "features", "cpt", "sft", "rl", "evaluate", "perplexity", "baselines", "predict"}
@@ -44,6 +46,16 @@ def _run(given: list[str]) -> int:
         options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return EXIT_CODE
+    except Exception as error:
+        message = explain(error, options.command, getattr(options, "output", None) or Path.cwd())
+        if message is None:
+            raise
+        with suppress(OSError):  # the log may be on the disk that is full
+            print(f"error: {message}", file=sys.stderr, flush=True)
         return 2
     return 0
 
@@ -110,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument("--encoder", type=Path, required=True, help="checkpoint folder made by `encoder`")
     features.add_argument("--data", type=Path, required=True, help="folder made by `data`")
     features.add_argument("--reading", type=_mapping, required=True, help="how the encoder is read, as JSON")
-    features.add_argument("--work", type=Path, required=True, help="folder for finished shards")
+    features.add_argument("--work", type=Path, required=True, help="folder for what is done, until it is published")
+    features.add_argument("--save-minutes", type=float, default=10, help="how often to save (default: %(default)s)")
     features.add_argument("--output", type=Path, required=True)
 
     for name, run, summary in (
@@ -140,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, required=True)
     evaluate.add_argument("--bank", type=Path, help="feature bank of the task (default: run the encoder)")
     evaluate.add_argument("--options", type=_mapping, required=True, help="the config's evaluation block, as JSON")
+    evaluate.add_argument(
+        "--work", type=Path, help="folder for what is answered, until it is published (default: none)"
+    )
     evaluate.add_argument("--output", type=Path, required=True)
 
     predict = command("predict", _predict, "answer new sequences with a checkpoint of SFT or RL")
@@ -162,8 +178,31 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--study", type=_mapping, required=True, help="the whole config, as JSON")
         stage.add_argument("--output", type=Path, required=True)
 
-    verify = command("verify", _verify, "check manifests, hashes and parents of checkpoints and banks below a folder")
-    verify.add_argument("path", type=Path, nargs="?", default=Path("results"))
+    verify = command(
+        "verify", _verify, "check every manifest, hash and parent below a folder; exit code 2 if one is broken"
+    )
+    verify.add_argument("path", type=Path, nargs="?", default=Path("results"), help="(default: %(default)s)")
+
+    clean = command("clean", _clean, "list what no config refers to and what killed processes left in results/")
+    clean.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="every study whose results stay (default: config/config.yaml)",
+    )
+    clean.add_argument(
+        "--finished", action="store_true", help="also the state of finished ladders, to which no rung will be added"
+    )
+    clean.add_argument("--yes", action="store_true", help="remove what is listed")
+
+    status = command("status", _status, "print what a running study does: stages under way, jobs done and failed")
+    status.add_argument("path", type=Path, nargs="?", default=Path("results"), help="only jobs below this folder")
+    status.add_argument(
+        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
+    )
+    status.add_argument("--watch", action="store_true", help="show it, kept up to date, until Ctrl-C")
 
     warm = command("warm", _warm, "serve warm starts to the jobs of a local run (the Snakefile starts this)")
     warm.add_argument("socket", type=Path)
@@ -184,6 +223,12 @@ def _plan(options: argparse.Namespace) -> None:
     from cisterna import plan
 
     plan.main(options.config)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from cisterna import status
+
+    status.main(options.config, options.path, options.watch)
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -242,7 +287,9 @@ def _encoder(options: argparse.Namespace) -> None:
 def _features(options: argparse.Namespace) -> None:
     from cisterna import inputs
 
-    inputs.build_bank(options.encoder, options.data, options.reading, options.work, options.output)
+    inputs.build_bank(
+        options.encoder, options.data, options.reading, options.work, options.output, options.save_minutes
+    )
 
 
 def _job(options: argparse.Namespace) -> Any:
@@ -290,7 +337,7 @@ def _rl(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from cisterna import evaluate
 
-    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options, options.bank)
+    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options, options.bank, options.work)
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -320,17 +367,16 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from cisterna import checkpoint
+    from cisterna import integrity
 
-    # A folder whose name begins with a dot is one that a killed process was about to publish.
-    folders = sorted(
-        path.parent for path in options.path.rglob(checkpoint.MANIFEST) if not path.parent.name.startswith(".")
-    )
-    if not folders:
-        raise UserError(f"{options.path}: no checkpoints below it")
-    for folder in folders:
-        checkpoint.verify(folder)
-    print(f"{len(folders)} checkpoints and banks below {options.path} are whole")
+    print(integrity.verify(options.path))
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from cisterna import integrity
+
+    configs = options.config or [Path("config/config.yaml")]
+    integrity.clean(configs, yes=options.yes, finished=options.finished)
 
 
 def _warm(options: argparse.Namespace) -> None:

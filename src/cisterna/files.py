@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writing, hashing. Not for what is inside them."""
+"""Files that are either whole or absent: atomic writing, hashing, locks. Not for what is inside them."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cisterna.errors import UserError
 
 
 def sha256(path: Path) -> str:
@@ -26,8 +28,13 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys (the same value gives the same bytes)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    temporary.write_text(json_text(value))
     os.replace(temporary, path)
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -48,9 +55,50 @@ def new_folder(target: Path) -> Iterator[Path]:
     earlier = temporary.with_name(f"{temporary.name}.earlier")
     try:
         yield temporary
+        sync(temporary)
         if target.is_dir():
             os.replace(target, earlier)
         os.replace(temporary, target)
+        _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of `new_folder(target)`. Only where no other process makes `target` now."""
+    for path in target.parent.glob(f".{target.name}.*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Wait until every file of a folder is on the disk: a machine that loses power keeps it whole or has none of it."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(work: Path) -> Iterator[None]:
+    """Hold the lock of a work folder, which is made if need be. UserError if another process holds it.
+
+    The lock is the operating system's, so that of a killed process is free.
+    """
+    from filelock import FileLock, Timeout
+
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{work}: another process is working on this stage; wait for it to end, or stop it, then run again"
+        ) from None

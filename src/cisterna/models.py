@@ -19,7 +19,7 @@ from cisterna.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_ROWS = "new_embeddings.safetensors"
 
@@ -63,29 +63,35 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _create(spec: Mapping[str, Any], folder: Path) -> None:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     tokens = tokenizer.build(spec["tokenizer"]["vocab_size"], [Path(file) for file in spec["tokenizer"]["files"]])
-    options = dict(spec["architecture"])
-    try:
-        config = AutoConfig.for_model(
-            options.pop("model_type"),
-            vocab_size=len(tokens),
-            eos_token_id=tokens.eos_token_id,
-            pad_token_id=tokens.pad_token_id,
-            bos_token_id=None,
-            **options,
-        )
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.inference_mode():
-            model(torch.tensor([[tokens.eos_token_id]]))  # some shapes that do not fit each other fail only here
-    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"backbone architecture {dict(spec['architecture'])}: {error}") from None
-    model.generation_config.eos_token_id = tokens.eos_token_id
-    model.generation_config.pad_token_id = tokens.pad_token_id
+    ids = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
+    model = untrained("backbone", AutoModelForCausalLM, spec["architecture"], tokens, **ids, bos_token_id=None)
+    model.generation_config.update(**ids)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
+
+
+def untrained(
+    what: str, kind: Any, architecture: Mapping[str, Any], tokens: "PreTrainedTokenizerBase", **ids: int | None
+) -> "PreTrainedModel":
+    """A model of the auto class `kind` with random weights, for the vocabulary of `tokens`.
+
+    UserError, which names `what`, for an architecture that cannot be built.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    options = dict(architecture)
+    try:
+        config = AutoConfig.for_model(options.pop("model_type"), vocab_size=len(tokens), **ids, **options)
+        model = kind.from_config(config)
+        with torch.inference_mode():
+            model(torch.tensor([[tokens.pad_token_id]]))  # some shapes that do not fit each other fail only here
+    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{what} architecture {dict(architecture)}: {error}") from None
+    return model
 
 
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:

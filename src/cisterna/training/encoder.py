@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from cisterna import corpus, files, models, tokenizer
@@ -101,20 +100,8 @@ class _Masking(DataCollatorForLanguageModeling):
 
 def make(architecture: Mapping[str, Any], tokens: Any) -> Any:
     """A masked language model with random weights. UserError for an architecture that cannot be built."""
-    options = dict(architecture)
-    try:
-        config = AutoConfig.for_model(
-            options.pop("model_type"),
-            vocab_size=len(tokens),
-            pad_token_id=tokens.pad_token_id,
-            mask_token_id=tokens.mask_token_id,
-            **options,
-        )
-        model = AutoModelForMaskedLM.from_config(config)
-        with torch.inference_mode():
-            model(torch.tensor([[tokens.mask_token_id]]))  # some shapes that do not fit each other fail only here
-    except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"encoder architecture {dict(architecture)}: {error}") from None
+    ids = {"pad_token_id": tokens.pad_token_id, "mask_token_id": tokens.mask_token_id}
+    model = models.untrained("encoder", AutoModelForMaskedLM, architecture, tokens, **ids)
     # Else ESM's weights are saved under the names of an older release, which its own state does not have.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model

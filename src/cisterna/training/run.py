@@ -4,13 +4,14 @@ A stage hands over a function that builds its trainer (`transformers.Trainer` or
 a checkpoint trustworthy is here, once:
 
 1. The run trains in its work folder, which is no output of a rule, so Snakemake never deletes it. Trainer state is
-   saved there every `save_minutes` and at the end; a state counts only once its `complete.json` is written.
+   saved there every `save_minutes`, at the end, and on SIGTERM, after which the run ends (`cisterna.stop`); a state
+   counts only once its `complete.json` is written.
 2. A fingerprint of everything that determines the weights (recipe, seed, data, parent, packages) stands in the work
    folder. State of another fingerprint is discarded, so an edited recipe never resumes from a stale run.
 3. Rungs of one ladder share a work folder: e4 resumes the trainer state that ended e2, checked against the hash of the
    published e2. Without it (deleted, or made on another machine) the ladder is trained from its start again.
-4. The log is flushed before every save and at every end of an epoch, so that resumed runs, ladders and straight runs
-   leave the same history as well as the same weights.
+4. The log is flushed at every end of an epoch, and what is not yet logged is part of the state, so that resumed runs,
+   ladders and straight runs leave the same history as well as the same weights.
 5. A run in which the loss is not finite or no trained weight moved is an error, with the numbers.
 6. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
 
@@ -33,15 +34,15 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
+from accelerate.utils import reduce
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cisterna import checkpoint, files, models
+from cisterna import checkpoint, files, models, stop
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs, prepare
+from cisterna.progress import Progress
 
 COMPLETE = "complete.json"
 SAVE_MINUTES = 10.0
@@ -171,9 +172,10 @@ def execute(job: Job, build: Callable[[dict[str, Any]], Setup]) -> None:
     one_gpu()
     if job.parent:
         checkpoint.verify(job.parent)
-    job.work.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=not torch.cuda.is_available())
-    with _lock(job.work) if state.is_main_process else nullcontext():
+    with stop.watch(), files.lock(job.work) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            files.remove_leftovers(job.output)
         _train(job, build, state, started)
     state.wait_for_everyone()
 
@@ -198,9 +200,14 @@ def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialSta
     if resume and state.is_main_process:
         print(f"resuming from step {_step(resume)} of {steps}", flush=True)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_Progress(job, setup.unit))
+    trainer.add_callback(_Progress(job, setup, resume))
     if resume is None or _step(resume) < steps:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if trainer.state.global_step < steps:
+            raise stop.Stopped(
+                f"{job.output}: by SIGTERM at step {trainer.state.global_step} of {steps}; the state is saved in "
+                f"{job.work}, and the same command goes on from there"
+            )
     final = job.work / f"checkpoint-{steps}"
     if state.is_main_process:
         history = files.read_json(final / "trainer_state.json")["log_history"]
@@ -276,33 +283,59 @@ def _adapter_config(path: Path) -> dict[str, Any]:
 
 
 class _Progress(TrainerCallback):
-    """Saves by time and at the end, marks complete saves, prints one line a log, stops at a loss that is not finite."""
+    """Saves by time, at the end and on SIGTERM, marks complete saves, says how far the run is, watches its losses."""
 
-    def __init__(self, job: Job, unit: int) -> None:
+    def __init__(self, job: Job, setup: Setup, resume: Path | None) -> None:
         self.work = job.work
-        self.unit = unit
+        self.trainer = setup.trainer
+        self.unit = setup.unit
+        self.resume = resume
         self.interval = float(job.recipe.get("save_minutes", SAVE_MINUTES)) * 60
         self.saved = time.monotonic()
         self.last: int | None = None
+        self.progress = Progress(job.work, job.output, job.kind)
+        self.tokens = setup.tokens_per_epoch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.resume:
+            _restore_log(self.trainer, self.resume)
+        self.began = (time.monotonic(), state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         last = state.global_step >= state.max_steps
         if last or float(state.epoch).is_integer():
             control.should_log = True
         step = state.global_step % max(1, round(state.max_steps / args.num_train_epochs))
-        if last or (control.should_log and step % self.unit == 0 and self._due()):
+        due, asked = self._due()
+        if last or ((due or asked) and step % self.unit == 0):
             control.should_save = True
+            control.should_training_stop = last or asked
+        if state.is_world_process_zero:
+            self._tell(args, state)
         return control
 
-    def _due(self) -> bool:
-        """Whether it is time to save, on rank 0's clock: all ranks have to save at the same step."""
-        due = [time.monotonic() - self.saved >= self.interval]
-        return bool(broadcast_object_list(due)[0])
+    def _tell(self, args: Any, state: Any, **numbers: float) -> None:
+        """Say how far the run is, for `cisterna status`."""
+        began, first = self.began
+        if self.tokens is not None:
+            tokens = self.tokens * args.num_train_epochs / state.max_steps * (state.global_step - first)
+            numbers["tokens_per_second"] = tokens / (time.monotonic() - began)
+        self.progress.update(state.global_step, state.max_steps, "steps", **numbers)
+
+    def _due(self) -> tuple[bool, bool]:
+        """Whether it is time to save, on rank 0's clock, and whether some rank got SIGTERM: all ranks have to agree."""
+        processes = PartialState()
+        due = processes.is_main_process and time.monotonic() - self.saved >= self.interval
+        flags = torch.tensor([due, stop.requested()], dtype=torch.float32, device=processes.device)
+        due, asked = (reduce(flags) if processes.num_processes > 1 else flags).bool().tolist()
+        return due, asked
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = self.work / f"checkpoint-{state.global_step}"
+        _save_log(self.trainer, folder)
         PartialState().wait_for_everyone()  # every rank has written its share
         if state.is_world_process_zero:
-            folder = self.work / f"checkpoint-{state.global_step}"
+            files.sync(folder)
             sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
             weights = {path.name: files.sha256(path) for path in _weights(folder)}
             files.write_json(folder / COMPLETE, {"sizes": sizes, "weights": weights})
@@ -323,17 +356,30 @@ class _Progress(TrainerCallback):
             shown = ("loss", "reward", "frac_reward_zero_std", "learning_rate", "train_runtime")
             line = " ".join(f"{key} {numbers[key]:.4g}" for key in shown if key in numbers)
             print(f"step {state.global_step}/{state.max_steps} {line}", flush=True)
+            told: dict[str, float] = {key: value for key, value in numbers.items() if key in ("loss", "reward")}
+            if self.tokens is None and "num_tokens" in numbers:  # those sampled since this process began
+                told["tokens_per_second"] = numbers["num_tokens"] / (time.monotonic() - self.began[0])
+            self._tell(args, state, **told)
 
 
-def _lock(work: Path) -> FileLock:
-    lock = FileLock(work / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{work}: another process is training this run; wait for it to end, or stop it, then run again"
-        ) from None
-    return lock
+def _save_log(trainer: transformers.Trainer, folder: Path) -> None:
+    """Keep what this rank has measured and not yet logged: the library's own state forgets it."""
+    pending = {
+        "loss": trainer._tr_loss.item(),
+        "logged": trainer._globalstep_last_logged,
+        "metrics": getattr(trainer, "_metrics", {}).get("train", {}),  # TRL's, averaged when they are logged
+    }
+    # Python's own reading of what JSON has no word for: a metric may be NaN.
+    (folder / f"log-{PartialState().process_index}.json").write_text(json.dumps(pending))
+
+
+def _restore_log(trainer: transformers.Trainer, folder: Path) -> None:
+    """Go on with what `_save_log` kept."""
+    pending = json.loads((folder / f"log-{PartialState().process_index}.json").read_text())
+    trainer._tr_loss.fill_(pending["loss"])
+    trainer._globalstep_last_logged = pending["logged"]
+    for name, values in pending["metrics"].items():
+        trainer._metrics["train"][name].extend(values)
 
 
 def _fingerprint(job: Job, setup: Setup, processes: int) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""How far a stage is: one small file in its work folder, for `cisterna status`.
+
+The file is for people: nothing that a stage computes or publishes depends on it. Not for resuming, which trainer state
+and finished shards are for. Times are Unix times in seconds.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+NAME = "progress.json"
+INTERVAL = 1.0  # seconds between two writes: steps of a tiny model take milliseconds, and the disk may be a network's
+
+
+class Progress:
+    """Tells how far a stage is. Only the main process of a stage has one."""
+
+    def __init__(self, work: Path, output: Path, kind: str) -> None:
+        """`work` is the stage's work folder, `output` what it will publish, `kind` its command: cpt, features, ..."""
+        self._path = work / NAME
+        self._facts = {
+            "kind": kind,
+            "output": str(output),
+            "begun": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        }
+        self._first: dict[str, float] = {}
+        self._numbers: dict[str, float] = {}
+        self._written = -math.inf
+
+    def update(self, done: int, total: int, unit: str, **numbers: float) -> None:
+        """`done` of `total` `unit`s are behind the stage; `numbers` (loss, reward, ...) stand until given again.
+
+        To be called as often as convenient: writes at most once a second, and at the end. A disk that refuses the file
+        does not end the stage, which will meet the trouble itself where it matters.
+        """
+        if not self._first:  # what a rate is counted from: the time before it went into imports and loading
+            self._first = {"begun_at": done, "first_update": time.time()}
+        self._numbers |= {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
+        now = time.monotonic()
+        if now - self._written < INTERVAL and done < total:
+            return
+        self._written = now
+        state = {
+            **self._facts,
+            **self._first,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "numbers": self._numbers,
+            "updated": time.time(),
+        }
+        temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(state, indent=1) + "\n")
+            os.replace(temporary, self._path)
