@@ -9,7 +9,7 @@ import time
 import pandas as pd
 import pytest
 
-from cisterna import cli, corpus, inputs
+from cisterna import cli, corpus, files, inputs
 from cisterna.training import run
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
@@ -223,6 +223,9 @@ def test_state_of_another_run_is_discarded_and_the_log_says_why(interrupted, spl
         shutil.copytree(splice, interrupted.data)
         table = pd.read_parquet(splice / "train.parquet")
         table[::-1].to_parquet(interrupted.data / "train.parquet")
+        card = files.read_json(interrupted.data / "card.json")
+        card["files"]["train.parquet"] = files.sha256(interrupted.data / "train.parquet")
+        files.write_json(interrupted.data / "card.json", card)
     capsys.readouterr()
     interrupted.here()
     said = capsys.readouterr().out

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from cisterna import answers, corpus, models, rewards, tokenizer
 from cisterna.errors import UserError
-from cisterna.training import cpt, rl, run, sft
+from cisterna.training import cpt, guards, rl, run, sft
 from cisterna.training.run import library_options
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
@@ -248,12 +248,12 @@ def test_rl_without_reward_variance_is_an_error_also_when_run_again(base, splice
 
 @pytest.mark.parametrize("rates", [[1.0, 0.99], [0.0]])
 def test_one_group_with_variance_is_enough(rates):
-    rl.effective_updates([{"step": 1, "reward": 0.5, "frac_reward_zero_std": rate} for rate in rates])
+    guards.varied([{"step": 1, "reward": 0.5, "frac_reward_zero_std": rate} for rate in rates])
 
 
 def test_history_without_reward_statistics_is_an_error():
     with pytest.raises(UserError, match="not logged"):
-        rl.effective_updates([])
+        guards.varied([])
 
 
 def test_learning_rate_of_zero_is_an_error(base, splice, tmp_path):

@@ -9,11 +9,13 @@ A checkpoint is a folder:
 
 The manifest names every file with its SHA-256, the parent checkpoint with the parent's identity, the recipe, the seed
 and the hashes of the data. `identity` is a hash over all of that and nothing measured, so the same run gives the same
-identity, and a child knows whether its parent is still the one it was trained from.
+identity, and a child knows whether its parent is still the one it was trained from. `seal` is a hash over all the rest
+of the manifest, so that what was measured cannot be edited either.
 
 Not for building models from checkpoints (`cisterna.models`), and not for trainer state (`cisterna.training`).
 """
 
+import itertools
 import json
 import os
 import platform
@@ -27,6 +29,7 @@ from cisterna import __version__, files
 from cisterna.errors import UserError
 
 MANIFEST = "manifest.json"
+SNAKEMAKE = ".snakemake_timestamp"  # the one file that another program puts into a published checkpoint
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "safetensors")
 
 
@@ -57,9 +60,9 @@ def write_manifest(
         "data": dict(data),
         "trained": dict(trained),
         "files": {
-            path.name: files.sha256(path)
-            for path in sorted(folder.iterdir())
-            if path.is_file() and not path.name.startswith(".") and path.name != MANIFEST
+            path.relative_to(folder).as_posix(): files.sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
         },
     }
     manifest = facts | {
@@ -72,6 +75,7 @@ def write_manifest(
             "git_commit": _git_commit(),
         },
     }
+    manifest["seal"] = files.digest(manifest)
     files.write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -82,38 +86,69 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: not a checkpoint (no {MANIFEST}); build it with: snakemake --cores 1 {folder}")
     try:
-        manifest = json.loads(path.read_text())
+        text = path.read_text()
+        manifest = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete {folder} and rerun") from None
     if not isinstance(manifest, dict):
         raise UserError(f"{path}: not a manifest (expected a JSON object); delete {folder} and rerun")
     facts = {key: manifest.get(key) for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")}
-    if manifest.get("identity") != files.digest(facts):
-        raise UserError(f"{path}: edited after it was written (its identity does not match); delete {folder} and rerun")
+    sealed = {key: value for key, value in manifest.items() if key != "seal"}
+    whole = (
+        manifest.get("identity") == files.digest(facts)
+        and manifest.get("seal") == files.digest(sealed)
+        and text == files.json_text(manifest)
+    )
+    if not whole:
+        raise UserError(f"{path}: edited after it was written (its hashes do not match); delete {folder} and rerun")
     return manifest
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """Read a manifest and check every file against it, and the parent's identity. Raises UserError naming the file."""
     manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing; the manifest lists it. Delete {folder} and rerun")
-        if files.sha256(path) != expected:
-            raise UserError(f"{path}: its SHA-256 is not the one in the manifest. Delete {folder} and rerun")
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name not in manifest["files"]:
-            raise UserError(f"{path}: weights that the manifest does not list. Delete {folder} and rerun")
+    changed = (changed_file(folder, name, digest) for name, digest in manifest["files"].items())
+    for problem in itertools.chain(changed, strays(folder, manifest)):
+        if problem:
+            raise UserError(problem)
     if manifest["parent"] is not None:
-        parent = parent_of(folder, manifest)
-        found = read_manifest(parent)["identity"]
-        if found != manifest["parent"]["identity"]:
-            raise UserError(
-                f"{folder}: trained from another version of {parent} "
-                f"(identity {manifest['parent']['identity'][:12]}, now {found[:12]}). Delete {folder} and rerun"
-            )
+        problem = other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
+        if problem:
+            raise UserError(problem)
     return manifest
+
+
+def changed_file(folder: Path, name: str, digest: str) -> str | None:
+    """What is wrong with a file that the manifest of `folder` lists with this SHA-256, None if nothing is."""
+    path = folder / name
+    if not path.is_file():
+        return f"{path}: missing; the manifest lists it. Delete {folder} and rerun"
+    if files.sha256(path) != digest:
+        return f"{path}: its SHA-256 is not the one in the manifest. Delete {folder} and rerun"
+    return None
+
+
+def strays(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is in a checkpoint's folder and not in its manifest. A library that loads the folder might read it."""
+    known = {MANIFEST, SNAKEMAKE, *manifest["files"]}
+    known |= {parent.as_posix() for name in manifest["files"] for parent in Path(name).parents}  # "." among them
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
+    return [
+        f"{folder / path}: the manifest does not list it, so it is no part of the checkpoint. Move it elsewhere"
+        for path in found
+        if path.as_posix() not in known and path.parent.as_posix() in known | {"."}
+    ]
+
+
+def other_parent(folder: Path, manifest: Mapping[str, Any], parent: Mapping[str, Any]) -> str | None:
+    """That `parent`, the manifest of the parent's folder now, is not that of the checkpoint trained from, if so."""
+    known, found = manifest["parent"]["identity"], parent["identity"]
+    if known == found:
+        return None
+    return (
+        f"{folder}: trained from another version of {parent_of(folder, manifest)} "
+        f"(identity {known[:12]}, now {found[:12]}). Delete {folder} and rerun"
+    )
 
 
 def parent_of(folder: Path, manifest: Mapping[str, Any]) -> Path:

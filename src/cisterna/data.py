@@ -3,8 +3,8 @@
     cisterna data --task splice-donor --output results/data/splice-donor --seed 0
         --spec '{"train": 1000, "validation": 150, "id": 400, "ood": 400}'
 
-Writes {train,validation,id,ood}.parquet and card.json, all or nothing. Makes no prompts (that is
-`cisterna.tasks`) and no tokens (`cisterna.tokenizer`).
+Writes {train,validation,id,ood}.parquet and card.json, which has their SHA-256, all or nothing. Makes no prompts (that
+is `cisterna.tasks`) and no tokens (`cisterna.tokenizer`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,35 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     with files.new_folder(Path(output)) as folder:
         for which, frame in frames.items():
             write(frame, folder / f"{which}.parquet")
-        files.write_json(folder / "card.json", card)
+        hashes = {f"{which}.parquet": files.sha256(folder / f"{which}.parquet") for which in SPLITS}
+        files.write_json(folder / "card.json", card | {"files": hashes})
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of the splits in `folder`. UserError where there is none, or one without the hashes of its files."""
+    path = Path(folder) / "card.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Write the splits with `cisterna data` first.")
+    card = files.read_json(path)
+    if "files" not in card:
+        raise UserError(
+            f"{path}: says no SHA-256 of its splits; an earlier version wrote it. Delete the folder and rerun."
+        )
+    return card
+
+
+def check(folder: Path, which: str, card: Mapping[str, Any]) -> Path:
+    """The file of split `which` in `folder`. UserError if it is not the one that the card describes."""
+    path = Path(folder) / f"{which}.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Write the splits with `cisterna data` first.")
+    found = files.sha256(path)
+    if found != card["files"][path.name]:
+        raise UserError(
+            f"{path}: its SHA-256 is {found[:12]}, card.json says {card['files'][path.name][:12]}; it was changed "
+            "after it was written. Delete the folder and rerun."
+        )
+    return path
 
 
 def _check_segments(examples: pd.DataFrame, name: str) -> None:

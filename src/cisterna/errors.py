@@ -1,4 +1,40 @@
-"""The one exception that means "the person who ran this can fix it". Bugs keep their own types and tracebacks."""
+"""What goes wrong outside the code: mistakes of the person who ran it, and trouble of the machine it ran on.
+
+Bugs are neither: they keep their own types and tracebacks.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+
+_CUT_SHORT = -1  # a write that ended early, by a library that does not tell why
+# What the machine may refuse, and what to do about it.
+_TROUBLE = {
+    _CUT_SHORT: "a file could not be written to its end: the disk is full, or a quota or limit is reached; free space",
+    errno.ENOSPC: "the disk is full; free space on it",
+    errno.EDQUOT: "your quota on this disk is used up; free space or ask for more",
+    errno.EFBIG: "a file would be larger than is allowed here; raise the limit (ulimit -f)",
+    errno.EROFS: "the file system is read-only; make it writable or choose another folder",
+    errno.EACCES: "no permission; change the owner or the mode (chown, chmod) or choose another folder",
+    errno.EPERM: "not permitted; see its owner and attributes (ls -l, lsattr) or choose another folder",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many open files on this machine; end other processes",
+    errno.EIO: "the disk or the file server failed; have it checked",
+    errno.ESTALE: "the file server no longer knows an open file (stale file handle); see that the file system is back",
+    errno.ENOLCK: "the file system gives no locks; have them enabled (NFS: lockd) or choose another folder",
+}
+_OF_A_FILE = (errno.EACCES, errno.EPERM)  # other things may be refused too, and those are bugs
+_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_TRAINING = "lower per_device_train_batch_size in the recipe, and raise gradient_accumulation_steps by the same factor"
+_LESS_MEMORY = {
+    "cpt": f"{_TRAINING}, or lower block_size",
+    "sft": _TRAINING,
+    "rl": f"{_TRAINING}, or lower max_completion_length",
+    "encoder": "lower per_device_train_batch_size in the encoder's training",
+    "features": "lower batch_tokens of the encoder",
+    "evaluate": "lower batch_size under `evaluation`",
+    "predict": "lower batch_size in --options",
+}
 
 
 class UserError(Exception):
@@ -7,3 +43,52 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with code 2, so the message has to carry everything:
     what was wrong, in which file, line or key, what was expected, and what to do.
     """
+
+
+def explain(error: Exception, command: str, output: object) -> str | None:
+    """The message of an error that is the machine's, from a command that writes to `output`; None for a bug."""
+    for link in _causes(error):
+        if _is_of_memory(link):
+            advice = _LESS_MEMORY.get(command, "use a machine with more")
+            return (
+                f"{output}: out of memory ({_first_line(link)}). With more memory (mem_mb and gpu under `resources` of "
+                f"the study) the same command goes on from the last saved state; to need less, {advice}"
+            )
+        number = _number(link)
+        if number in _TROUBLE:
+            path = getattr(link, "filename2", None) or getattr(link, "filename", None) or output
+            return f"{path}: {_TROUBLE[number]}. Then give the same command again: it goes on from the last saved state"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY)
+    )
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error, which libraries in C++ and Rust hide."""
+    text = str(error)
+    if isinstance(error, OSError):
+        if error.errno in _OF_A_FILE and error.filename is None:
+            return None
+        short_write = error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", text)  # numpy
+        return _CUT_SHORT if short_write else error.errno
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", text)):
+        return int(found[1])
+    if isinstance(error, RuntimeError) and "inline_container.cc" in text and "unexpected pos" in text:  # torch.save
+        return _CUT_SHORT
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

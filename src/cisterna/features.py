@@ -20,7 +20,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +28,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from cisterna import checkpoint, encoders, files
+from cisterna import checkpoint, encoders, files, resume, stop
 from cisterna.errors import UserError
+from cisterna.progress import Progress
 
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
+SAVE_MINUTES = 10.0
+PART = ".part"
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
 
 
@@ -154,50 +157,57 @@ class Live:
 
 def build(
     encoder: Path, texts: Iterable[str], modality: str, reading: Mapping[str, Any], data: Mapping[str, str],
-    work: Path, output: Path, shard_bytes: int = SHARD_BYTES,
+    work: Path, output: Path, shard_bytes: int = SHARD_BYTES, save_minutes: float = SAVE_MINUTES,
 ) -> dict[str, Any]:  # fmt: skip
     """Publish the bank of `texts` as read by the encoder in the folder `encoder`. Returns the manifest.
 
-    Each text is encoded once. Shards are written to `work` one by one and a killed run goes on after the last whole
-    one. `data` holds the hashes of what the texts come from, `reading` how they are read (config key `encoders`).
+    Each text is encoded once. `data` holds the hashes of what the texts come from, `reading` how they are read (config
+    key `encoders`). Shards are written to `work` one by one, and what a shard has so far every `save_minutes`, so that
+    a killed run goes on from there, to the same bytes. Raises Stopped after SIGTERM, UserError if `work` is in use.
     """
     started = time.perf_counter()
     unique = sorted(set(texts), key=lambda text: (encoders.residues(text), text))
-    network = encoders.load(encoder, reading["layer"])
-    counts = [encoders.rows(encoders.residues(text), reading["pool"]) for text in unique]
-    shards = list(_shards(counts, shard_bytes // (2 * network.width)))
-    key = {
+    facts = {
         "encoder": checkpoint.read_manifest(encoder)["identity"],
+        "modality": modality,
         "reading": dict(reading),
         "texts": hashlib.sha256("\n".join(unique).encode()).hexdigest(),
         "shard_bytes": shard_bytes,
         "packages": checkpoint.packages(),
     }
-    _discard_stale(work, files.digest(key))
-    for number, (begin, end) in enumerate(shards):
-        path = work / _name(number)
-        if path.is_file():
-            print(f"shard {number + 1}/{len(shards)} is there", flush=True)
-            continue
-        features = encoders.encode(network, unique[begin:end], modality, reading)
-        temporary = work / f".{path.name}"
-        save_file({"features": torch.cat(features).contiguous()}, temporary)
-        temporary.chmod(0o644)  # the library writes it for its owner alone
-        os.replace(temporary, path)
-        print(f"shard {number + 1}/{len(shards)}: {end}/{len(unique)} sequences", flush=True)
-    manifest = publish(
-        output,
-        encoder,
-        modality,
-        reading,
-        data,
-        unique,
-        counts,
-        [work / _name(number) for number in range(len(shards))],
-        {"seconds": round(time.perf_counter() - started, 3)},
-    )
-    shutil.rmtree(work)
-    return manifest
+    with resume.folder(work, output, facts):
+        network = encoders.load(encoder, reading["layer"])
+        counts = [encoders.rows(encoders.residues(text), reading["pool"]) for text in unique]
+        shards = list(_shards(counts, shard_bytes // (2 * network.width)))
+        progress = Progress(work, output, "features")
+        for number, (begin, end) in enumerate(shards):
+            path = work / _name(number)
+            if path.is_file():
+                print(f"shard {number + 1}/{len(shards)} is there", flush=True)
+                continue
+            rows: list[torch.Tensor] = []
+            for done in _encode(network, unique[begin:end], modality, reading, path, 60 * save_minutes, rows):
+                progress.update(begin + done, len(unique), "sequences")
+                if stop.requested():
+                    raise stop.Stopped(
+                        f"{output}: by SIGTERM after {begin + done} of {len(unique)} sequences; their features are "
+                        f"saved in {work}, and the same command goes on from there"
+                    )
+            _save(torch.cat(rows), path)
+            for part in _parts(path):
+                part.unlink()
+            print(f"shard {number + 1}/{len(shards)}: {end}/{len(unique)} sequences", flush=True)
+        return publish(
+            output,
+            encoder,
+            modality,
+            reading,
+            data,
+            unique,
+            counts,
+            [work / _name(number) for number in range(len(shards))],
+            {"seconds": round(time.perf_counter() - started, 3)},
+        )
 
 
 def publish(
@@ -236,6 +246,46 @@ def publish(
         )
 
 
+def _encode(
+    network: encoders.Encoder, texts: Sequence[str], modality: str, reading: Mapping[str, Any], path: Path,
+    seconds: float, rows: list[torch.Tensor],
+) -> Iterator[int]:  # fmt: skip
+    """Fill `rows` with the features of the texts, which are sorted by length; yield how many are done, batch by batch.
+
+    Where SIGTERM was sent, and every so many `seconds`, what is new is saved beside `path` before the next yield. What
+    is saved there already is not encoded again.
+    """
+    parts = _parts(path)
+    rows += [load_file(part)["features"] for part in parts]
+    first = int(parts[-1].suffix.removeprefix(PART)) if parts else 0
+    if first:
+        print(f"{first} sequences are there", flush=True)
+    fresh = len(rows)
+    saved = time.monotonic()
+    for batch in encoders.batches([encoders.residues(text) for text in texts], reading["batch_tokens"]):
+        if batch[0] < first:
+            continue
+        rows += encoders.encode(network, [texts[index] for index in batch], modality, reading)
+        if stop.requested() or time.monotonic() - saved >= seconds:
+            _save(torch.cat(rows[fresh:]), path.with_suffix(f"{PART}{batch[-1] + 1:09}"))
+            fresh, saved = len(rows), time.monotonic()
+        yield batch[-1] + 1
+
+
+def _parts(path: Path) -> list[Path]:
+    """What is saved of an unfinished shard, in order; a part is named by the number of texts that are done after it."""
+    return sorted(path.parent.glob(f"{path.stem}{PART}*"))
+
+
+def _save(rows: torch.Tensor, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    save_file({"features": rows.contiguous()}, temporary)
+    temporary.chmod(0o644)  # the library writes it for its owner alone
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
 def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
     """Ranges of sequences whose rows fill at most `most` rows together; a longer sequence is a range of its own."""
     begin = total = 0
@@ -245,17 +295,6 @@ def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
             begin, total = index, 0
         total += count
     yield begin, len(counts)
-
-
-def _discard_stale(work: Path, key: str) -> None:
-    """Empty the work folder if the shards in it are of other sequences, another encoder or another reading."""
-    known = work / "key"
-    if known.is_file() and known.read_text() == key:
-        return
-    if work.is_dir():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    known.write_text(key)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -152,7 +152,10 @@ def of(folder: Path, bank: Path | None = None) -> Inputs:
     return open_source(described["sequences"], described["modality"], bank, Path(encoder["path"]), encoder["reading"])
 
 
-def build_bank(encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path) -> dict[str, Any]:
+def build_bank(
+    encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path,
+    save_minutes: float = features.SAVE_MINUTES,
+) -> dict[str, Any]:  # fmt: skip
     """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
     import pandas as pd
 
@@ -168,7 +171,30 @@ def build_bank(encoder: Path, data: Path, reading: Mapping[str, Any], work: Path
         raise UserError(f"{data}: its prompts have no residues that an encoder could read")
     modality = files.read_json(data / "card.json")["modality"]
     hashed = {f"{split}.parquet": files.sha256(data / f"{split}.parquet") for split in SPLITS}
-    return features.build(encoder, texts, modality, reading, hashed, work, output)
+    return features.build(encoder, texts, modality, reading, hashed, work, output, save_minutes=save_minutes)
+
+
+def check_data(folder: Path, task: str, hashes: Mapping[str, str]) -> None:
+    """UserError if a checkpoint, or one that it was trained from, saw data of `task` with other hashes than these.
+
+    `hashes` maps file names (train.parquet) to their SHA-256. The same task drawn anew has other splits, so examples
+    that such a checkpoint was trained on may be in the id split now. Checkpoints of other tasks, and those before SFT,
+    pass.
+    """
+    current: Path | None = folder
+    while current is not None:
+        manifest = checkpoint.read_manifest(current)
+        described = read(current)
+        if described is not None and described["task"] == task:
+            for name, expected in hashes.items():
+                found = manifest["data"].get(name, expected)
+                if found != expected:
+                    raise UserError(
+                        f"{current}: trained on another {name} of {task} (SHA-256 {found[:12]}) than the one in use "
+                        f"now ({expected[:12]}), whose splits may hold examples it was trained on. Put the data back "
+                        f"that it was trained on, or delete {current} and rerun"
+                    )
+        current = checkpoint.parent_of(current, manifest) if manifest["parent"] else None
 
 
 def prompt_ids(

@@ -20,10 +20,11 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import files, inputs, models, rewards, tokenizer
+from cisterna import inputs, models, rewards, tokenizer
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs
-from cisterna.training.run import Job, Setup, configure, execute, lora, parent_of, reader
+from cisterna.training import guards
+from cisterna.training.run import Job, Setup, configure, execute, given_to, lora, parent_of, reader
 
 TOKENS = Inputs()
 
@@ -33,8 +34,8 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
 
     def build(options: dict[str, Any]) -> Setup:
         tokens = tokenizer.load(models.base_of(parent_of(job)))
-        frame = pd.read_parquet(data / "train.parquet").iloc[: job.recipe.get("examples")]
-        card = files.read_json(data / "card.json")
+        card, table = given_to(job, data)
+        frame = pd.read_parquet(table).iloc[: job.recipe.get("examples")]
         functions, weights = rewards.trl_functions(job.recipe.get("rewards", {"correct": 1.0}), card["labels"], tokens)
         model, first = reader(job, given)
         prompts = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
@@ -45,7 +46,7 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
             _keep_reference(model, job.work / "reference")
         if len(frame) * config.num_generations < config.generation_batch_size:
             raise UserError(
-                f"{data}/train.parquet: {len(frame)} prompts do not fill one batch of "
+                f"{table}: {len(frame)} prompts do not fill one batch of "
                 f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
                 "per_device_train_batch_size in the RL recipe"
             )
@@ -60,25 +61,13 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         return Setup(
             trainer=trainer,
-            data={"train.parquet": files.sha256(data / "train.parquet")} | inputs.hashes(described),
+            data={table.name: card["files"][table.name]} | inputs.hashes(described),
             unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
-            check=effective_updates,
+            check=guards.varied,
             beside=lambda folder: inputs.write(folder, job.output, described),
         )
 
     execute(job, build)
-
-
-def effective_updates(history: list[dict[str, Any]]) -> None:
-    """UserError if in no logged step a group of completions had reward variance: GRPO then has no gradient."""
-    logs = [entry for entry in history if "frac_reward_zero_std" in entry]
-    if all(entry["frac_reward_zero_std"] == 1.0 for entry in logs):
-        rates = ", ".join(f"{entry['reward']:.3g} at step {entry['step']}" for entry in (logs[:1] + logs[1:][-1:]))
-        raise UserError(
-            "reinforcement learning had nothing to learn from: no group of completions ever had reward variance "
-            f"(mean reward {rates or 'not logged'}); nothing is published. Start from a checkpoint that solves some "
-            "of the examples, raise num_generations or temperature, or check the rewards"
-        )
 
 
 class _Order(Sampler):

@@ -12,7 +12,7 @@ a checkpoint trustworthy is here, once:
    published e2. Without it (deleted, or made on another machine) the ladder is trained from its start again.
 4. The log is flushed at every end of an epoch, and what is not yet logged is part of the state, so that resumed runs,
    ladders and straight runs leave the same history as well as the same weights.
-5. A run in which the loss is not finite or no trained weight moved is an error, with the numbers.
+5. A run in which the loss is not finite or explodes (`guards`), or no trained weight moved, is an error, with numbers.
 6. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
 
 Not for what a stage trains on: see `cpt`, `sft`, `rl`.
@@ -40,9 +40,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cisterna import checkpoint, files, models, stop
+from cisterna import data as splits
 from cisterna.errors import UserError
-from cisterna.inputs import Inputs, prepare
+from cisterna.inputs import Inputs, check_data, prepare
 from cisterna.progress import Progress
+from cisterna.training import guards
 
 COMPLETE = "complete.json"
 SAVE_MINUTES = 10.0
@@ -128,6 +130,17 @@ def parent_of(job: Job) -> Path:
     """The parent of a stage that has one."""
     assert job.parent is not None
     return job.parent
+
+
+def given_to(job: Job, data: Path) -> tuple[dict[str, Any], Path]:
+    """The card of the splits in `data` and the table to train on.
+
+    UserError if the table is not the one of the card, or if the parent was trained on other splits of the task.
+    """
+    card = splits.read_card(data)
+    table = splits.check(data, "train", card)
+    check_data(parent_of(job), card["task"], {table.name: card["files"][table.name]})
+    return card, table
 
 
 def reader(job: Job, inputs: Inputs) -> tuple[transformers.PreTrainedModel, int]:
@@ -286,6 +299,7 @@ class _Progress(TrainerCallback):
     """Saves by time, at the end and on SIGTERM, marks complete saves, says how far the run is, watches its losses."""
 
     def __init__(self, job: Job, setup: Setup, resume: Path | None) -> None:
+        self.kind = job.kind
         self.work = job.work
         self.trainer = setup.trainer
         self.unit = setup.unit
@@ -346,12 +360,7 @@ class _Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
-        loss = numbers.get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {state.global_step}; nothing is published. Lower learning_rate or "
-                f"max_grad_norm; the last state saved before it is in {self.work}"
-            )
+        guards.check(self.kind, state.log_history)
         if state.is_world_process_zero and numbers:
             shown = ("loss", "reward", "frac_reward_zero_std", "learning_rate", "train_runtime")
             line = " ".join(f"{key} {numbers[key]:.4g}" for key in shown if key in numbers)

@@ -18,10 +18,10 @@ import pandas as pd
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cisterna import answers, files, inputs, models, tokenizer
+from cisterna import answers, inputs, models, tokenizer
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs
-from cisterna.training.run import Job, Setup, configure, execute, lora, parent_of, reader
+from cisterna.training.run import Job, Setup, configure, execute, given_to, lora, parent_of, reader
 
 TOKENS = Inputs()
 
@@ -31,17 +31,18 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
 
     def build(options: dict[str, Any]) -> Setup:
         tokens = tokenizer.load(models.base_of(parent_of(job)))
-        frame = pd.read_parquet(data / "train.parquet")
+        card, table = given_to(job, data)
+        frame = pd.read_parquet(table)
         frame = frame.head(math.ceil(len(frame) * float(job.recipe.get("fraction", 1.0))))
         model, first = reader(job, given)
         config = configure(SFTConfig, options)
         rows = tokenize(tokens, frame, given, first)
-        described = inputs.describe(given, files.read_json(data / "card.json"), model)
+        described = inputs.describe(given, card, model)
         limit = config.max_length or math.inf
         too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > limit]
         if too_long:
             raise UserError(
-                f"{data}/train.parquet: {len(too_long)} examples are longer than max_length {config.max_length} "
+                f"{table}: {len(too_long)} examples are longer than max_length {config.max_length} "
                 f"(first: {too_long[0]}); raise max_length in the SFT recipe or shorten the prompts"
             )
         trainer = SFTTrainer(
@@ -53,7 +54,7 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
         )
         return Setup(
             trainer=trainer,
-            data={"train.parquet": files.sha256(data / "train.parquet")} | inputs.hashes(described),
+            data={table.name: card["files"][table.name]} | inputs.hashes(described),
             tokens_per_epoch=sum(map(len, rows["input_ids"])),
             beside=lambda folder: inputs.write(folder, job.output, described),
         )
