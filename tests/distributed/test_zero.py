@@ -8,6 +8,8 @@ batch differ in length).
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -170,3 +172,25 @@ def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
     assert "error: " in (tmp_path / "log").read_text()
     assert "no trained weight moved" in (tmp_path / "log").read_text()
     assert not published(tmp_path)
+
+
+def test_sigterm_to_every_process_of_two_ranks_saves_a_state_that_resumes(base, splice, tmp_path):
+    """Slurm sends it to torchrun and to every rank, and torchrun hands on its own."""
+    asked = Run("sft", base, splice, tmp_path / "stopped", on_ranks(LORA | {"logging_steps": 1}, "zero2"), 30)
+    process = asked.start(tmp_path / "log", ranks=2)
+    end = time.monotonic() + 200
+    while "step 3/" not in (tmp_path / "log").read_text():
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) != 0
+    said = (tmp_path / "log").read_text()
+    (step,) = (int(path.name.split("-")[1]) for path in asked.work.glob("checkpoint-*"))
+    assert f"stopped: {asked.output}: by SIGTERM at step {step} of 240" in said
+    again = asked.start(tmp_path / "again", ranks=2)
+    while f"resuming from step {step} of 240" not in (tmp_path / "again").read_text():
+        assert again.poll() is None, (tmp_path / "again").read_text()[-3000:]
+        time.sleep(0.01)
+    os.killpg(again.pid, signal.SIGTERM)
+    assert again.wait(60) != 0
