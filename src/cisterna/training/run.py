@@ -39,7 +39,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cisterna import checkpoint, files, models, stop
+from cisterna import checkpoint, files, models, stop, trackers
 from cisterna import data as splits
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs, check_data, prepare
@@ -95,7 +95,7 @@ def library_options(job: Job) -> dict[str, Any]:
     options = {key: value for key, value in job.recipe.items() if key not in OWN_KEYS}
     gpu = torch.cuda.is_available()
     options.setdefault("logging_steps", 10)
-    options.setdefault("report_to", "none")
+    options |= trackers.options(job.output, job.recipe, job.seed)
     native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     options.setdefault("bf16", native and not options.get("fp16", False))
     options.setdefault("dataloader_pin_memory", gpu)
