@@ -7,9 +7,9 @@ hands its arguments, environment, working folder and output streams to the serve
 that a cold start runs, and sends back the exit code. Without the variable (by hand, under torchrun, on a cluster)
 nothing of this happens.
 
-The pair lives and dies together: signals to the client go to the fork, a killed client kills its fork, a killed fork is
-exit code 137 in the client, and the server ends with the Snakemake process that started it. The server itself never
-runs torch, so that forks are safe; jobs that use a GPU are not sent to it.
+The pair lives and dies together: signals to the client go to the fork, a killed client kills its fork, of a killed fork
+the client says so in the job's log and ends with exit code 137, and the server ends with the Snakemake process that
+started it. The server itself never runs torch, so that forks are safe; jobs that use a GPU are not sent to it.
 """
 
 import gc
@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,13 @@ def run(path: str, arguments: list[str]) -> int | None:
         code = connection.recv(1)
     except ConnectionResetError:
         code = b""
-    return code[0] if code else KILLED
+    if code:
+        return code[0]
+    sys.stderr.write(
+        f"\nerror: cisterna {arguments[0]} was killed, or crashed, before it could say why. Most often the system did "
+        "it for lack of memory (`dmesg` says so). What it had saved is kept: the same command goes on from there\n"
+    )
+    return KILLED
 
 
 def _import() -> None:
@@ -125,8 +132,9 @@ def _work(connection: socket.socket) -> None:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nothing may keep a fork from its end here
+                stream.flush()
         connection.sendall(bytes([code & 0xFF]))
         os._exit(code & 0xFF)
 

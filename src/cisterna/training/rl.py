@@ -23,7 +23,6 @@ from trl import GRPOConfig, GRPOTrainer
 from cisterna import inputs, models, rewards, tokenizer
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs
-from cisterna.training import guards
 from cisterna.training.run import Job, Setup, configure, execute, given_to, lora, parent_of, reader
 
 TOKENS = Inputs()
@@ -63,7 +62,6 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
             trainer=trainer,
             data={table.name: card["files"][table.name]} | inputs.hashes(described),
             unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
-            check=guards.varied,
             beside=lambda folder: inputs.write(folder, job.output, described),
         )
 

@@ -77,16 +77,14 @@ class Setup:
     """A stage's answer: its trainer, and what the shared part has to know about it.
 
     `data` holds hashes; `tokens_per_epoch` is None where tokens are sampled. State is saved at multiples of `unit`
-    steps within an epoch (some trainers keep a batch between steps that is not part of their state). `check` looks at
-    the history of the finished run and raises UserError if it must not be published. `beside` writes what the
-    checkpoint holds beside its weights into the folder that is about to be published.
+    steps within an epoch (some trainers keep a batch between steps that is not part of their state). `beside` writes
+    what the checkpoint holds beside its weights into the folder that is about to be published.
     """
 
     trainer: transformers.Trainer
     data: dict[str, str]
     tokens_per_epoch: int | None = None
     unit: int = 1
-    check: Callable[[list[dict[str, Any]]], None] | None = None
     beside: Callable[[Path], None] | None = None
 
 
@@ -224,8 +222,7 @@ def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialSta
     final = job.work / f"checkpoint-{steps}"
     if state.is_main_process:
         history = files.read_json(final / "trainer_state.json")["log_history"]
-        if setup.check:
-            setup.check(history)
+        guards.check(job.kind, history, ended=True)
         _publish(job, setup, final, before, history, steps, started)
 
 
@@ -405,7 +402,13 @@ def _fingerprint(job: Job, setup: Setup, processes: int) -> dict[str, Any]:
 
 
 def _discard_stale(job: Job, fingerprint: dict[str, Any]) -> None:
-    """Empty the work folder if its state belongs to another run, or is not what the previous rung published."""
+    """Empty the work folder if its state belongs to another run, or is not what the previous rung published.
+
+    States that were only half written go in any case: they may be what filled the disk.
+    """
+    for folder in job.work.glob("checkpoint-*"):
+        if not _is_complete(folder):
+            shutil.rmtree(folder)
     path = job.work / "fingerprint.json"
     known = files.read_json(path) if path.is_file() else {}
     changed = sorted(key for key in fingerprint if known.get(key) != fingerprint[key])

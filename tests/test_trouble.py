@@ -1,0 +1,581 @@
+"""Trouble of the machine and of the data: each ends in a message that says what to do, and the same command goes on.
+
+Disks here are real: a few hundred KB of memory that are mounted where only the test's own processes see them. Where
+the system refuses that, the tests that need it are skipped; limits on the size of files work everywhere.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+import cisterna
+from cisterna import checkpoint, corpus, data, evaluate, files
+from cisterna.errors import UserError, explain
+from cisterna.training import guards
+from clones import CONFIG, TRAINING, Clone, Config, environment, make, snakemake
+from runs import CPT, RL, SFT, Run, published
+from tiny import READING, ROOT, SIZES, TEXTS, backbone
+
+PATIENCE = 300  # seconds, on a machine that does much else
+# Full fine-tuning, so that a state is of several files of some size; one is saved after every step.
+FULL = {key: value for key, value in SFT.items() if key != "lora"} | {"save_minutes": 0}
+EVALUATION = {"max_new_tokens": 8, "batch_size": 16, "bootstrap": 20}
+
+
+class Room:
+    """A shell and a warm server in the one place where `disk` is a disk of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = Path(tempfile.mkdtemp(prefix="room-")) / "socket"  # its path has to be shorter than pytest's
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        apart = ["unshare", "--user", "--map-root-user", "--mount"]
+        mount = [*apart, "mount", "-t", "tmpfs", "none", str(self.disk)]
+        tried = subprocess.run(mount, check=False, capture_output=True, text=True)
+        self.refused = f"{tried.stderr.strip()} ({tried.returncode})" if tried.returncode else ""
+        self.shell = subprocess.Popen(
+            [*([] if self.refused else apart), "sh"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=environment({"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cisterna.__file__).parents[1])}),
+        )
+        if not self.refused:
+            self.do(f"mount -t tmpfs none '{self.disk}'")
+        self.do(f"'{sys.executable}' -m cisterna warm '{self.socket}' >'{folder / 'warm.log'}' 2>&1 &")
+        wait(self.socket.exists)
+        (self.server,) = psutil.Process(self.shell.pid).children()
+
+    def do(self, command: str, code: int = 0) -> str:
+        """Run a command of the shell; what it prints."""
+        assert self.shell.stdin
+        assert self.shell.stdout
+        self.shell.stdin.write(f"{command}\nprintf '\\nstatus %s\\n' $?\n")
+        self.shell.stdin.flush()
+        said = ""
+        while not (found := re.search(r"\nstatus (\d+)\n$", said)):
+            line = self.shell.stdout.readline()
+            assert line, f"the shell ended: {said}"
+            said += line
+        assert int(found[1]) == code, said
+        return said[: found.start()]
+
+    def close(self) -> None:
+        self.server.kill()
+        self.shell.communicate()
+        shutil.rmtree(self.socket.parent)
+
+    def inside(self, path: Path) -> Path:
+        """A path on the disk, as seen from here."""
+        return path if self.refused else Path(f"/proc/{self.shell.pid}/root{path}")
+
+    def command(self, arguments: Sequence[object]) -> str:
+        """A command of Cisterna's that the server runs, as the shell needs it."""
+        given = ["env", f"CISTERNA_WARM={self.socket}", sys.executable, "-m", "cisterna", *map(str, arguments)]
+        return shlex.join(given)
+
+    def fails(self, arguments: Sequence[object], why: str) -> str:
+        """The message of a command that fails by trouble: one line, and no traceback."""
+        said = self.do(self.command(arguments), code=2)
+        assert "Traceback" not in said
+        message = said.rstrip("\n").splitlines()[-1]
+        assert re.match(rf"error: .*({why}).* the same command", message), said
+        return message
+
+    @contextlib.contextmanager
+    def limit(self, what: int, most: int) -> Iterator[None]:
+        """A limit of the system (resource.RLIMIT_...) on the commands that run in the block."""
+        earlier = resource.prlimit(self.server.pid, what)
+        resource.prlimit(self.server.pid, what, (most, earlier[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.server.pid, what, earlier)
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    """What `condition` gives as soon as it is true."""
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    made = Room(tmp_path_factory.mktemp("room"))
+    yield made
+    made.close()
+
+
+class Disk:
+    """The disk of a room, which a test may make small or read-only."""
+
+    def __init__(self, room: Room) -> None:
+        self.path = room.disk
+        self.room = room
+
+    def remount(self, options: str) -> None:
+        self.room.do(f"mount -o remount,{options} '{self.path}'")
+
+
+@pytest.fixture
+def disk(room: Room) -> Iterator[Disk]:
+    if room.refused:
+        pytest.skip(f"a disk cannot be mounted here: {room.refused}")
+    made = Disk(room)
+    yield made
+    made.remount("rw,size=100m")
+    room.do(f"find '{room.disk}' -mindepth 1 -delete")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, splice: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run("sft", base, splice, tmp_path_factory.mktemp("undisturbed") / "sft", FULL, 2).here()
+
+
+@pytest.fixture(scope="module")
+def dna(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens") / "dna"
+    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder)
+    return folder
+
+
+def arguments(run: Run) -> list[str]:
+    """The command of a stage, without Python."""
+    return run.command()[3:]
+
+
+def features(encoder: Path, task: Path, folder: Path) -> list[object]:
+    reading = json.dumps(READING)
+    work, output = folder / "work", folder / "bank"
+    return ["features", "--encoder", encoder, "--data", task, "--reading", reading, "--work", work, "--output", output]
+
+
+def evaluation(model: Path, task: Path, folder: Path) -> list[object]:
+    options, work, output = json.dumps(EVALUATION), folder / "work", folder / "eval"
+    given = ["evaluate", "--checkpoint", model, "--data", task, "--options", options]
+    return [*given, "--work", work, "--output", output]
+
+
+# --- Disk full, and other refusals of the system ---
+
+
+def test_training_on_a_full_disk_goes_on_to_the_same_weights_when_there_is_space(
+    room: Room, disk: Disk, base: Path, splice: Path, undisturbed: Run
+) -> None:
+    """The disk is full at the first write, within each kind of file, and at last when the checkpoint is published."""
+    run = Run("sft", base, splice, disk.path / "sft", FULL, 2)
+    output, work = room.inside(run.output), room.inside(run.work)
+    messages, resumed = set(), 0
+    for size in (4, 200, 400, 1000, 1300):
+        disk.remount(f"size={size}k")
+        message = room.fails(arguments(run), "the disk is full")
+        assert str(disk.path) in message
+        messages.add(re.sub(r".*(the disk is full[^;]*).*", r"\1", message))
+        assert not output.exists()
+        assert not published(output.parent)
+        resumed += any(work.glob("checkpoint-*/complete.json"))
+    disk.remount("size=100m")
+    assert "resuming from step" in room.do(room.command(arguments(run)))
+    assert messages == {"the disk is full", "the disk is full, or a quota or limit is reached"}
+    assert resumed > 1
+    assert checkpoint.read_manifest(output)["files"] == undisturbed.manifest["files"]
+
+
+@pytest.mark.parametrize("stage", ["features", "evaluate", "data", "base", "tokenize"])
+def test_stage_on_a_full_or_read_only_disk_publishes_nothing_until_it_can(
+    room: Room, disk: Disk, base: Path, splice: Path, esm: Path, stage: str
+) -> None:
+    command: list[object] = {
+        "features": features(esm, splice, disk.path),
+        "evaluate": evaluation(base, splice, disk.path),
+        "data": ["data", "--task", "splice-donor", "--spec", json.dumps(SIZES), "--output", disk.path / "data"],
+        "base": ["base", "--spec", json.dumps(backbone()), "--output", disk.path / "base"],
+        "tokenize": [
+            *("tokenize", "--corpus", TEXTS[1], "--modality", "text", "--base", base),
+            *("--output", disk.path / "tokens"),
+        ],
+    }[stage]
+    output = room.inside(Path(str(command[-1])))
+    disk.remount("size=4k")
+    assert str(disk.path) in room.fails(command, "the disk is full")
+    disk.remount("ro,size=100m")
+    assert str(disk.path) in room.fails(command, "the file system is read-only")
+    assert not output.exists()
+    disk.remount("rw,size=100m")
+    room.do(room.command(command))
+    assert any(output.iterdir())
+    assert not list(output.parent.glob(f".{output.name}.*"))
+
+
+def test_training_under_a_limit_on_file_sizes_goes_on_to_the_same_weights(
+    room: Room, base: Path, splice: Path, undisturbed: Run, tmp_path: Path
+) -> None:
+    """The full disk of a machine where no disk can be mounted: writing ends in the middle of a file."""
+    run = Run("sft", base, splice, tmp_path, FULL, 2)
+    weights = undisturbed.weights.stat().st_size
+    with room.limit(resource.RLIMIT_FSIZE, weights // 2):
+        assert "a file would be larger than is allowed here" in room.fails(arguments(run), "limit")
+    with room.limit(resource.RLIMIT_FSIZE, weights * 3 // 2):  # Adam's state is twice the weights
+        assert "a file could not be written to its end" in room.fails(arguments(run), "limit")
+    assert list(run.work.glob("checkpoint-*"))
+    assert not list(run.work.glob("checkpoint-*/complete.json"))
+    assert not published(run.output.parent)
+    assert "resuming" not in room.do(room.command(arguments(run)))
+    assert run.manifest["files"] == undisturbed.manifest["files"]
+
+
+def test_half_written_state_gives_its_space_back_when_the_stage_is_started_again(
+    room: Room, base: Path, splice: Path, tmp_path: Path
+) -> None:
+    """Else states that did not fit would fill the disk for good: each attempt may save at another step."""
+    run = Run("sft", base, splice, tmp_path, FULL)
+    (run.work / "checkpoint-5").mkdir(parents=True)
+    (run.work / "checkpoint-5" / "model.safetensors").write_bytes(b"half")
+    with room.limit(resource.RLIMIT_FSIZE, 2**16):
+        room.fails(arguments(run), "limit")
+    assert not (run.work / "checkpoint-5").exists()
+
+
+def test_log_on_a_full_disk_ends_the_stage_and_no_other(room: Room, base: Path, splice: Path, tmp_path: Path) -> None:
+    run = Run("sft", base, splice, tmp_path, FULL)
+    said = room.do(f"{room.command(arguments(run))} >/dev/full", code=2)
+    assert "error: " in said
+    assert "the disk is full" in said
+    assert "Traceback" not in said
+    room.do(f"{room.command(arguments(run))} >/dev/full 2>&1", code=2)
+    assert room.socket.exists()
+    assert not published(tmp_path)
+    room.do(room.command(arguments(run)))
+    assert run.manifest["kind"] == "sft"
+
+
+def test_output_that_cannot_be_printed_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "cisterna", "plan"]
+        ended = subprocess.run(
+            command, check=False, cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert re.fullmatch(r"error: .*: the disk is full; free space on it\. .*\n", ended.stderr)
+
+
+def test_folder_without_permission_is_named(tmp_path: Path) -> None:
+    """Root may write anywhere unless it gives that right up."""
+    unable = ["setpriv", "--bounding-set", "-dac_override"] if os.getuid() == 0 else []
+    folder = tmp_path / "of others"
+    folder.mkdir(mode=0o555)
+    command = ["-m", "cisterna", "data", "--task", "splice-donor", "--spec", json.dumps(SIZES), "--output"]
+    ended = subprocess.run(
+        [*unable, sys.executable, *command, str(folder / "data")],
+        check=False,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: {folder}/")
+    assert ": no permission; change the owner or the mode" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "out: your quota on this disk is used up"),
+        (OSError(errno.ESTALE, "Stale file handle", "a"), "a: the file server no longer knows an open file"),
+        (OSError(errno.EIO, "Input/output error", "a"), "a: the disk or the file server failed"),
+        (OSError(errno.ENOLCK, "No locks available", "a"), "a: the file system gives no locks"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), "a: too many open files; raise the limit"),
+        (OSError(errno.ENOSPC, "No space left on device", "source", None, "target"), "target: the disk is full"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out: out of memory"),
+        (MemoryError(), "out: out of memory (MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), "(CUDA out of memory. Tried to"),
+    ],
+)
+def test_trouble_that_cannot_be_made_here_is_told_by_its_error(error: Exception, words: str) -> None:
+    message = explain(error, "sft", "out")
+    assert message
+    assert words in message
+    assert "the same command" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        PermissionError(errno.EPERM, "Operation not permitted"),  # not of a file: a signal to a process of others, say
+        OSError("something else"),
+        RuntimeError("shapes do not fit"),
+        ValueError("out of memory is only named"),
+    ],
+)
+def test_bug_is_no_trouble_of_the_machine(error: Exception) -> None:
+    assert explain(error, "sft", "out") is None
+
+
+# --- Out of memory, and killed ---
+
+
+def test_training_without_memory_names_the_keys_that_need_less(
+    room: Room, base: Path, dna: Path, tmp_path: Path
+) -> None:
+    recipe = CPT | {"block_size": 256, "per_device_train_batch_size": 128}
+    run = Run("cpt", base, dna, tmp_path, recipe, 0.01)
+    with room.limit(resource.RLIMIT_AS, room.server.memory_info().vms + 200 * 2**20):
+        message = room.fails(arguments(run), r"out of memory \(.*can't allocate memory")
+    assert "mem_mb" in message
+    assert "lower per_device_train_batch_size in the recipe" in message
+    room.do(room.command(arguments(run)))
+    assert run.manifest["kind"] == "cpt"
+
+
+def test_killed_stage_says_so_in_its_log_and_goes_on(room: Room, base: Path, splice: Path, tmp_path: Path) -> None:
+    """What the system does when memory runs out."""
+    run = Run("sft", base, splice, tmp_path, FULL, 4)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        job = subprocess.Popen(shlex.split(room.command(arguments(run))), stdout=stream, stderr=stream)
+    wait(lambda: job.poll() is not None or list(run.work.glob("checkpoint-*/complete.json")))
+    (fork,) = room.server.children()
+    fork.kill()
+    assert job.wait(PATIENCE) == 137
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("error: cisterna sft was killed, or crashed, before it could say why.")
+    assert "lack of memory" in last
+    assert "the same command goes on" in last
+    assert not published(run.output.parent)
+    assert "resuming from step" in room.do(room.command(arguments(run)))
+
+
+# --- Losses and rewards ---
+
+
+def losses(*values: float, every: int = 10) -> list[dict[str, float]]:
+    return [{"loss": value, "step": (index + 1) * every} for index, value in enumerate(values)]
+
+
+def test_loss_that_stays_far_above_its_beginning_has_exploded() -> None:
+    with pytest.raises(UserError, match=r"exploded: 2 at step 10, 7 at step 30, 8 at step 40, 9 at step 50; nothing"):
+        guards.check("sft", losses(2, 1.5, 7, 8, 9))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2, 1, 100, 90, 1.5],  # a spike, from which it recovers
+        [2, 1, 7, 8, 5.9, 9],  # never above for three logs in a row
+        [0.02, 0.3, 0.4, 0.5],  # a loss that begins near nothing has room to rise
+        [2, 7, 8],  # too early to tell
+    ],
+)
+def test_loss_that_may_come_back_is_left_alone(values: list[float]) -> None:
+    for end in range(1, len(values) + 1):
+        guards.check("sft", losses(*values)[:end])
+
+
+def test_run_that_ends_far_above_its_beginning_is_not_published() -> None:
+    with pytest.raises(UserError, match=r"exploded: 2 at step 10, 7 at step 30; nothing"):
+        guards.check("sft", losses(2, 1, 7), ended=True)
+    guards.check("sft", losses(2, 100, 1), ended=True)
+    guards.check("sft", losses(2), ended=True)
+
+
+@pytest.mark.parametrize("kind", ["cpt", "sft", "rl", "encoder"])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_ends_a_stage_of_any_kind(kind: str, loss: float) -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 20; nothing is published"):
+        guards.check(kind, losses(1, loss))
+
+
+def test_loss_of_reinforcement_learning_has_no_scale_to_explode_on() -> None:
+    guards.check("rl", [entry | {"frac_reward_zero_std": 0.0, "reward": 0.0} for entry in losses(1e-8, 5, 6, 7)])
+
+
+def rewards(*rates: float, every: int = 10) -> list[dict[str, float]]:
+    return [
+        {"frac_reward_zero_std": rate, "reward": 0.25, "loss": 0.0, "step": (index + 1) * every}
+        for index, rate in enumerate(rates)
+    ]
+
+
+def test_rewards_that_never_vary_end_the_run_early_with_the_numbers() -> None:
+    guards.check("rl", rewards(1, 1, 1, 1))
+    with pytest.raises(UserError, match=r"no group .* variance \(mean reward 0.25 at step 10, 0.25 at step 50\)"):
+        guards.check("rl", rewards(1, 1, 1, 1, 1))
+    with pytest.raises(UserError, match=r"0.25 at step 20\)"):
+        guards.check("rl", rewards(1, 1), ended=True)
+
+
+def test_rewards_that_varied_once_let_the_run_go_on() -> None:
+    guards.check("rl", rewards(1, 0.9875, 1, 1, 1, 1, 1), ended=True)
+
+
+def test_exploding_run_ends_at_the_same_step_with_the_same_words_when_given_again(
+    base: Path, splice: Path, tmp_path: Path
+) -> None:
+    """The second time it begins at a state that was saved on the way."""
+    run = Run("sft", base, splice, tmp_path, FULL | {"learning_rate": 5.0, "logging_steps": 1}, 2)
+    words = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="the loss has exploded") as caught:
+            run.here()
+        words.append(str(caught.value))
+    assert words[0] == words[1]
+    assert list(run.work.glob("checkpoint-*/complete.json"))
+    assert not published(tmp_path)
+
+
+# --- Data ---
+
+
+def test_table_changed_by_hand_is_no_longer_the_one_of_its_card(
+    base: Path, splice: Path, undisturbed: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(splice, tmp_path / "data")
+    for split in ("train", "id"):
+        path = tmp_path / "data" / f"{split}.parquet"
+        pd.read_parquet(path).iloc[::-1].to_parquet(path, index=False)
+    for kind, parent in (("sft", base), ("rl", undisturbed.output)):
+        with pytest.raises(UserError, match=r"train\.parquet: its SHA-256 is .* it was changed after it was written"):
+            Run(kind, parent, tmp_path / "data", tmp_path / kind, {"sft": SFT, "rl": RL}[kind]).here()
+    with pytest.raises(UserError, match=r"id\.parquet: its SHA-256 is .* it was changed after it was written"):
+        evaluate.evaluate(undisturbed.output, tmp_path / "data", tmp_path / "eval", EVALUATION)
+    assert not published(tmp_path)
+
+
+def test_data_drawn_anew_are_not_those_that_the_parent_was_trained_on(undisturbed: Run, tmp_path: Path) -> None:
+    """Its test examples may be among those that the parent was trained on."""
+    with contextlib.chdir(ROOT):
+        data.prepare("splice-donor", SIZES, 1, tmp_path / "data")
+    expected = rf"{re.escape(str(undisturbed.output))}: trained on another train\.parquet of splice-donor"
+    with pytest.raises(UserError, match=expected):
+        Run("rl", undisturbed.output, tmp_path / "data", tmp_path / "rl", RL).here()
+    with pytest.raises(UserError, match=expected):
+        evaluate.evaluate(undisturbed.output, tmp_path / "data", tmp_path / "eval", EVALUATION)
+    assert not published(tmp_path)
+
+
+# --- A study in trouble ---
+
+BASE = "models/tiny/base"
+MODELS = f"{BASE}/hairpin/s0"
+FULL_TUNING = TRAINING | {"epochs": [1], "lora": None}
+GRPO = CONFIG["recipes"]["rl"]["grpo"]
+DULL = {"rewards": {"correct": 1.0}, "max_completion_length": 2, "epochs": [16]}
+
+
+def study() -> Config:
+    """Four lineages: one is well; in the others the loss is not a number, or explodes, or the reward never varies."""
+    recipes = {
+        "sft": {
+            "well": FULL_TUNING | {"learning_rate": 5.0e-3, "epochs": [2]},
+            "nan": FULL_TUNING | {"learning_rate": 1.0e30, "max_grad_norm": 1.0e30, "logging_steps": 1},
+            "wild": FULL_TUNING | {"learning_rate": 5.0, "logging_steps": 1},
+        },
+        "rl": {"dull": GRPO | DULL, "grpo": GRPO},
+    }
+    return {key: value for key, value in CONFIG.items() if key not in ("corpora", "encoders")} | {
+        "tasks": {"hairpin": CONFIG["tasks"]["hairpin"]},
+        "recipes": recipes,
+        "lineages": [{"sft": ["well", "nan", "wild"]}, {"rl": [{"recipe": "dull", "from": ["cold"]}]}],
+    }
+
+
+class Finished(NamedTuple):
+    """A study that was run: what its Snakemake said, and what a second one that was started meanwhile."""
+
+    clone: Clone
+    said: str
+    second: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    clone = make(tmp_path_factory.mktemp("troubled") / "study", study())
+    log = clone.folder.parent / "log"
+    with log.open("w") as stream:
+        first = subprocess.Popen(snakemake(), cwd=clone.folder, env=environment(), stdout=stream, stderr=stream)
+    wait(lambda: first.poll() is not None or (clone.results / "logs" / "warm.log").exists())
+    second = clone.snakemake(code=1)
+    assert first.wait(PATIENCE) == 1
+    return Finished(clone, log.read_text(), second)
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Clone:
+    """A copy of the study, times of files included."""
+    shutil.copytree(finished.clone.folder, tmp_path / "study", symlinks=True)
+    return Clone(tmp_path / "study")
+
+
+def test_broken_lineages_say_why_in_the_terminal_and_the_others_go_on(finished: Finished) -> None:
+    assert "error: the loss is nan at step" in finished.said
+    assert "error: the loss has exploded: " in finished.said
+    assert "no group of completions ever had reward variance (mean reward 0 at step 1, 0 at step 50)" in finished.said
+    assert "Traceback" not in finished.said
+    checkpoints = {path.parent.name for path in (finished.clone.results / MODELS).glob("*/e*/checkpoint")}
+    assert checkpoints == {"e2"}
+    assert (finished.clone.results / MODELS / "sft-well" / "e2" / "eval" / "metrics.json").is_file()
+    assert len(list((finished.clone.results / MODELS).glob("*/e*/eval"))) == 1
+
+
+def test_second_snakemake_on_a_folder_is_refused_and_harms_nothing(finished: Finished) -> None:
+    assert "Directory cannot be locked" in finished.second
+    assert str(finished.clone.folder) in finished.second
+
+
+def test_times_of_files_that_jumped_cost_no_training(copied: Clone) -> None:
+    target = f"results/{MODELS}/sft-well/e2/checkpoint"
+    weights = copied.folder / target / "model.safetensors"
+    before = files.sha256(weights)
+    copied.run("find", "results", "-exec", "touch", "-h", "-d", "2001-01-01", "{}", "+")  # a clock that was far behind
+    assert copied.todo(target) == []
+    copied.run("find", f"results/{BASE}", "-exec", "touch", "-h", "-d", "2 days", "{}", "+")  # and one that is ahead
+    said = copied.snakemake(target, code=1)
+    assert "has older modification time" in said
+    assert not weights.exists()
+    copied.run("find", "results", "-newermt", "now", "-exec", "touch", "-h", "{}", "+")
+    copied.snakemake(target)
+    assert files.sha256(weights) == before
+    assert "resuming from step 32 of 32" in (copied.results / "logs" / MODELS / "sft-well" / "e2.log").read_text()
+
+
+def test_data_changed_by_hand_between_stages_is_refused_until_it_is_made_again(copied: Clone) -> None:
+    config = study()
+    config["lineages"] = [{"sft": ["well"], "rl": [{"recipe": "grpo", "from": [2]}]}]
+    copied.write(config)
+    target = f"results/{MODELS}/sft-well/e2/rl-grpo/e1/checkpoint"
+    weights = copied.results / MODELS / "sft-well" / "e2" / "checkpoint" / "model.safetensors"
+    before, path = files.sha256(weights), copied.results / "data" / "hairpin" / "train.parquet"
+    pd.read_parquet(path).iloc[::-1].to_parquet(path, index=False)
+    said = copied.snakemake(target, code=1)
+    assert "error: results/data/hairpin/train.parquet: its SHA-256 is" in said
+    assert "Traceback" not in said
+    copied.run("rm", "-r", "results/data/hairpin")
+    copied.snakemake(target)
+    assert files.sha256(weights) == before
