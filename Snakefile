@@ -33,10 +33,10 @@ rule evaluations:
 rule all:
     default_target: True
     input:
-        expand(rules.data.output, task=STUDY.tasks),
-        expand(rules.baselines.output, task=STUDY.tasks),
+        [f"results/data/{task}/{name}" for task in STUDY.tasks for name in DATA],
+        [f"results/baselines/{task}/{name}" for task in STUDY.tasks for name in BASELINES],
         [f"results/tokens/{backbone}/{corpus}" for backbone, corpus in STUDY.tokenized],
-        expand(rules.encoder.output, encoder=STUDY.encoders),
+        [f"results/encoders/{encoder}/checkpoint" for encoder in STUDY.encoders],
         [f"results/features/{encoder}/{task}" for encoder, task in STUDY.banks],
         rules.models.input,
         rules.evaluations.input,

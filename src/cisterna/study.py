@@ -141,10 +141,11 @@ class Study:
     def stage(self, model: Model) -> dict[str, Any]:
         """The recipe of a CPT, SFT or RL model, as its job gets it.
 
-        Without the rungs, so that a new one leaves the others alone; and where no features are read
-        without the keys of the bridge, so that an edit of these leaves models of tokens alone.
+        Without the rungs, so that a new one leaves the others alone; without the nodes, which change no
+        result; and where no features are read without the keys of the bridge, so that an edit of these
+        leaves models of tokens alone.
         """
-        unused = ("epochs",) if model.encoder else ("epochs", "bridge", "train_bridge")
+        unused = ("epochs", "nodes") if model.encoder else ("epochs", "nodes", "bridge", "train_bridge")
         recipe = self.recipe(model.kind, str(model.recipe))
         return {key: value for key, value in recipe.items() if key not in unused}
 
@@ -175,9 +176,13 @@ class Study:
         given = self.config["tasks"][task]
         return {key: value for key, value in given.items() if key not in ("sequences", "encoder")}
 
-    def resources(self, job: str) -> dict[str, int]:
-        """threads, mem_mb (MB), runtime (minutes) and gpu (count) of a kind of job, one of JOBS."""
-        return self.config["resources"][job]
+    def resources(self, job: str, attempt: int = 1) -> dict[str, int]:
+        """threads, mem_mb (MB), runtime (minutes) and gpu (count) of a kind of job, one of JOBS.
+
+        Each further attempt at a job that failed gets half as much memory and time again as the first.
+        """
+        given: dict[str, int] = self.config["resources"][job]
+        return given | {name: given[name] * (attempt + 1) // 2 for name in ("mem_mb", "runtime")}
 
     def evaluations(self) -> tuple[tuple[str, str, str], ...]:
         """(path of the evaluation, path of the model, task), in the order of the models.
@@ -203,6 +208,14 @@ class Study:
     def source(self, task: str) -> str:
         """The raw table of a task: the user's file, or the one that ships."""
         return self.config["tasks"][task].get("file") or SOURCES[task]
+
+    def lineage(self, model: Model) -> tuple[str, ...]:
+        """Paths of the models that `model` was made from, its parent first and the base last."""
+        found: tuple[str, ...] = ()
+        while model.parent:
+            model = self.model(model.parent)
+            found += (model.path,)
+        return found
 
     def ladder(self, model: Model) -> tuple[str, ...]:
         """Paths of the rungs of the run that `model` belongs to, ascending; alone, its own path."""

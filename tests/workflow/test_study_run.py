@@ -238,7 +238,7 @@ def test_deleted_rung_comes_back_with_the_same_weights(clone: Clone) -> None:
 
 def test_features_come_from_the_bank_of_their_encoder_and_task(untouched: Clone) -> None:
     command = shell_of(untouched, "sft", f"results/{FEATURES}/checkpoint")
-    assert "--sequences features --bank results/features/tiny-esm/splice-donor --recipe" in command
+    assert "--bank results/features/tiny-esm/splice-donor --sequences features --recipe" in command
     assert "--sequences" not in shell_of(untouched, "sft", f"results/{SHORT}/checkpoint")
     jobs = untouched.todo(f"results/{FEATURES}/eval/metrics.json")
     data = [Job("audit", "data/splice-donor/audit.json"), Job("data", "data/splice-donor/train.parquet")]
@@ -253,7 +253,7 @@ def test_live_encoder_runs_inside_the_steps_and_has_no_bank(untouched: Clone) ->
     cold = FEATURES.replace("sft-short", "rl-grpo")
     for rule, model in (("sft", FEATURES), ("rl", cold)):
         command = shell_of(untouched, rule, f"results/{model}/checkpoint")
-        assert "--sequences features --encoder results/encoders/tiny-esm/checkpoint --reading" in command
+        assert "--encoder results/encoders/tiny-esm/checkpoint --sequences features --reading" in command
         assert '"layer": 3' in command
     shown = untouched.snakemake("--dry-run", "--printshellcmds", f"results/{cold}/eval/metrics.json")
     assert "cisterna encoder --spec" in shown

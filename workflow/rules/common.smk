@@ -1,4 +1,7 @@
 # Look-ups in the expanded study, for the rules. No logic: that is in cisterna.study, where it is tested.
+import functools
+import gc
+import inspect
 import json
 import os
 import shutil
@@ -7,7 +10,28 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cisterna import files, launch, storage as storages
+from snakemake.settings.types import SharedFSUsage
+
+# The stage takes the place of its shell, which would end at once at a SIGTERM and take with it the stage that still saves.
+shell.prefix("exec ")
+
+# Thousands of jobs are millions of objects that live as long as the run: looking for garbage among them after every 700
+# new ones is a sixth of a big dry run.
+gc.set_threshold(200_000, 50, 50)
+
+# Only a scheduler of a cluster is asked for more memory and time at the next attempt (`resource`).
+CLUSTER = workflow.resource_settings.nodes is not None or not workflow.is_main_process
+
+# Results in a storage (docs/storage.md): then a job has on its disk only what is named as its input.
+STORED = workflow.storage_settings.default_storage_provider is not None
+SHARED = SharedFSUsage.INPUT_OUTPUT in workflow.storage_settings.shared_fs_usage
+if workflow.storage_settings.default_storage_provider == "s3" and not SHARED:
+    storages.see_new_folders()
+DATA = ("train.parquet", "validation.parquet", "id.parquet", "ood.parquet", "card.json")
 EVALUATION = ("id.parquet", "ood.parquet", "metrics.json")
+BASELINES = (*EVALUATION, "choices.json")
+GATHERED = EVALUATION if STORED else ("metrics.json",)
 EVALUATIONS = {folder: (path, task) for folder, path, task in STUDY.evaluations()}
 FOLDER = f"results/studies/{STUDY.name}"
 REPORT = f"{FOLDER}/figures/table.html"
@@ -26,27 +50,40 @@ wildcard_constraints:
     task="[a-z0-9.-]+",
     seed=r"\d+",
     recipe="[a-z0-9.-]+",
+    corpus="[a-z0-9.-]+",
     epochs=r"\d+",
+
+
+def aside(path):
+    """A log or a benchmark: it stays on this disk, unless the jobs have none in common, as on Kubernetes."""
+    return local(path) if SHARED else path
 
 
 def checkpoint(path):
     return f"results/{path}/checkpoint"
 
 
-def model_of(wildcards, output):
-    """The study's model that a rule's output folder belongs to."""
-    return check(STUDY.model, str(Path(output).parent.relative_to("results")))
+def signed(function):
+    """Write a function's signature on it: Snakemake asks twice for it at every job, and it would be worked out anew."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def model_of(wildcards, path):
+    """The study's model whose checkpoint is at `path`, a rule's output with its wildcards."""
+    return check(STUDY.model, path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
 
 
 def parent_of(path):
     """Input function: the parent's checkpoint, in a ladder that of the rung before, and the features."""
 
     def inputs(wildcards):
-        model = model_of(wildcards, path.format(**wildcards))
+        model = model_of(wildcards, path)
         found = {"parent": checkpoint(model.parent)}
-        return found | ({"previous": checkpoint(model.previous)} if model.previous else {}) | features_of(model)
+        found |= {"previous": checkpoint(model.previous)} if model.previous else {}
+        return found | features_of(model) | lineage_of(model)
 
-    return inputs
+    return signed(inputs)
 
 
 def features_of(model):
@@ -57,90 +94,160 @@ def features_of(model):
     return {"bank": f"results/{bank}"} if bank else {"encoder": f"results/encoders/{model.encoder}/checkpoint"}
 
 
+def lineage_of(model):
+    """Inputs of a job that loads a model: the checkpoints below it, and its encoder, which a bank is checked against.
+
+    Named only with a storage; on a disk they are there.
+    """
+    if not STORED:
+        return {}
+    below = [checkpoint(path) for path in STUDY.lineage(model)]
+    return {"lineage": below + ([f"results/encoders/{model.encoder}/checkpoint"] if model.encoder else [])}
+
+
 def corpora_of(encoder):
     """The corpora that an encoder is trained on, by name; none if it is pretrained."""
     names = STUDY.encoder(encoder).get("training", {}).get("corpora", [])
     return {name: STUDY.config["corpora"][name] for name in names}
 
 
-def previous(wildcards, input):
-    """Params function: the command line's words for the rung before, if there is one."""
-    return ["--previous", input.previous] if "previous" in input.keys() else []
+def given(names):
+    """Input function: files of the clone, which `names` (a function of the wildcards) lists. No storage holds them.
+
+    With a storage their content counts (`contents`) and not their age: a later clone's files are younger than results
+    that were made of the same files.
+    """
+    return signed(lambda wildcards: [local(ancient(name) if STORED else name) for name in names(wildcards)])
 
 
-def bank(wildcards, input):
-    """Params function: the command line's words for the bank that an evaluation reads, if there is one."""
-    return ["--bank", input.bank] if "bank" in input.keys() else []
+def contents(names):
+    """Params function: with a storage, the hashes of the files that `names` lists."""
+    return signed(lambda wildcards: [digest(name) for name in names(wildcards)] if STORED else [])
+
+
+@functools.cache
+def digest(name):
+    return files.sha256(Path(name)) if Path(name).is_file() else None  # of a missing one Snakemake tells
+
+
+def table_of(wildcards):
+    """The table that a task is made from."""
+    return [STUDY.source(wildcards.task)]
+
+
+def texts_of(wildcards):
+    """The files that the tokenizer of a backbone is trained on; none if it is pretrained."""
+    return STUDY.config["backbones"][wildcards.backbone].get("tokenizer", {}).get("files", [])
+
+
+def corpus_of(wildcards):
+    """The file of a corpus."""
+    return [STUDY.config["corpora"][wildcards.corpus]["file"]]
+
+
+def corpus_files_of(wildcards):
+    """The files that an encoder is trained on."""
+    return [corpus["file"] for corpus in corpora_of(wildcards.encoder).values()]
+
+
+def words(*names):
+    """Params function: the command line's words `--NAME PATH` for those inputs of `names` that a job has."""
+    return signed(
+        lambda wildcards, input: [word for name in names if name in input.keys() for word in (f"--{name}", input[name])]
+    )
 
 
 def data_of(name):
     """Input function: a file of the task that `origin` (backbone/start/task/...) names."""
-    return lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}"
+    return signed(lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}")
 
 
+@signed
 def evaluated(wildcards):
     """Input function: the checkpoint, the splits and the features that an evaluation reads."""
     folder = f"models/{wildcards.model}/eval"
     if folder not in EVALUATIONS:
         refuse(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
     path, task = EVALUATIONS[folder]
+    model = check(STUDY.model, path)
     return {
         "checkpoint": checkpoint(path),
         "id": f"results/data/{task}/id.parquet",
         "ood": f"results/data/{task}/ood.parquet",
         "card": f"results/data/{task}/card.json",
         "audit": f"results/data/{task}/audit.json",
-        **features_of(check(STUDY.model, path)),
+        **features_of(model),
+        **lineage_of(model),
     }
 
 
 def as_json(value):
-    return json.dumps(value, sort_keys=True)
+    """JSON without a <: Snakemake's report holds params in a script of the page, where </script> would end it."""
+    return json.dumps(value, sort_keys=True).replace("<", "\\u003c")
 
 
-# The next two depend on wildcards alone: of params that depend on input or output Snakemake notices no change.
+# The next three depend on wildcards alone: of params that depend on input or output Snakemake notices no change.
 
 
 def recipe_of(path):
     """Params function: the recipe as its stage gets it."""
-    return lambda wildcards: as_json(STUDY.stage(model_of(wildcards, path.format(**wildcards))))
+    return signed(lambda wildcards: as_json(STUDY.stage(model_of(wildcards, path))))
+
+
+def work_of(path):
+    """Params function: where a stage keeps its state."""
+    return signed(lambda wildcards: STUDY.work(model_of(wildcards, path)))
 
 
 def sequences_of(path):
     """Params function: the command line's words for the form in which a stage gets the sequences."""
 
     def words(wildcards):
-        model = model_of(wildcards, path.format(**wildcards))
+        model = model_of(wildcards, path)
         if model.encoder is None:
             return []
-        sources = [word for key, value in features_of(model).items() for word in (f"--{key}", value)]
         reading = [] if STUDY.bank(model) else ["--reading", as_json(STUDY.reading(model.encoder))]
-        return ["--sequences", model.sequences, *sources, *reading]
+        return ["--sequences", model.sequences, *reading]
 
-    return words
+    return signed(words)
 
 
 def launcher(stage):
     """Params function: how a stage is started, alone or as the ranks of one torchrun."""
 
     def params(wildcards):
-        ranks = STUDY.recipe(stage, wildcards.recipe)["processes"]
-        return "cisterna" if ranks == 1 else f"torchrun --standalone --nproc_per_node {ranks} -m cisterna"
+        recipe = STUDY.recipe(stage, wildcards.recipe)
+        return launch.command(recipe["processes"], recipe["nodes"])
 
-    return params
+    return signed(params)
 
 
 def resource(job, name):
+    """A resource of a kind of job; on a cluster memory and time grow with every attempt at a job that failed."""
+    if name in ("mem_mb", "runtime") and CLUSTER:
+        return signed(lambda wildcards, attempt: STUDY.resources(job, attempt)[name])
     return STUDY.resources(job)[name]
 
 
-def figure(name, category, **labels):
+def placement(stage):
+    """Resources that say on how many nodes a stage runs, in the words of Slurm's executor."""
+    recipes = STUDY.config["recipes"][stage]
+    gpu = STUDY.resources(stage)["gpu"]
+    placed = {name: launch.placement(recipe["nodes"], gpu) for name, recipe in recipes.items()}
+
+    def of(name):
+        return signed(lambda wildcards: placed.get(wildcards.recipe, {}).get(name))
+
+    return {name: of(name) for name in set().union(*placed.values())}
+
+
+def figure(name, category, label):
     """One figure as a target of `snakemake --report`, with the caption of its name."""
     return report(
         f"{FOLDER}/figures/{name}.svg",
         caption=f"../report/{name}.rst",
         category=category,
-        labels={key.replace("_", " "): value for key, value in labels.items()},
+        labels={"figure": label},
     )
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from cisterna import study as studies
+from cisterna import trackers
 from cisterna.errors import UserError
 
 DEFAULT = Path("config/config.yaml")
@@ -35,3 +36,6 @@ if DEFAULT in FILES:
 
 
 STUDY = check(studies.load, config, where=", ".join(map(str, FILES)))
+
+if check(trackers.chosen):  # before any job runs
+    os.environ.setdefault(trackers.PROJECT, STUDY.name)

@@ -13,13 +13,14 @@ rule cpt:
     output:
         directory(CPT),
     log:
-        "results/logs/models/{backbone}/cpt-{recipe}.log",
+        aside("results/logs/models/{backbone}/cpt-{recipe}.log"),
     benchmark:
-        "results/benchmarks/models/{backbone}/cpt-{recipe}.tsv"
+        aside("results/benchmarks/models/{backbone}/cpt-{recipe}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("cpt", "threads")
     resources:
+        **placement("cpt"),
         mem_mb=resource("cpt", "mem_mb"),
         runtime=resource("cpt", "runtime"),
         gpu=resource("cpt", "gpu"),

@@ -3,7 +3,7 @@
 
 rule data:
     input:
-        lambda wildcards: STUDY.source(wildcards.task),
+        given(table_of),
     output:
         train="results/data/{task}/train.parquet",
         validation="results/data/{task}/validation.parquet",
@@ -11,9 +11,9 @@ rule data:
         ood="results/data/{task}/ood.parquet",
         card="results/data/{task}/card.json",
     log:
-        "results/logs/data/{task}.log",
+        aside("results/logs/data/{task}.log"),
     benchmark:
-        "results/benchmarks/data/{task}.tsv"
+        aside("results/benchmarks/data/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("data", "threads")
@@ -25,8 +25,9 @@ rule data:
         folder=subpath(output.card, parent=True),
         spec=lambda wildcards: as_json(STUDY.spec(wildcards.task)),
         seed=lambda wildcards: STUDY.config["tasks"][wildcards.task]["seed"],
+        contents=contents(table_of),
     shell:
-        "cisterna data --task {wildcards.task} --spec {params.spec:q} --seed {params.seed}"
+        "cisterna data --task {wildcards.task:q} --spec {params.spec:q} --seed {params.seed}"
         " --output {params.folder:q} > {log:q} 2>&1"
 
 
@@ -36,9 +37,9 @@ rule audit:
     output:
         "results/data/{task}/audit.json",
     log:
-        "results/logs/audit/{task}.log",
+        aside("results/logs/audit/{task}.log"),
     benchmark:
-        "results/benchmarks/audit/{task}.tsv"
+        aside("results/benchmarks/audit/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("data", "threads")
@@ -60,10 +61,11 @@ rule baselines:
         id="results/baselines/{task}/id.parquet",
         ood="results/baselines/{task}/ood.parquet",
         metrics="results/baselines/{task}/metrics.json",
+        choices="results/baselines/{task}/choices.json",
     log:
-        "results/logs/baselines/{task}.log",
+        aside("results/logs/baselines/{task}.log"),
     benchmark:
-        "results/benchmarks/baselines/{task}.tsv"
+        aside("results/benchmarks/baselines/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("baselines", "threads")

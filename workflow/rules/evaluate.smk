@@ -9,9 +9,9 @@ rule evaluate:
         ood="results/models/{model}/eval/ood.parquet",
         metrics="results/models/{model}/eval/metrics.json",
     log:
-        "results/logs/models/{model}/eval.log",
+        aside("results/logs/models/{model}/eval.log"),
     benchmark:
-        "results/benchmarks/models/{model}/eval.tsv"
+        aside("results/benchmarks/models/{model}/eval.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("evaluate", "threads")
@@ -22,15 +22,17 @@ rule evaluate:
     params:
         data=subpath(input.card, parent=True),
         folder=subpath(output.metrics, parent=True),
-        bank=bank,
+        bank=words("bank"),
+        work="results/.work/models/{model}/eval",
         options=as_json(STUDY.config["evaluation"]),
     shell:
         "cisterna evaluate --checkpoint {input.checkpoint:q} --data {params.data:q} {params.bank:q}"
-        " --options {params.options:q} --output {params.folder:q} > {log:q} 2>&1"
+        " --options {params.options:q} --work {params.work:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule perplexity:
     input:
+        unpack(lambda wildcards: lineage_of(check(STUDY.model, f"models/{wildcards.start}"))),
         checkpoint="results/models/{start}/checkpoint",
         tokens=lambda wildcards: [
             f"results/tokens/{backbone}/{corpus}"
@@ -40,9 +42,9 @@ rule perplexity:
     output:
         "results/models/{start}/perplexity.json",
     log:
-        "results/logs/models/{start}/perplexity.log",
+        aside("results/logs/models/{start}/perplexity.log"),
     benchmark:
-        "results/benchmarks/models/{start}/perplexity.tsv"
+        aside("results/benchmarks/models/{start}/perplexity.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("evaluate", "threads")

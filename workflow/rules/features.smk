@@ -3,13 +3,13 @@
 
 rule encoder:
     input:
-        lambda wildcards: [corpus["file"] for corpus in corpora_of(wildcards.encoder).values()],
+        given(corpus_files_of),
     output:
         directory("results/encoders/{encoder}/checkpoint"),
     log:
-        "results/logs/encoders/{encoder}.log",
+        aside("results/logs/encoders/{encoder}.log"),
     benchmark:
-        "results/benchmarks/encoders/{encoder}.tsv"
+        aside("results/benchmarks/encoders/{encoder}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("encoder", "threads")
@@ -20,6 +20,7 @@ rule encoder:
     params:
         spec=lambda wildcards: as_json(STUDY.encoder(wildcards.encoder)),
         corpora=lambda wildcards: as_json(corpora_of(wildcards.encoder)),
+        contents=contents(corpus_files_of),
         work="results/.work/encoders/{encoder}",
     shell:
         "cisterna encoder --spec {params.spec:q} --corpora {params.corpora:q} --work {params.work:q}"
@@ -34,9 +35,9 @@ rule features:
     output:
         directory("results/features/{encoder}/{task}"),
     log:
-        "results/logs/features/{encoder}/{task}.log",
+        aside("results/logs/features/{encoder}/{task}.log"),
     benchmark:
-        "results/benchmarks/features/{encoder}/{task}.tsv"
+        aside("results/benchmarks/features/{encoder}/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("features", "threads")

@@ -1,9 +1,19 @@
 # Tables of all metrics and rewards, then figures and a results page, each with its caption in the Snakemake report.
+FIGURES = {
+    "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),
+    "sft_balanced_accuracy": ("Supervised fine-tuning", "balanced accuracy against epochs"),
+    "rl_gain": ("Reinforcement learning", "what RL adds"),
+    "rl_reward": ("Reinforcement learning", "reward while training"),
+    "generalization_gap": ("Generalization", "ID minus OOD"),
+    "label_prior": ("Generalization", "answers against truth"),
+    "sequences": ("Sequences", "tokens against features"),
+    "lineage": ("Study", "family tree"),
+}
 
 
 rule gather:
     input:
-        [f"results/{folder}/metrics.json" for folder, _, _ in STUDY.evaluations()],
+        [f"results/{folder}/{name}" for folder, _, _ in STUDY.evaluations() for name in GATHERED],
         expand("results/baselines/{task}/metrics.json", task=STUDY.tasks),
         PERPLEXITIES,
         [checkpoint(model.path) for model in STUDY.models if model.kind == "rl"],
@@ -12,9 +22,9 @@ rule gather:
         gains=f"{FOLDER}/rl_gains.parquet",
         rewards=f"{FOLDER}/rl_rewards.parquet",
     log:
-        f"results/logs/studies/{STUDY.name}/gather.log",
+        aside(f"results/logs/studies/{STUDY.name}/gather.log"),
     benchmark:
-        f"results/benchmarks/studies/{STUDY.name}/gather.tsv"
+        aside(f"results/benchmarks/studies/{STUDY.name}/gather.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("report", "threads")
@@ -23,10 +33,11 @@ rule gather:
         runtime=resource("report", "runtime"),
         gpu=resource("report", "gpu"),
     params:
+        results=subpath(output.metrics, ancestor=3),
         folder=subpath(output.metrics, parent=True),
-        study=as_json(config),
+        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
     shell:
-        "cisterna gather --study {params.study:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna gather --study {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule figures:
@@ -35,19 +46,13 @@ rule figures:
         gains=rules.gather.output.gains,
         rewards=rules.gather.output.rewards,
     output:
-        figure("sft_accuracy", "Supervised fine-tuning", figure="accuracy against epochs"),
-        figure("sft_balanced_accuracy", "Supervised fine-tuning", figure="balanced accuracy against epochs"),
-        figure("rl_gain", "Reinforcement learning", figure="what RL adds"),
-        figure("rl_reward", "Reinforcement learning", figure="reward while training"),
-        figure("generalization_gap", "Generalization", figure="ID minus OOD"),
-        figure("label_prior", "Generalization", figure="answers against truth"),
-        figure("sequences", "Sequences", figure="tokens against features"),
-        figure("lineage", "Study", figure="family tree"),
+        [figure(name, *labels) for name, labels in FIGURES.items()],
+        png=[f"{FOLDER}/figures/{name}.png" for name in FIGURES],
         table=report(REPORT, caption="../report/table.rst", category="Study", labels={"figure": "all results"}),
     log:
-        f"results/logs/studies/{STUDY.name}/figures.log",
+        aside(f"results/logs/studies/{STUDY.name}/figures.log"),
     benchmark:
-        f"results/benchmarks/studies/{STUDY.name}/figures.tsv"
+        aside(f"results/benchmarks/studies/{STUDY.name}/figures.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("report", "threads")
@@ -58,6 +63,6 @@ rule figures:
     params:
         metrics=subpath(input.metrics, parent=True),
         folder=subpath(output.table, parent=True),
-        study=as_json(config),
+        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
     shell:
         "cisterna figures --study {params.study:q} --metrics {params.metrics:q} --output {params.folder:q} > {log:q} 2>&1"

@@ -11,15 +11,16 @@ rule rl:
     output:
         directory(RL),
     log:
-        "results/logs/models/{origin}/rl-{recipe}/e{epochs}.log",
+        aside("results/logs/models/{origin}/rl-{recipe}/e{epochs}.log"),
     benchmark:
-        "results/benchmarks/models/{origin}/rl-{recipe}/e{epochs}.tsv"
+        aside("results/benchmarks/models/{origin}/rl-{recipe}/e{epochs}.tsv")
     wildcard_constraints:
         origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+(/(features|both)-[a-z0-9.-]+)?/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
     conda:
         "../envs/cisterna.yaml"
     threads: resource("rl", "threads")
     resources:
+        **placement("rl"),
         mem_mb=resource("rl", "mem_mb"),
         runtime=resource("rl", "runtime"),
         gpu=resource("rl", "gpu"),
@@ -27,11 +28,12 @@ rule rl:
         launcher=launcher("rl"),
         recipe=recipe_of(RL),
         data=subpath(input.data, parent=True),
-        seed=lambda wildcards, output: model_of(wildcards, output[0]).seed,
-        previous=previous,
+        seed=lambda wildcards: model_of(wildcards, RL).seed,
+        previous=words("previous"),
+        source=words("bank", "encoder"),
         sequences=sequences_of(RL),
-        work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
+        work=work_of(RL),
     shell:
         "{params.launcher} rl --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
+        " {params.source:q} {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -11,15 +11,16 @@ rule sft:
     output:
         directory(SFT),
     log:
-        "results/logs/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.log",
+        aside("results/logs/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.log"),
     benchmark:
-        "results/benchmarks/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.tsv"
+        aside("results/benchmarks/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.tsv")
     wildcard_constraints:
         form="(/(features|both)-[a-z0-9.-]+)?",
     conda:
         "../envs/cisterna.yaml"
     threads: resource("sft", "threads")
     resources:
+        **placement("sft"),
         mem_mb=resource("sft", "mem_mb"),
         runtime=resource("sft", "runtime"),
         gpu=resource("sft", "gpu"),
@@ -27,10 +28,11 @@ rule sft:
         launcher=launcher("sft"),
         recipe=recipe_of(SFT),
         data=subpath(input.data, parent=True),
-        previous=previous,
+        previous=words("previous"),
+        source=words("bank", "encoder"),
         sequences=sequences_of(SFT),
-        work=lambda wildcards, output: STUDY.work(model_of(wildcards, output[0])),
+        work=work_of(SFT),
     shell:
         "{params.launcher} sft --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
+        " {params.source:q} {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -3,13 +3,13 @@
 
 rule base:
     input:
-        lambda wildcards: STUDY.config["backbones"][wildcards.backbone].get("tokenizer", {}).get("files", []),
+        given(texts_of),
     output:
         directory("results/models/{backbone}/base/checkpoint"),
     log:
-        "results/logs/models/{backbone}/base.log",
+        aside("results/logs/models/{backbone}/base.log"),
     benchmark:
-        "results/benchmarks/models/{backbone}/base.tsv"
+        aside("results/benchmarks/models/{backbone}/base.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("base", "threads")
@@ -19,20 +19,21 @@ rule base:
         gpu=resource("base", "gpu"),
     params:
         spec=lambda wildcards: as_json(STUDY.config["backbones"][wildcards.backbone]),
+        contents=contents(texts_of),
     shell:
         "cisterna base --spec {params.spec:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule tokenize:
     input:
-        corpus=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["file"],
+        corpus=given(corpus_of),
         base="results/models/{backbone}/base/checkpoint",
     output:
         directory("results/tokens/{backbone}/{corpus}"),
     log:
-        "results/logs/tokens/{backbone}/{corpus}.log",
+        aside("results/logs/tokens/{backbone}/{corpus}.log"),
     benchmark:
-        "results/benchmarks/tokens/{backbone}/{corpus}.tsv"
+        aside("results/benchmarks/tokens/{backbone}/{corpus}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: resource("tokenize", "threads")
@@ -42,6 +43,7 @@ rule tokenize:
         gpu=resource("tokenize", "gpu"),
     params:
         modality=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["modality"],
+        contents=contents(corpus_of),
     shell:
-        "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality} --base {input.base:q}"
+        "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality:q} --base {input.base:q}"
         " --output {output:q} > {log:q} 2>&1"

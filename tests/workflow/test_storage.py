@@ -1,0 +1,239 @@
+"""Results on S3: a study run through Snakemake's storage plugin against a real S3 server on this machine."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from snakemake_storage_plugin_s3 import StorageObject, StorageProvider, StorageProviderSettings
+
+from cisterna import storage
+from clones import CONFIG, Clone, Config, Job, edited, make, snakemake
+from tiny import ROOT
+
+SECRET = "Xq7-a-key-that-nobody-may-see"
+COPIES = Path(".snakemake") / "storage"
+CPT = "models/tiny/cpt-bio"
+RL = f"{CPT}/hairpin/s0/sft-brief/e2/rl-grpo/e1"
+FEATURES = "models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1"
+REPORT = [Job("figures", "studies/tiny/figures/sft_accuracy.svg"), Job("gather", "studies/tiny/metrics.parquet")]
+
+
+def study(**changes: Any) -> Config:
+    """A part of the tiny study: every kind of stage once, a ladder, and a model that reads features."""
+    config = edited(recipes__sft__brief__epochs=[1, 2], **changes)
+    config["lineages"] = [
+        {"tasks": ["hairpin"], "cpt": ["bio"], "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [2]}]},
+        {"tasks": ["splice-donor"], "sft": ["short"], "sequences": ["features"]},
+    ]
+    return config
+
+
+class Stored(Clone):
+    """A clone whose results are on the server at `url`, in s3://bucket/lab."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(folder)
+        self.keys = {
+            "SNAKEMAKE_STORAGE_S3_ENDPOINT_URL": url,
+            "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "us",
+            "SNAKEMAKE_STORAGE_S3_SECRET_KEY": SECRET,
+        }
+
+    def snakemake(self, *arguments: str, code: int = 0) -> str:
+        storage = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://bucket/lab")
+        return self.run(*snakemake(*storage, *arguments), code=code, **self.keys)
+
+    def todo(self, *arguments: str) -> list[Job]:
+        """What a dry run would do, sorted, without the target rule."""
+        output = self.snakemake("--dry-run", *arguments)
+        pattern = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*    output: s3://bucket/lab/results/(\S+) \(send"
+        found = sorted(Job(rule, path) for rule, path in re.findall(pattern, output, re.MULTILINE))
+        counts = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
+        assert len(found) == int(counts.get("total", 0)) - int(counts.get("all", 0)), output
+        return found
+
+    def copies(self) -> set[str]:
+        """The files of local copies of results."""
+        root = self.folder / COPIES
+        return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+class Server:
+    """The S3 server: what its bucket holds."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        service = boto3.resource(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="us", aws_secret_access_key=SECRET
+        )
+        self.bucket = service.Bucket("bucket")
+
+    def objects(self) -> dict[str, bytes]:
+        """Key (below the prefix) to content."""
+        return {item.key.removeprefix("lab/"): item.get()["Body"].read() for item in self.bucket.objects.all()}
+
+    def clone(self, folder: Path) -> Stored:
+        """A fresh clone that keeps its results here."""
+        make(folder, study())
+        return Stored(folder, self.url)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield Server(f"http://{host}:{port}")
+    moto.stop()
+
+
+@pytest.fixture(scope="module")
+def stored(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, dict[str, bytes]]:
+    """The study, run once with its results on S3, and the objects that this made. Read only."""
+    clone = server.clone(tmp_path_factory.mktemp("with a blank") / "study")
+    clone.snakemake()
+    return clone, server.objects()
+
+
+def test_results_on_s3_are_those_of_a_local_run(stored: tuple[Stored, dict[str, bytes]], finished: Clone) -> None:
+    _, objects = stored
+    compared = {path: content for path, content in objects.items() if not path.startswith("results/studies/")}
+    for path, content in compared.items():
+        local = (finished.folder / path).read_bytes()
+        if path.endswith("manifest.json"):  # holds seconds and memory
+            assert json.loads(content)["identity"] == json.loads(local)["identity"], path
+        else:
+            assert content == local, path
+    for path in ("checkpoint/adapter_model.safetensors", "eval/metrics.json", "eval/id.parquet"):
+        assert {f"results/{RL}/{path}", f"results/{FEATURES}/{path}"} <= set(compared)
+
+
+def test_copy_of_the_bucket_is_whole(stored: tuple[Stored, dict[str, bytes]], tmp_path: Path) -> None:
+    clone, objects = stored
+    for path, content in objects.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    clone.run("cisterna", "verify", str(tmp_path / "results"))
+
+
+def test_only_artifacts_travel(stored: tuple[Stored, dict[str, bytes]]) -> None:
+    clone, objects = stored
+    assert {path.split("/")[1] for path in objects} == {
+        "baselines", "data", "encoders", "features", "models", "studies", "tokens"
+    }  # fmt: skip
+    assert not [path for path in objects if "/." in path and not path.endswith("/.snakemake_timestamp")]
+    assert list((clone.results / ".work" / RL).parent.rglob("*.safetensors"))
+    assert (clone.results / "logs" / f"{RL}.log").is_file()
+    assert {path.name for path in clone.results.iterdir()} == {".work", "benchmarks", "logs"}
+
+
+def test_nothing_is_left_of_local_copies(stored: tuple[Stored, dict[str, bytes]]) -> None:
+    assert stored[0].copies() == set()
+
+
+def test_keys_are_in_no_file(stored: tuple[Stored, dict[str, bytes]]) -> None:
+    clone, objects = stored
+    written = [path for path in clone.folder.rglob("*") if path.is_file()]
+    assert len(written) > 50
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    assert not [path for path, content in objects.items() if SECRET.encode() in content]
+
+
+def test_second_run_has_nothing_to_do(stored: tuple[Stored, dict[str, bytes]]) -> None:
+    assert "Nothing to be done" in stored[0].snakemake()
+
+
+def test_another_clone_with_younger_files_has_nothing_to_do(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    another = server.clone(tmp_path / "study")
+    assert "Nothing to be done" in another.snakemake()
+    assert another.copies() == set()
+
+
+def test_report_is_made_in_another_clone(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    another = server.clone(tmp_path / "study")
+    another.snakemake("--report", "report.html")
+    assert "what RL adds" in (another.folder / "report.html").read_text()
+
+
+def test_touched_table_reruns_nothing_and_an_edited_one_its_task(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    shutil.copytree(stored[0].folder, tmp_path / "study", symlinks=True)
+    clone = Stored(tmp_path / "study", server.url)
+    table = clone.folder / CONFIG["tasks"]["hairpin"]["file"]
+    table.touch()
+    assert clone.todo() == []
+    table.write_text(table.read_text() + "h200,GGGGGAAAAAACCCCC,high,bacterial,x\n")
+    jobs = clone.todo()
+    assert Job("data", "data/hairpin/train.parquet") in jobs
+    assert Job("rl", f"{RL}/checkpoint") in jobs
+    assert not [job for job in jobs if "splice-donor" in job.output]
+
+
+def test_edited_recipe_fetches_the_lineage_and_runs_what_hangs_on_it_alone(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    """In another clone, which knows what was run from Snakemake's metadata: a copy of that folder."""
+    first, before = stored
+    clone = server.clone(tmp_path / "study")
+    shutil.copytree(first.folder / ".snakemake" / "metadata", clone.folder / ".snakemake" / "metadata")
+    clone.write(study(recipes__rl__grpo__num_generations=4))
+    assert clone.todo() == sorted([Job("rl", f"{RL}/checkpoint"), Job("evaluate", f"{RL}/eval/id.parquet"), *REPORT])
+
+    output = clone.snakemake()
+
+    fetched = set(re.findall(r"^Retrieving from storage: s3://bucket/lab/results/(\S+)$", output, re.MULTILINE))
+    rung = RL.split("/rl-")[0]
+    assert {path for path in fetched if path.endswith("checkpoint")} == {
+        f"{model}/checkpoint" for model in ("models/tiny/base", CPT, rung)
+    }
+    changed = {path for path, content in server.objects().items() if before.get(path) != content}
+    assert {path.split("/")[1] for path in changed} == {"models", "studies"}
+    assert {path for path in changed if "/models/" in path} == {
+        path for path in before if path.startswith(f"results/{RL}/") and path in changed
+    }
+    assert f"results/{RL}/checkpoint/adapter_model.safetensors" in changed
+    assert clone.copies() == set()
+    assert "Nothing to be done" in clone.snakemake()
+
+
+def test_folder_that_another_process_stores_is_seen(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StorageProviderSettings(endpoint_url=server.url, access_key="us", secret_key=SECRET)
+    provider = StorageProvider(tmp_path, logging.getLogger(), settings=settings)
+
+    def seen(key: str) -> tuple[bool, bool]:
+        folder = provider.object(f"s3://other/{key}/checkpoint")
+        before = folder.exists()
+        provider.s3c.Object("other", f"{key}/checkpoint/manifest.json").put(Body=b"{}")
+        return before, folder.exists()
+
+    provider.s3c.create_bucket(Bucket="other")
+    assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the mend can go
+    monkeypatch.setattr(StorageObject, "is_dir", StorageObject.is_dir)  # so that it is put back
+    storage.see_new_folders()
+    assert seen("mended") == (False, True)
+
+
+def test_profile_for_kubernetes_is_read_and_plans_the_study(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    """A dry run: no cluster is here. It reads the profile with the real plugin, which refuses a wrong option."""
+    clone = server.clone(tmp_path / "study")
+    profile = ("--profile", str(ROOT / "profiles" / "kubernetes"))
+    prefix = ("--default-storage-prefix", "s3://bucket/elsewhere")
+    output = clone.run(*snakemake(*profile, *prefix, "--dry-run"), **clone.keys)
+    assert "output: s3://bucket/elsewhere/results/models/tiny/base/checkpoint (send to storage)" in output
+    assert re.search(r"resources: .*gpu_manufacturer=nvidia", output)
