@@ -12,6 +12,8 @@ from tiny import READING, ROOT, SIZES, backbone, encoder
 # Before torch is imported: one thread, so that float results do not depend on the machine, and no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No Slurm but that of tests/cluster: where one is installed and does not answer, every start of Snakemake waits for it.
+os.environ["SLURM_CONF"] = os.devnull
 # Set inside a Snakemake run: a test must not hand its commands to that run's server.
 os.environ.pop("CISTERNA_WARM", None)
 

@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from cisterna import checkpoint, files, models
-from cisterna.cli import main
 from cisterna.errors import UserError
 from tiny import adapted, backbone, publish
 
@@ -92,10 +91,30 @@ def test_a_broken_ancestor_is_found_from_its_child(checkpoints):
         models.compose(child)
 
 
-def test_weights_that_the_manifest_does_not_list_are_refused(checkpoints):
-    parent, child = checkpoints
-    shutil.copy(parent / "model.safetensors", child / "model.safetensors")
-    assert str(child / "model.safetensors") in refused(child, "the manifest does not list")
+@pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json", ".hidden", "templates/chat.jinja"])
+def test_files_that_the_manifest_does_not_list_are_refused(checkpoints, name):
+    stray = checkpoints[1] / name
+    stray.parent.mkdir(exist_ok=True)
+    shutil.copy(checkpoints[0] / "config.json", stray)
+    assert str(checkpoints[1] / name.split("/")[0]) in refused(checkpoints[1], "the manifest does not list")
+
+
+def test_folders_that_a_library_writes_are_part_of_the_checkpoint(base, tmp_path):
+    def save(folder):
+        (folder / "templates").mkdir()
+        (folder / "templates" / "chat.jinja").write_text("a")
+
+    child = publish(base, tmp_path / "child", save)
+    assert set(checkpoint.verify(child)["files"]) == {"templates/chat.jinja"}
+    (child / "templates" / "chat.jinja").write_text("b")
+    with pytest.raises(UserError, match=str(child / "templates" / "chat.jinja")):
+        checkpoint.verify(child)
+
+
+def test_what_snakemake_puts_into_a_checkpoint_is_no_stray_file(checkpoints):
+    for folder in checkpoints:
+        (folder / ".snakemake_timestamp").touch()
+    assert len(checkpoint.lineage(checkpoints[1])) == 2
 
 
 @pytest.mark.parametrize(
@@ -109,12 +128,30 @@ def test_weights_that_the_manifest_does_not_list_are_refused(checkpoints):
         {"data": {}},
         {"kind": "rl"},
         {"identity": "0" * 64},
+        {"measured": {"seconds": 2.0}},
+        {"provenance": {}},
+        {"seal": "0" * 64},
+        {"note": "x"},
     ],
     ids=lambda edit: next(iter(edit)),
 )
 def test_an_edited_manifest_is_refused(checkpoints, edit):
     path = checkpoints[1] / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    files.write_json(path, json.loads(path.read_text()) | edit)
+    assert str(path) in refused(checkpoints[1], "edited after it was written")
+
+
+def test_an_edited_manifest_with_a_new_seal_is_refused_by_its_identity(checkpoints):
+    path = checkpoints[1] / "manifest.json"
+    edited = json.loads(path.read_text()) | {"seed": 1}
+    del edited["seal"]
+    files.write_json(path, edited | {"seal": files.digest(edited)})
+    assert str(path) in refused(checkpoints[1], "edited after it was written")
+
+
+def test_a_manifest_that_says_the_same_in_other_bytes_is_refused(checkpoints):
+    path = checkpoints[1] / "manifest.json"
+    path.write_text(path.read_text() + "\n")
     assert str(path) in refused(checkpoints[1], "edited after it was written")
 
 
@@ -169,24 +206,3 @@ def test_identity_leaves_out_what_was_measured_and_nothing_else(base, tmp_path):
         identity(trained={"steps": 2}),
     ]
     assert len({first, *others}) == 8
-
-
-def test_encoders_and_banks_are_verified_like_models(esm, bank, tmp_path, capsys):
-    root = esm.parents[2]
-    assert main(["verify", str(root)]) == 0
-    assert main(["verify", str(bank.parents[1])]) == 0
-    copy = shutil.copytree(esm, tmp_path / "encoders" / "copy" / "checkpoint")
-    (copy / "tokenizer.json").write_text("{}")
-    capsys.readouterr()
-    assert main(["verify", str(tmp_path)]) == 2
-    assert f"{copy / 'tokenizer.json'}: its SHA-256" in capsys.readouterr().err
-
-
-def test_the_verify_command_names_the_broken_file_and_exits_with_2(checkpoints, capsys):
-    root = checkpoints[0].parents[2]
-    assert main(["verify", str(root)]) == 0
-    assert "2 checkpoints" in capsys.readouterr().out
-    (checkpoints[1] / "adapter_config.json").write_text("{}")
-    assert main(["verify", str(root)]) == 2
-    assert str(checkpoints[1] / "adapter_config.json") in capsys.readouterr().err
-    assert main(["verify", str(checkpoints[1] / "nothing")]) == 2

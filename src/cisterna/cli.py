@@ -44,6 +44,7 @@ def _run(given: list[str]) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cisterna plan | head` ends in silence
     try:
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,8 +68,9 @@ def _leave(code: int) -> NoReturn:
     (https://github.com/apache/arrow/issues/34314, https://github.com/apache/arrow/issues/50482).
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -70,7 +70,7 @@ DEFAULTS: dict[str, Any] = {
         "modules_to_save": None,
         "use_rslora": False,
     },
-    "recipe": {"lora": None, "deepspeed": None, "processes": 1, "save_minutes": 10.0},
+    "recipe": {"lora": None, "deepspeed": None, "processes": 1, "nodes": 1, "save_minutes": 10.0},
     "cpt": {"block_size": 256, "seed": 0, "num_train_epochs": 1.0},
     "sft": {"fraction": 1.0, "lr_scheduler_type": "constant", "bridge": "linear"},
     "rl": {
@@ -138,6 +138,11 @@ REFUSED = {
     "eos_token": "the keys of the backbone (`backbones`)",
     "pad_token": "the keys of the backbone (`backbones`)",
     "reward_weights": "Cisterna's `rewards`",
+    "trust_remote_code": "no value: a backbone's code is that of transformers (of an encoder: `encoders`)",
+    "report_to": "the environment variable CISTERNA_REPORT_TO (docs/watching.md): who watches is no part of a recipe",
+    "run_name": "no value: a run is called by the path of its model",
+    "project": "the environment variable WANDB_PROJECT (docs/watching.md)",
+    "trackio_*": "Trackio's environment variables, such as TRACKIO_SPACE_ID (docs/watching.md)",
 }
 ALLOWED = {"cpt": {"num_train_epochs"}}  # a CPT recipe is one run and no ladder
 
@@ -473,6 +478,8 @@ def _explain(error: Any, problems: Problems) -> None:
 
 def _check_rules(config: dict[str, Any], problems: Problems) -> None:
     _check_names(config, problems)
+    _check_paths(config, problems)
+    _check_secrets((), config, problems)
     for name, backbone in _mapping(config.get("backbones")).items():
         _check_backbone(("backbones", name), _mapping(backbone), problems)
     for name, encoder in _mapping(config.get("encoders")).items():
@@ -507,6 +514,40 @@ def _check_names(config: dict[str, Any], problems: Problems) -> None:
                 f"the name {_quote(name)}",
                 "another name: it is a folder or a word that Cisterna uses itself",
             )
+
+
+def _check_paths(config: dict[str, Any], problems: Problems) -> None:
+    """Paths that Snakemake would not take as they are: braces are wildcards, its report is a web page."""
+    paths: list[tuple[Key, object]] = []
+    for group in ("tasks", "corpora"):
+        for name, entry in _mapping(config.get(group)).items():
+            paths.append(((group, name, "file"), _mapping(entry).get("file")))
+    for name, backbone in _mapping(config.get("backbones")).items():
+        files = _list(_mapping(_mapping(backbone).get("tokenizer")).get("files"))
+        paths += [(("backbones", name, "tokenizer", "files", index), file) for index, file in enumerate(files)]
+    for key, path in paths:
+        if isinstance(path, str) and (not path.isprintable() or set("{}<>") & set(path) or path.startswith("-")):
+            expected = "a path without braces, < and >, line breaks and other control characters, not starting with -"
+            problems.add(key, f"the path {_quote(path)}", expected)
+
+
+# User and password in an address; tokens of the Hugging Face Hub, GitHub and AWS.
+SECRET = re.compile(
+    r"\w://[^/\s@]+@|\bhf_[A-Za-z0-9]{20}|\bgh[a-z]_[A-Za-z0-9]{20}|\bgithub_pat_|\bA(KI|SI)A[A-Z0-9]{16}\b"
+)
+
+
+def _check_secrets(key: Key, value: object, problems: Problems) -> None:
+    """A config is copied into manifests and reports, so that it is no place for a secret; which is not shown either."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _check_secrets((*key, name), entry, problems)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_secrets((*key, index), entry, problems)
+    elif isinstance(value, str) and SECRET.search(value):
+        expected = "no secret: a config is copied into manifests and reports. Set it in the environment (HF_TOKEN, ...)"
+        problems.add(key, "what looks like a password or an access token", expected)
 
 
 def _check_backbone(key: Key, backbone: dict[str, Any], problems: Problems) -> None:
@@ -652,6 +693,7 @@ def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], config: dict[str,
         _check_known((*key, "corpora"), recipe.get("corpora"), corpora, problems)
     else:
         _check_rungs(key, recipe, problems)
+    _check_nodes(key, kind, recipe, config, problems)
     if kind == "rl":
         _check_groups(key, recipe, problems)
 
@@ -765,6 +807,19 @@ def _check_rungs(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
         found = "no such key" if warmup is None else _show(warmup)
         expected = "an integer >= 1: a share of the run would differ from rung to rung of the ladder"
         problems.add((*key, "warmup_steps"), found, expected)
+
+
+def _check_nodes(key: Key, kind: str, recipe: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    """Every node has the same number of ranks and of GPUs."""
+    nodes: Any = recipe.get("nodes")
+    if not _is_int(nodes) or nodes < 1:
+        return
+    processes = recipe.get("processes", DEFAULTS["recipe"]["processes"])
+    if _is_int(processes) and processes % nodes:
+        problems.add((*key, "nodes"), _show(nodes), f"a divisor of processes ({processes}, the ranks on all nodes)")
+    gpu = _mapping(_mapping(config.get("resources")).get(kind)).get("gpu", DEFAULTS["resources"]["gpu"])
+    if _is_int(gpu) and gpu % nodes:
+        problems.add((*key, "nodes"), _show(nodes), f"a divisor of resources.{kind}.gpu ({gpu}, the GPUs on all nodes)")
 
 
 def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writing, hashing, locks. Not for what is inside them."""
 
+import glob
 import hashlib
 import json
 import os
@@ -67,8 +68,11 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove what killed processes left of `new_folder(target)`. Only where no other process makes `target` now."""
-    for path in target.parent.glob(f".{target.name}.*"):
-        if path.is_dir():
+    random = (
+        "?" * 8
+    )  # what `tempfile.mkdtemp` adds; more would match the folders of a target named `{target.name}.more`
+    for ending in (random, f"{random}.earlier"):
+        for path in target.parent.glob(glob.escape(f".{target.name}.") + ending):
             shutil.rmtree(path, ignore_errors=True)
 
 

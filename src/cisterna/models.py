@@ -100,7 +100,9 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
 
     model = _pretrained(spec)
     with _loading(spec):
-        tokens = AutoTokenizer.from_pretrained(spec["pretrained"], revision=spec.get("revision"))
+        tokens = AutoTokenizer.from_pretrained(
+            spec["pretrained"], revision=spec.get("revision"), trust_remote_code=False
+        )
         if not tokens.encode("A", add_special_tokens=False):  # the empty one that transformers makes without files
             raise ValueError("It has no tokenizer.")
     before = len(tokens)
@@ -145,7 +147,11 @@ def _pretrained(spec: Mapping[str, Any]) -> "PreTrainedModel":
 
     with _loading(spec):
         return AutoModelForCausalLM.from_pretrained(
-            spec["pretrained"], revision=spec.get("revision"), dtype=spec.get("dtype", "float32")
+            spec["pretrained"],
+            revision=spec.get("revision"),
+            dtype=spec.get("dtype", "float32"),
+            use_safetensors=True,  # never the pickles of pytorch_model.bin, which can run code
+            trust_remote_code=False,
         )
 
 

@@ -104,6 +104,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
         tokens = AutoTokenizer.from_pretrained(name, **options)
         if len(tokens) <= len(set(tokens.all_special_ids)):  # the empty one that transformers makes without files
             raise ValueError("It has no tokenizer.")
+        options |= {"use_safetensors": True}  # never the pickles of pytorch_model.bin, which can run code
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
         module, report = AutoModel.from_pretrained(name, dtype=spec.get("dtype", "float32"), **options)
     except (OSError, ValueError, ImportError) as error:
