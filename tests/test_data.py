@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cisterna import data, tasks
+from cisterna import data, files, tasks
 from cisterna.errors import UserError
 from cisterna.tasks import splice_donor
 from cisterna.tasks.catalog import LABELS
@@ -55,6 +55,28 @@ def test_every_built_in_task_is_prepared_and_passes_its_audit(name, tmp_path):
     assert card["labels"] == list(LABELS[name])
     assert set(card["audit"]["nearest_train"]) == {"validation", "id", "ood"}
     assert data.audit_folder(output) == card["audit"]
+    for which in SIZES:
+        assert card["files"][f"{which}.parquet"] == files.sha256(output / f"{which}.parquet")
+        assert data.check(output, which, card) == output / f"{which}.parquet"
+
+
+def test_split_that_is_not_the_one_of_its_card_is_refused(tmp_path):
+    data.prepare("splice-donor", SIZES, 0, tmp_path / "t")
+    card = data.read_card(tmp_path / "t")
+    (tmp_path / "t/id.parquet").write_bytes((tmp_path / "t/ood.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"t/id\.parquet: its SHA-256 is \w{12}, card.json says \w{12}; it was changed"):
+        data.check(tmp_path / "t", "id", card)
+    (tmp_path / "t/id.parquet").unlink()
+    with pytest.raises(UserError, match=r"t/id\.parquet: no such file"):
+        data.check(tmp_path / "t", "id", card)
+
+
+def test_card_that_is_missing_or_says_no_hashes_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"card\.json: no such file"):
+        data.read_card(tmp_path)
+    (tmp_path / "card.json").write_text('{"task": "splice-donor"}')
+    with pytest.raises(UserError, match=r"card\.json: says no SHA-256 of its splits.*Delete the folder and rerun"):
+        data.read_card(tmp_path)
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -1,5 +1,6 @@
 """Evaluation: every example once, independent of how it was batched, and metrics that are those of the predictions."""
 
+import contextlib
 import itertools
 import math
 import random
@@ -9,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
 
 from cisterna import answers, corpus, evaluate, files, metrics, models, tokenizer
 from cisterna.corpus import Blocks
+from cisterna.data import prepare
 from cisterna.errors import UserError
-from tiny import SIZES, publish
+from tiny import ROOT, SIZES, publish
 
 OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
 STEPS = 60
@@ -164,6 +167,162 @@ def test_sampling_depends_on_the_seed_alone(trained, prompts):
     first, second, other = sample(0), sample(0), sample(1)
     pd.testing.assert_frame_equal(first, second)
     assert not first["output"].equals(other["output"])
+
+
+def test_what_is_sampled_depends_on_the_number_of_the_batch(trained, prompts):
+    """Two batches of the same prompts are not the same draws."""
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    options = OPTIONS | {"do_sample": True, "temperature": 1.5, "batch_size": 4}
+    found = ask(model, tokens, prompts[:1] * 8, options)["output"].tolist()
+    assert found[:4] != found[4:]
+
+
+# --- An evaluation that is killed ---
+
+
+SAMPLED = OPTIONS | {"do_sample": True, "temperature": 1.5}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def sampled(trained, splice, tmp_path_factory):
+    """What an undisturbed evaluation with sampling publishes."""
+    output = tmp_path_factory.mktemp("sampled") / "eval"
+    evaluate.evaluate(trained, splice, output, SAMPLED)
+    return contents(output)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The batches that are generated; the sixth kills the evaluation: 4 of id are kept, and 1 of ood."""
+    found = []
+    original = Qwen3ForCausalLM.generate
+
+    def generate(self, input_ids, **options):
+        found.append(len(input_ids))
+        if len(found) == 6:
+            raise Killed
+        return original(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", generate)
+    return found
+
+
+@pytest.fixture
+def killed(trained, splice, tmp_path, generated):
+    """The work folder of an evaluation that was killed."""
+    with pytest.raises(Killed):
+        evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=tmp_path / ".work")
+    assert generated == [7, 7, 7, 3, 7, 7]
+    assert not (tmp_path / "eval").exists()
+    return tmp_path / ".work"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_evaluation_goes_on_after_its_last_batch_to_the_same_bytes(
+    trained, splice, killed, generated, sampled, tmp_path
+):
+    evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=killed)
+    assert generated[6:] == [7, 7, 3]
+    assert contents(tmp_path / "eval") == sampled
+    assert names(tmp_path) == ["eval"]
+
+
+def test_batch_that_was_half_written_is_answered_again(trained, splice, killed, generated, sampled, tmp_path):
+    """As a machine that lost power may leave it."""
+    path = killed / "id" / "000001.json"
+    path.write_bytes(path.read_bytes()[:40])
+    (killed / "id" / "000002.json").write_bytes(b"")
+    evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=killed)
+    assert generated[6:] == [7, 7, 7, 7, 3]
+    assert contents(tmp_path / "eval") == sampled
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "data", "options"])
+def test_answers_of_another_evaluation_are_discarded_and_the_log_says_why(
+    base, trained, splice, killed, generated, tmp_path, capsys, changed
+):
+    options, data, folder = SAMPLED, splice, trained
+    if changed == "checkpoint":
+        folder = base
+    elif changed == "options":
+        options = SAMPLED | {"temperature": 1.0}
+    else:
+        data = tmp_path / "data"
+        with contextlib.chdir(ROOT):
+            prepare("splice-donor", SIZES, 1, data)
+    capsys.readouterr()
+    evaluate.evaluate(folder, data, tmp_path / "eval", options, work=killed)
+    said = capsys.readouterr().out
+    assert f"from the start: the state in {killed} is of another run ({changed} changed)" in said
+    assert "batches are there" not in said
+    assert len(generated) == 6 + 8
+    assert not killed.exists()
+    evaluate.evaluate(folder, data, tmp_path / "undisturbed", options)
+    assert contents(tmp_path / "eval") == contents(tmp_path / "undisturbed")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- A checkpoint that saw other data ---
+
+
+def taught(parent, data, output, task="splice-donor"):
+    """A checkpoint that says that it was trained on the train split of `data`, and of which task that is."""
+    model = models.compose(parent)
+
+    def save(folder):
+        model.save_pretrained(folder)
+        files.write_json(folder / "inputs.json", {"task": task, "encoder": None})
+
+    return publish(parent, output, save, train=files.sha256(data / "train.parquet"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The same task drawn with another seed: its train split holds examples of the id split of `splice`."""
+    folder = tmp_path_factory.mktemp("other") / "data"
+    with contextlib.chdir(ROOT):
+        prepare("splice-donor", SIZES, 1, folder)
+    return folder
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+def test_checkpoint_of_a_lineage_that_saw_other_splits_of_the_task_is_refused(
+    base, splice, other, tmp_path, generations
+):
+    first = taught(base, other, tmp_path / "first" / "checkpoint")
+    last = taught(first, splice, tmp_path / "second" / "checkpoint") if generations == 2 else first
+    message = rf"{first}: trained on another train.parquet of splice-donor \(SHA-256 \w{{12}}\) than .* delete {first}"
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(last, splice, tmp_path / "eval", OPTIONS, work=tmp_path / ".work")
+    assert names(tmp_path) == ["first", "second"][:generations]
+    evaluate.evaluate(first, other, tmp_path / "eval", OPTIONS | {"max_new_tokens": 1})
+
+
+def test_checkpoint_that_saw_another_task_is_no_reason_to_refuse(base, splice, other, tmp_path):
+    folder = taught(base, other, tmp_path / "checkpoint", task="hairpin")
+    evaluate.evaluate(folder, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 1})
+    assert (tmp_path / "eval" / "metrics.json").is_file()
+
+
+def test_split_that_was_changed_is_refused(base, splice, tmp_path):
+    data = shutil.copytree(splice, tmp_path / "data")
+    pd.read_parquet(data / "ood.parquet")[::-1].to_parquet(data / "ood.parquet")
+    with pytest.raises(UserError, match=rf"{data}/ood\.parquet: its SHA-256 .* changed after it was written"):
+        evaluate.evaluate(base, data, tmp_path / "eval", OPTIONS)
+    assert names(tmp_path) == ["data"]
+
+
+# --- What an answer is ---
 
 
 def test_letters_of_residue_tokens_are_not_an_answer(base):

@@ -21,10 +21,11 @@ ROWS = sum(map(len, TEXTS))
 WIDTH = 16
 
 
-def build(esm, folder, texts=TEXTS, rows_of_a_shard=None, **reading):
+def build(esm, folder, texts=TEXTS, rows_of_a_shard=None, save_minutes=10.0, modality="rna", **reading):
     """A bank at `folder`; shards of so many rows, or one for all."""
     shard_bytes = 2 * WIDTH * rows_of_a_shard if rows_of_a_shard else features.SHARD_BYTES
-    features.build(esm, texts, "rna", READING | reading, {}, folder.parent / f".{folder.name}", folder, shard_bytes)
+    work = folder.parent / f".work-{folder.name}"
+    features.build(esm, texts, modality, READING | reading, {}, work, folder, shard_bytes, save_minutes)
     return features.Bank(folder)
 
 
@@ -183,24 +184,30 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def killed(esm, tmp_path, monkeypatch):
-    """The work folder of a build that was killed when it read its third shard of six, and the calls of the encoder."""
-    calls = []
+def calls(monkeypatch):
+    """The batches that encoders read; the third of them kills the build."""
+    found = []
     original = huggingface.Encoder.forward
 
     def forward(self, sequences, modality):
         if sequences == ["A"]:  # by which it finds its width
             return original(self, sequences, modality)
-        calls.append(sequences)
-        if len(calls) == 3:
+        found.append(sequences)
+        if len(found) == 3:
             raise Killed
         return original(self, sequences, modality)
 
     monkeypatch.setattr(huggingface.Encoder, "forward", forward)
+    return found
+
+
+@pytest.fixture
+def killed(esm, tmp_path, calls):
+    """The work folder of a build that was killed when it read its third shard of six, and the calls of the encoder."""
     with pytest.raises(Killed):
         build(esm, tmp_path / "bank", rows_of_a_shard=5)
     assert not (tmp_path / "bank").exists()
-    return tmp_path / ".bank", calls
+    return tmp_path / ".work-bank", calls
 
 
 def test_killed_build_goes_on_after_its_last_whole_shard_to_the_same_bytes(esm, tmp_path, killed, capsys):
@@ -214,8 +221,21 @@ def test_killed_build_goes_on_after_its_last_whole_shard_to_the_same_bytes(esm, 
     assert contents(tmp_path / "bank") == contents(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("changed", ["texts", "reading", "encoder", "shards"])
-def test_shards_of_another_build_are_discarded(esm, tmp_path, killed, capsys, changed):
+@pytest.mark.parametrize(("save_minutes", "again"), [(0, 5), (10, 7)])
+def test_killed_build_goes_on_within_a_shard_from_where_it_last_saved(esm, tmp_path, calls, save_minutes, again):
+    """Seven texts are seven batches of one shard, and the third is where it is killed."""
+    options = {"save_minutes": save_minutes, "batch_tokens": 1}
+    with pytest.raises(Killed):
+        build(esm, tmp_path / "bank", **options)
+    build(esm, tmp_path / "bank", **options)
+    assert len(calls) == 3 + again
+    assert sorted(text for batch in calls[3:] for text in batch) == sorted(sorted(TEXTS, key=len)[-again:])
+    build(esm, tmp_path / "undisturbed", **options)
+    assert contents(tmp_path / "bank") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("changed", ["texts", "reading", "encoder", "shard_bytes", "modality"])
+def test_shards_of_another_build_are_discarded_and_the_log_says_why(esm, tmp_path, killed, capsys, changed):
     options = {"texts": TEXTS, "rows_of_a_shard": 5}
     if changed == "texts":
         options["texts"] = [text.replace("A", "C") for text in TEXTS]
@@ -223,10 +243,19 @@ def test_shards_of_another_build_are_discarded(esm, tmp_path, killed, capsys, ch
         options["layer"] = 1
     elif changed == "encoder":
         esm = encoder(tmp_path / "other" / "checkpoint", seed=1)
+    elif changed == "modality":  # all of the texts could be RNA, DNA or protein
+        options["texts"] = [text.replace("U", "C") for text in TEXTS]
+        killed[1].clear()
+        with pytest.raises(Killed):
+            build(esm, tmp_path / "bank", **options)
+        options["modality"] = "dna"
     else:
         options["rows_of_a_shard"] = 6
+    capsys.readouterr()
     build(esm, tmp_path / "bank", **options)
-    assert "is there" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"from the start: the state in {killed[0]} is of another run ({changed} changed)" in said
+    assert "there" not in said
     build(esm, tmp_path / "undisturbed", **options)
     assert contents(tmp_path / "bank") == contents(tmp_path / "undisturbed")
 
@@ -269,7 +298,7 @@ def test_shards_exchanged_within_a_bank_or_between_banks_are_refused(esm, broken
         features.Bank(kept)
     shutil.copy(kept / features._name(2), kept / features._name(3))
     shutil.copy(tmp_path / "other" / features._name(1), tmp_path / "other" / features._name(4))
-    with pytest.raises(UserError, match="weights that the manifest does not list"):
+    with pytest.raises(UserError, match="the manifest does not list it"):
         features.Bank(tmp_path / "other")
 
 

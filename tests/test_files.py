@@ -67,6 +67,17 @@ def test_a_killed_writer_leaves_the_earlier_folder(tmp_path):
     assert names(tmp_path / "target") == ["old"]
 
 
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_another_folder_are_not(tmp_path):
+    for name in ("target", "target.more"):
+        killed = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path / name)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    left, others = sorted(names(tmp_path), key=len)
+    (tmp_path / f"{left}.earlier").mkdir()
+    (tmp_path / "target").mkdir()
+    files.remove_leftovers(tmp_path / "target")
+    assert names(tmp_path) == sorted([others, "target"])
+
+
 def test_a_file_in_the_place_of_a_folder_is_kept(tmp_path):
     (tmp_path / "target").write_text("mine")
     with pytest.raises(OSError), files.new_folder(tmp_path / "target"):  # noqa: PT011

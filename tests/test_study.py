@@ -673,6 +673,8 @@ BROKEN = {
         "Did you mean zero",
     ),
     "processes": (change(*SFT, "processes", to=0), "recipes.sft.brief.processes", ">= 1"),
+    "nodes": (change(*SFT, "nodes", to=0), "recipes.sft.brief.nodes", ">= 1"),
+    "nodes without ranks": (change(*SFT, "nodes", to=2), "recipes.sft.brief.nodes", "a divisor of processes (1"),
     "block": (change(*CPT, "block_size", to=1024), "recipes.cpt.bio.block_size", "at most 512"),
     "group of one": (
         change(*RL, "num_generations", to=1),
@@ -818,6 +820,32 @@ def test_broken_config_is_refused_with_file_key_and_reason(breaking, key, reason
     entries = [line for line in message.splitlines() if line.startswith("my.yaml: ")]
     named = [line for line in entries if key in line.split(": ")[1]]
     assert any(reason in line for line in named), message
+
+
+def test_nodes_of_a_stage_share_its_ranks_and_gpus_evenly():
+    given = small()
+    change(*SFT, "processes", to=4)(given)
+    change(*SFT, "nodes", to=2)(given)
+    change("resources", to={"sft": {"gpu": 3}})(given)
+    message = refusal(lambda: study.load(given, "my.yaml"))
+    assert message.startswith(
+        "my.yaml: recipes.sft.brief.nodes: found the number 2; expected a divisor of resources.sft.gpu"
+    )
+    given["resources"]["sft"]["gpu"] = 4
+    assert study.load(given).recipe("sft", "brief")["nodes"] == 2
+
+
+def test_nodes_and_attempts_change_what_a_job_asks_for_and_not_its_recipe():
+    given = small()
+    change(*SFT, "processes", to=2)(given)
+    one = study.load(given)
+    change(*SFT, "nodes", to=2)(given)
+    two = study.load(given)
+    model = next(model for model in one.models if model.kind == "sft" and model.recipe == "brief")
+    assert one.stage(model) == two.stage(model)
+    asked = [one.resources("sft", attempt) for attempt in (1, 2, 3)]
+    assert [(each["mem_mb"], each["runtime"]) for each in asked] == [(3000, 60), (4500, 90), (6000, 120)]
+    assert len({(each["threads"], each["gpu"]) for each in asked}) == 1
 
 
 ESM = ("encoders", "nano-esm")

@@ -74,8 +74,8 @@ def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
     return output
 
 
-def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str = "sft") -> Path:
-    """Publish what `save` writes into a folder as a checkpoint trained from `parent`."""
+def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str = "sft", train: str = "0" * 64) -> Path:
+    """Publish what `save` writes into a folder as a checkpoint trained from `parent`; `train` is its data's SHA-256."""
     from cisterna import checkpoint, files
 
     with files.new_folder(output) as folder:
@@ -87,7 +87,7 @@ def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str =
             parent=parent,
             recipe={"learning_rate": 1e-3},
             seed=0,
-            data={"train.parquet": "0" * 64},
+            data={"train.parquet": train},
             trained={"steps": 1},
             measured={"seconds": 1.0},
         )

@@ -1,0 +1,257 @@
+"""How stages are killed: at a moment, before a change of the file system, by SIGTERM; and what is compared afterwards.
+
+A stage is the command that a rule starts. It runs in a fork of a process that has imported the libraries and nothing
+else, so that 20 starts cost no 20 imports; from there on it is what a cold start runs. Used by `test_kills.py` and by
+`benchmarks/faults.py`.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cisterna import progress, stop
+from runs import CPT, RL, SFT, SOLVE, Run
+from tiny import READING, ROOT, SIZES, backbone, encoder
+
+PATIENCE = 120  # seconds
+CHANGES = frozenset({"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"})
+
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(
+    [
+        "datasets",
+        "deepspeed",
+        "transformers.models.esm.modeling_esm",
+        "transformers.models.qwen3.modeling_qwen3",
+        "trl.trainer.grpo_trainer",
+        "trl.trainer.sft_trainer",
+        "cisterna.evaluate",
+        "cisterna.training.cpt",
+        "cisterna.training.rl",
+        "cisterna.training.sft",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of Cisterna in a folder of its own: its words, its output, its work folder, what it saves in that."""
+
+    command: Callable[[Path], list[str]]
+    output: str
+    work: str
+    saves: str
+
+    def start(self, folder: Path, crash: int | None = None) -> Any:
+        """Start it in `folder`, what it prints in `folder`/log. With `crash` it kills itself before that change."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = (self.command(folder), folder, crash and (folder / self.output, crash))
+        process = forks.Process(target=_become, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def run(self, folder: Path, crash: int | None = None) -> int:
+        """Run it to its end; the exit code, negative for a signal."""
+        process = self.start(folder, crash)
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+        return process.exitcode
+
+    def contents(self, folder: Path) -> dict[str, Any] | None:
+        """What is published: the bytes of each file, of the manifest all that does not depend on when it was made."""
+        output = folder / self.output
+        return {path.name: _content(path) for path in sorted(output.iterdir())} if output.is_dir() else None
+
+    def leftovers(self, folder: Path) -> list[str]:
+        """Names beside what is published that nobody asked for."""
+        output = folder / self.output
+        return [path.name for path in output.parent.iterdir() if path.name.startswith(f".{output.name}.")]
+
+
+def log(folder: Path) -> str:
+    """What the last process printed."""
+    return (folder / "log").read_text()
+
+
+def _content(path: Path) -> Any:
+    if path.name != "manifest.json":
+        return path.read_bytes()
+    manifest = json.loads(path.read_text())
+    for key in ("measured", "seal"):  # the seal is a hash over what was measured
+        del manifest[key]
+    del manifest["provenance"]["git_commit"]
+    return manifest
+
+
+def _become(words: list[str], folder: Path, crash: tuple[Path, int] | None) -> None:
+    """In the fork: run the command and leave with its exit code."""
+    stream = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    from cisterna import cli
+
+    if crash:
+        sys.addaudithook(_Crash(folder, *crash))
+    code = cli.main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _Crash:
+    """An audit hook that kills the process before a change of the file system below `folder`.
+
+    Changes are counted from the first one of the publishing on: that of the new folder beside `output`. Python tells
+    the hook of each before it is made (https://docs.python.org/3/library/audit_events.html); a file that is opened to
+    be written is a change, too.
+    """
+
+    def __init__(self, folder: Path, output: Path, number: int) -> None:
+        self.folder = str(folder)
+        self.first = str(output.with_name(f".{output.name}."))
+        self.left = number
+        self.publishing = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            writes = any(letter in mode for letter in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR)
+            if not writes:
+                return
+        elif event in CHANGES:
+            path = arguments[0]
+        else:
+            return
+        path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+        # shutil.rmtree names what it removes relative to an open folder, which is ours where we are publishing
+        inside = path.startswith(self.folder) or (event in ("os.remove", "os.rmdir") and not os.path.isabs(path))
+        self.publishing = self.publishing or path.startswith(self.first)
+        if self.publishing and inside:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait(condition: Callable[[], Any], process: Any) -> None:
+    """Until the condition holds; an error if the process ends before, or if it takes too long."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.is_alive(), "the stage ended before"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def stages(folder: Path) -> dict[str, Stage]:
+    """The stages to kill, each a second or two long and saving often, with all that they read in `folder`."""
+    import contextlib
+
+    from cisterna import corpus, data, models
+
+    base, splice = folder / "base", folder / "splice-donor"
+    models.make_base(backbone(), base)
+    with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
+        data.prepare("splice-donor", SIZES, 0, splice)
+        corpus.tokenize(Path("resources/corpora/dna.fasta.gz"), "dna", base, folder / "dna")
+    esm = encoder(folder / "esm", num_hidden_layers=16)
+    solved = Run("sft", base, splice, folder / "solved", SOLVE, 8).here().output  # its completions differ in reward
+    often = {"save_minutes": 0.003}  # 0.2 s, a few steps
+
+    def training(kind: str, parent: Path, read: Path, recipe: dict[str, Any], epochs: float) -> Stage:
+        def command(place: Path) -> list[str]:
+            words = Run(kind, parent, read, place, recipe | often, epochs).command()
+            return words[words.index("cisterna") + 1 :]
+
+        return Stage(command, f"e{epochs:g}/checkpoint", f"e{epochs:g}/.work", "checkpoint-*/complete.json")
+
+    def features(place: Path) -> list[str]:
+        reading = json.dumps(READING | {"batch_tokens": 9})  # a sequence a batch
+        words = ["features", "--encoder", esm, "--data", splice, "--reading", reading, "--save-minutes", 0.001]
+        return [str(word) for word in (*words, "--work", place / ".work", "--output", place / "bank")]
+
+    def evaluate(place: Path) -> list[str]:
+        options = json.dumps({"max_new_tokens": 40, "batch_size": 8, "bootstrap": 100, "do_sample": True})
+        words = ["evaluate", "--checkpoint", solved, "--data", splice, "--options", options]
+        return [str(word) for word in (*words, "--work", place / ".work", "--output", place / "eval")]
+
+    return {
+        "cpt": training("cpt", base, folder / "dna", CPT | {"lora": {"r": 4, "lora_dropout": 0.1}}, 0.05),
+        "sft": training("sft", base, splice, SFT, 2),
+        "rl": training("rl", solved, splice, RL | {"num_iterations": 2, "examples": 8}, 2),
+        "features": Stage(features, "bank", ".work", "features-*"),
+        "evaluate": Stage(evaluate, "eval", ".work", "*/*.json"),
+    }
+
+
+def undisturbed(stage: Stage, folder: Path) -> tuple[dict[str, Any], float]:
+    """Run a stage that nobody disturbs: what it publishes, and the seconds from its start to its end."""
+    started = time.monotonic()
+    assert stage.run(folder) == 0, log(folder)
+    seconds = time.monotonic() - started
+    contents = stage.contents(folder)
+    assert contents
+    return contents, seconds
+
+
+def killed(stage: Stage, folder: Path, moment: float) -> float:
+    """Start a stage and kill it so many seconds later; earlier, anew, if it has ended by then.
+
+    Returns the seconds of work that were lost: those since it last saved or, if it has not, since its work began.
+    """
+    while True:
+        process = stage.start(folder)
+        process.join(moment)
+        process.kill()
+        ended = time.time()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            return _lost(stage, folder, ended)
+        assert process.exitcode == 0, log(folder)
+        shutil.rmtree(folder)
+        moment *= 0.8
+
+
+def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, float]:
+    """Start a stage and send it SIGTERM so many seconds after its work began, which has to end it with code 143.
+
+    Returns the seconds that it took to end, and those of work that were lost.
+    """
+    process = stage.start(folder)
+    wait((folder / stage.work / progress.NAME).is_file, process)
+    process.join(moment)
+    started = time.time()
+    process.terminate()
+    process.join(PATIENCE)
+    assert process.exitcode == stop.EXIT_CODE, log(folder)
+    return time.time() - started, _lost(stage, folder, started)
+
+
+def crashes(stage: Stage, folder: Path) -> Iterator[None]:
+    """For each change of the file system in the publishing, in turn: make `folder` what a kill before it leaves."""
+    ready = folder.with_name(f"{folder.name}-ready")
+    assert stage.run(ready, crash=1) == -signal.SIGKILL, log(ready)
+    for change in itertools.count(1):
+        shutil.copytree(ready, folder)  # at the same depth: manifests hold relative paths
+        code = stage.run(folder, crash=change)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, log(folder)
+        yield
+        shutil.rmtree(folder)
+
+
+def _lost(stage: Stage, folder: Path, ended: float) -> float:
+    work = folder / stage.work
+    if stage.contents(folder) is not None or not (work / progress.NAME).is_file():
+        return 0.0
+    saved = [path.stat().st_mtime for path in work.glob(stage.saves)]
+    return max(0.0, ended - max(saved, default=json.loads((work / progress.NAME).read_text())["begun"]))
