@@ -1,0 +1,217 @@
+"""A study of two tasks on a real Slurm, through profiles/cluster, while everything that goes wrong on a cluster does.
+
+Run it to read what happens (docs/cluster-run.txt is what it printed): python tests/cluster/study.py
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from slurm import Slurm, missing, wait
+
+import clones
+from tiny import ROOT
+
+RL = clones.CONFIG["recipes"]["rl"]["grpo"]
+# Stages that run long enough to be hit in their middle, and save their state every second or so.
+BRISK = {"save_minutes": 0.02, "lora": None, **clones.TRAINING, "learning_rate": 3.0e-3}
+CONFIG = {
+    **{key: clones.CONFIG[key] for key in ("study", "seeds", "backbones", "evaluation")},
+    "tasks": {
+        "hairpin": clones.CONFIG["tasks"]["hairpin"],
+        "splice-donor": {"train": 64, "validation": 16, "id": 24, "ood": 24},
+    },
+    "recipes": {
+        "sft": {
+            "alone": {"epochs": [40], **BRISK},
+            "pair": {
+                "epochs": [12],
+                **BRISK,
+                "processes": 2,
+                "nodes": 2,
+                "deepspeed": "zero2",
+                "per_device_train_batch_size": 2,
+            },
+        },
+        "rl": {"grpo": {**RL, "epochs": [12], "save_minutes": 0.02}},
+    },
+    "resources": {
+        "data": {"runtime": 20},
+        "sft": {"mem_mb": 2000, "runtime": 30, "gpu": 2},
+        "rl": {"mem_mb": 2000, "runtime": 30, "gpu": 1},
+        "evaluate": {"mem_mb": 2000, "runtime": 10},
+    },
+    "lineages": [
+        {"tasks": ["hairpin"], "sft": ["alone"], "rl": [{"recipe": "grpo", "from": [40]}]},
+        {"tasks": ["splice-donor"], "sft": ["pair"]},
+    ],
+}
+ALONE = "models/tiny/base/hairpin/s0/sft-alone"
+PAIR = "models/tiny/base/splice-donor/s0/sft-pair"
+GRPO = f"{ALONE}/e40/rl-grpo"
+
+
+class Run:
+    """The study while Snakemake runs it on Slurm, and what was done to it."""
+
+    def __init__(self, slurm: Slurm, clone: clones.Clone, process: subprocess.Popen[bytes]) -> None:
+        self.slurm, self.clone, self.process = slurm, clone, process
+        self.began = time.monotonic()
+        self.events: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.events.append(text)
+        print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
+
+    def middle(self, stage: str, job: str | None = None) -> str:
+        """Wait until the job of a stage has saved a state and trains on; the job's number. Not that of `job`."""
+
+        def now() -> str | None:
+            try:
+                progress = json.loads((self.clone.results / ".work" / stage / "progress.json").read_text())
+            except (OSError, ValueError):
+                return None
+            saved = list((self.clone.results / ".work" / stage).glob("checkpoint-*"))
+            trains = progress["done"] > progress["begun_at"] and progress["done"] < progress["total"] * 0.9
+            ours = progress["slurm_job"] if saved and trains and progress["slurm_job"] != job else None
+            if ours:
+                self.say(f"{stage.rpartition('/')[2]}: job {ours} is at step {progress['done']} of {progress['total']}")
+            assert self.process.poll() is None, self.log()
+            return ours
+
+        return wait(now, f"{stage} under way", 400)
+
+    def job(self, number: str) -> dict[str, str]:
+        return next(job for job in self.slurm.jobs() if job["JobId"] == number)
+
+    def requeued(self, number: str) -> None:
+        """Wait until Slurm has put a job back into the queue, and let it start without the usual two minutes' delay."""
+        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} in the queue again")
+        self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def log(self) -> str:
+        return (self.clone.folder / "snakemake.log").read_text()
+
+
+def profile(clone: clones.Clone) -> Path:
+    """A lab's copy of profiles/cluster, with a lab's values: no accounting database, and results seen soon."""
+    text = (ROOT / "profiles" / "cluster" / "config.yaml").read_text()
+    for line, ours in (
+        ("latency-wait: 60", "latency-wait: 5"),
+        ("jobs: 100", "slurm-status-command: squeue\njobs: 100"),
+    ):
+        assert text.count(line) == 1, line
+        text = text.replace(line, ours)
+    folder = clone.folder / "profile"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+@contextmanager
+def started(slurm: Slurm, clone: clones.Clone) -> Iterator[Run]:
+    """The study under way on Slurm; Snakemake's output is in snakemake.log."""
+    prompt = Path(__file__).with_name("prompt.py")
+    command = [sys.executable, str(prompt), "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile(clone))]
+    with (clone.folder / "snakemake.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=clone.folder, env=slurm.environment, stdout=log, stderr=log)
+    try:
+        yield Run(slurm, clone, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def disturb(run: Run) -> None:
+    """Every fault of a cluster, each in the middle of a stage; then wait until the study is complete."""
+    slurm, say = run.slurm, run.say
+    say("snakemake --profile profiles/cluster")
+    with ThreadPoolExecutor() as beside:
+        pair = beside.submit(limit, run)
+
+        job = run.middle(ALONE)
+        say(f"scancel --signal=KILL {job}")
+        slurm.run("scancel", "--signal=KILL", job)
+
+        job = run.middle(ALONE, job)
+        say(f"scontrol requeue {job}")
+        slurm.run("scontrol", "requeue", job)
+        run.requeued(job)
+
+        job = run.middle(GRPO)
+        say(f"scancel --signal=KILL {job}")
+        slurm.run("scancel", "--signal=KILL", job)
+        pair.result()
+
+    job = run.middle(GRPO, job)
+    node = run.job(job)["NodeList"]
+    say(f"{node}, where job {job} runs, loses power: kill -9 of its slurmd and of all that jobs run there")
+    slurm.kill_node(node)
+    wait(lambda: "State=DOWN" in slurm.run("scontrol", "show", "node", node), f"{node} down")
+    run.requeued(job)
+    wait(lambda: run.job(job)["JobState"] == "RUNNING", f"job {job} on the other node")
+    say(f"Slurm takes {node} for down, and job {job} starts on {run.job(job)['NodeList']}; {node} starts again")
+    slurm.start_node(node)
+
+    run.process.wait(400)
+    say(f"snakemake ends with exit code {run.process.returncode}")
+    for each in slurm.jobs():
+        again = f", put back {each['Restarts']} time" if each["Restarts"] != "0" else ""
+        say(f"job {each['JobId']:>2}  {each['JobState'].lower():<9}  {each['Comment']}{again}")
+
+
+def limit(run: Run) -> None:
+    """Let the stage on two nodes come near its time limit, and end under its next job."""
+    job = run.middle(PAIR)
+    minutes = int(run.job(job)["RunTime"].split(":")[1]) + 2  # whole ones: 60 to 120 s from now
+    run.say(f"scontrol update JobId={job} TimeLimit={minutes}; it runs on two nodes")
+    # Its ranks wait, so that they are still there when Slurm looks at time limits: twice a minute.
+    run.slurm.run("scancel", "--signal=STOP", job)
+    run.slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    published = run.clone.results / PAIR / "e12" / "checkpoint" / "manifest.json"
+    wait(lambda: published.exists() or run.process.poll() is not None, f"{PAIR} published", 400)
+
+
+def results(clone: clones.Clone) -> dict[str, str]:
+    """The SHA-256 of all weights, metrics and histories, by path."""
+    names = ("*.safetensors", "metrics.json", "history.json", "metrics.parquet")
+    paths = [path for name in names for path in (clone.results).rglob(name) if ".work" not in path.parts]
+    return {
+        str(path.relative_to(clone.results)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)
+    }
+
+
+def undisturbed(folder: Path) -> clones.Clone:
+    """The same study on one machine, without Slurm."""
+    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
+    config["recipes"]["sft"]["pair"]["nodes"] = 1
+    clone = clones.make(folder, config)
+    clone.snakemake("--resources", "gpu=2")
+    return clone
+
+
+def main() -> None:
+    """Print what happens."""
+    if missing():
+        sys.exit(f"error: not installed: {', '.join(missing())}; apt-get install slurm-wlm munge")
+    with tempfile.TemporaryDirectory() as folder, Slurm(Path(folder) / "slurm") as slurm:
+        clone = clones.make(Path(folder) / "clone", CONFIG)
+        with started(slurm, clone) as run:
+            disturb(run)
+        found, expected = results(clone), results(undisturbed(Path(folder) / "undisturbed"))
+        same = sum(found.get(path) == value for path, value in expected.items())
+        run.say(f"{same} of {len(expected)} weights, histories and metrics are those of an undisturbed run")
+
+
+if __name__ == "__main__":
+    main()
