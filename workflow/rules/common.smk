@@ -56,7 +56,7 @@ wildcard_constraints:
 
 def aside(path):
     """A log or a benchmark: it stays on this disk, unless the jobs have none in common, as on Kubernetes."""
-    return local(path) if SHARED else path
+    return local(path) if STORED and SHARED else path
 
 
 def checkpoint(path):
@@ -74,16 +74,31 @@ def model_of(wildcards, path):
     return check(STUDY.model, path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
 
 
-def parent_of(path):
-    """Input function: the parent's checkpoint, in a ladder that of the rung before, and the features."""
+def reads(path):
+    """Input function of SFT and RL: the parent's checkpoint, in a ladder that of the rung before, data and features."""
 
     def inputs(wildcards):
         model = model_of(wildcards, path)
         found = {"parent": checkpoint(model.parent)}
         found |= {"previous": checkpoint(model.previous)} if model.previous else {}
-        return found | features_of(model) | lineage_of(model)
+        audited = STUDY.model(model.parent).task is not None  # by its own training
+        return found | splits_of(model.task, audited, "train") | features_of(model) | lineage_of(model)
 
     return signed(inputs)
+
+
+# Most of the time that Snakemake takes for thousands of jobs goes by their inputs: a job names what it has to wait for,
+# and only with a storage all that it reads.
+
+
+def splits_of(task, audited, *names):
+    """Inputs of a job that reads splits of a task: these, their card (made with them), and their audit.
+
+    The audit goes without saying where what the job reads beside the data is already `audited`.
+    """
+    found = {name: f"results/data/{task}/{name}.parquet" for name in names}
+    found |= {"card": f"results/data/{task}/card.json"} if STORED else {}
+    return found | ({} if audited and not STORED else {"audit": f"results/data/{task}/audit.json"})
 
 
 def features_of(model):
@@ -117,7 +132,7 @@ def given(names):
     With a storage their content counts (`contents`) and not their age: a later clone's files are younger than results
     that were made of the same files.
     """
-    return signed(lambda wildcards: [local(ancient(name) if STORED else name) for name in names(wildcards)])
+    return signed(lambda wildcards: [local(ancient(name)) for name in names(wildcards)]) if STORED else names
 
 
 def contents(names):
@@ -157,11 +172,6 @@ def words(*names):
     )
 
 
-def data_of(name):
-    """Input function: a file of the task that `origin` (backbone/start/task/...) names."""
-    return signed(lambda wildcards: f"results/data/{wildcards.origin.split('/')[2]}/{name}")
-
-
 @signed
 def evaluated(wildcards):
     """Input function: the checkpoint, the splits and the features that an evaluation reads."""
@@ -170,15 +180,8 @@ def evaluated(wildcards):
         refuse(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
     path, task = EVALUATIONS[folder]
     model = check(STUDY.model, path)
-    return {
-        "checkpoint": checkpoint(path),
-        "id": f"results/data/{task}/id.parquet",
-        "ood": f"results/data/{task}/ood.parquet",
-        "card": f"results/data/{task}/card.json",
-        "audit": f"results/data/{task}/audit.json",
-        **features_of(model),
-        **lineage_of(model),
-    }
+    found = {"checkpoint": checkpoint(path)} | splits_of(task, model.task is not None, "id", "ood")
+    return found | features_of(model) | lineage_of(model)
 
 
 def as_json(value):
@@ -234,6 +237,8 @@ def placement(stage):
     recipes = STUDY.config["recipes"][stage]
     gpu = STUDY.resources(stage)["gpu"]
     placed = {name: launch.placement(recipe["nodes"], gpu) for name, recipe in recipes.items()}
+    if all(place == launch.placement(1, gpu) for place in placed.values()):
+        return launch.placement(1, gpu)
 
     def of(name):
         return signed(lambda wildcards: placed.get(wildcards.recipe, {}).get(name))

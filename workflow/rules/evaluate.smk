@@ -20,7 +20,7 @@ rule evaluate:
         runtime=resource("evaluate", "runtime"),
         gpu=resource("evaluate", "gpu"),
     params:
-        data=subpath(input.card, parent=True),
+        data=subpath(input.id, parent=True),
         folder=subpath(output.metrics, parent=True),
         bank=words("bank"),
         work="results/.work/models/{model}/eval",

@@ -4,10 +4,7 @@ RL = "results/models/{origin}/rl-{recipe}/e{epochs}/checkpoint"
 
 rule rl:
     input:
-        unpack(parent_of(RL)),
-        data=data_of("train.parquet"),
-        card=data_of("card.json"),
-        audit=data_of("audit.json"),
+        unpack(reads(RL)),
     output:
         directory(RL),
     log:
@@ -27,7 +24,7 @@ rule rl:
     params:
         launcher=launcher("rl"),
         recipe=recipe_of(RL),
-        data=subpath(input.data, parent=True),
+        data=subpath(input.train, parent=True),
         seed=lambda wildcards: model_of(wildcards, RL).seed,
         previous=words("previous"),
         source=words("bank", "encoder"),

@@ -4,10 +4,7 @@ SFT = "results/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}/checkp
 
 rule sft:
     input:
-        unpack(parent_of(SFT)),
-        data="results/data/{task}/train.parquet",
-        card="results/data/{task}/card.json",
-        audit="results/data/{task}/audit.json",
+        unpack(reads(SFT)),
     output:
         directory(SFT),
     log:
@@ -27,7 +24,7 @@ rule sft:
     params:
         launcher=launcher("sft"),
         recipe=recipe_of(SFT),
-        data=subpath(input.data, parent=True),
+        data=subpath(input.train, parent=True),
         previous=words("previous"),
         source=words("bank", "encoder"),
         sequences=sequences_of(SFT),
