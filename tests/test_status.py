@@ -261,7 +261,10 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         variables = environment({"TERM": "xterm-256color"})
         streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+        # Where the tests run in the background Ctrl-C is ignored, and a child would inherit that.
+        earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(command, cwd=clone.folder, env=variables, start_new_session=True, **streams)
+        signal.signal(signal.SIGINT, earlier)
         os.close(slave)
         self.text = ""
 
