@@ -537,9 +537,10 @@ def test_killed_training_resumes_to_the_same_encoder(trained, corpora, tmp_path,
     asked = command(tmp_path, corpora, save_minutes=0)
     original = run._Progress.on_save
 
-    def on_save(self, *args, **options):
-        original(self, *args, **options)
-        raise Killed
+    def on_save(self, args, state, *rest, **options):
+        original(self, args, state, *rest, **options)
+        if state.global_step == 7:  # between the logs of steps 5 and 10
+            raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(run._Progress, "on_save", on_save)
@@ -548,7 +549,7 @@ def test_killed_training_resumes_to_the_same_encoder(trained, corpora, tmp_path,
     assert not (tmp_path / "nano-esm").exists()
     capsys.readouterr()
     assert cli.main(asked) == 0
-    assert "resuming from step 5 of" in capsys.readouterr().out
+    assert "resuming from step 7 of" in capsys.readouterr().out
     resumed = checkpoint.verify(tmp_path / "nano-esm" / "checkpoint")["files"]
     assert resumed == checkpoint.read_manifest(trained)["files"]
 
