@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from cisterna import __version__
 from cisterna.errors import UserError, explain
+from cisterna.resume import SAVE_MINUTES
 from cisterna.stop import EXIT_CODE, Stopped
 
 HEAVY = frozenset(
@@ -125,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument("--data", type=Path, required=True, help="folder made by `data`")
     features.add_argument("--reading", type=_mapping, required=True, help="how the encoder is read, as JSON")
     features.add_argument("--work", type=Path, required=True, help="folder for what is done, until it is published")
-    features.add_argument("--save-minutes", type=float, default=10, help="how often to save (default: %(default)s)")
+    features.add_argument(
+        "--save-minutes", type=float, default=SAVE_MINUTES, help="how often to save (default: %(default)s)"
+    )
     features.add_argument("--output", type=Path, required=True)
 
     for name, run, summary in (

@@ -33,10 +33,10 @@ from safetensors.torch import load_file, save_file
 from cisterna import checkpoint, encoders, files, resume, stop
 from cisterna.errors import UserError
 from cisterna.progress import Progress
+from cisterna.resume import SAVE_MINUTES
 
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
-SAVE_MINUTES = 10.0
 PART = ".part"
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cisterna import bridge, checkpoint, encoders, features, files, tokenizer
 from cisterna.errors import UserError
+from cisterna.resume import SAVE_MINUTES
 
 FILE = "inputs.json"
 
@@ -154,7 +155,7 @@ def of(folder: Path, bank: Path | None = None) -> Inputs:
 
 def build_bank(
     encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path,
-    save_minutes: float = features.SAVE_MINUTES,
+    save_minutes: float = SAVE_MINUTES,
 ) -> dict[str, Any]:  # fmt: skip
     """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
     import pandas as pd

@@ -15,6 +15,7 @@ from cisterna import files, stop
 
 FINGERPRINT = "fingerprint.json"
 LOCK = ".lock"
+SAVE_MINUTES = 10.0  # between two saves of a stage that is not told otherwise
 
 
 @contextmanager

@@ -44,10 +44,10 @@ from cisterna import data as splits
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs, check_data, prepare
 from cisterna.progress import Progress
+from cisterna.resume import SAVE_MINUTES
 from cisterna.training import guards
 
 COMPLETE = "complete.json"
-SAVE_MINUTES = 10.0
 DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
 # Cisterna's own keys of a recipe; every other key is an option of the library's config class.
 OWN_KEYS = frozenset(
