@@ -19,27 +19,28 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+# Long lists are functions, so that Snakemake looks at their files only where they are asked for.
 rule models:
     input:
-        [checkpoint(model.path) for model in STUDY.models],
+        models,
 
 
 rule evaluations:
     input:
-        [f"results/{folder}/{name}" for folder, _, _ in STUDY.evaluations() for name in EVALUATION],
+        evaluations,
 
 
 # All that a study is made of, not the report alone: Snakemake leaves a deleted file be where only the report needs it.
 rule all:
     default_target: True
     input:
-        [f"results/data/{task}/{name}" for task in STUDY.tasks for name in DATA],
-        [f"results/baselines/{task}/{name}" for task in STUDY.tasks for name in BASELINES],
+        [f"results/data/{task}" for task in STUDY.tasks],
+        [f"results/baselines/{task}" for task in STUDY.tasks],
         [f"results/tokens/{backbone}/{corpus}" for backbone, corpus in STUDY.tokenized],
         [f"results/encoders/{encoder}/checkpoint" for encoder in STUDY.encoders],
         [f"results/features/{encoder}/{task}" for encoder, task in STUDY.banks],
-        rules.models.input,
-        rules.evaluations.input,
+        models,
+        evaluations,
         PERPLEXITIES,
         rules.gather.output,
         rules.figures.output,

@@ -248,7 +248,7 @@ def test_split_that_would_be_empty_is_named(clone: Clone, changes: Config, expec
 def test_mistake_in_a_table_fails_its_job_alone_and_is_shown(clone: Clone) -> None:
     path = clone.folder / TABLE
     path.write_text(row(7, 3, "medium")(path.read_text()))
-    output = clone.snakemake("results/data/hairpin/card.json", "results/data/splice-donor/card.json", code=1)
+    output = clone.snakemake("results/data/hairpin", "results/data/splice-donor", code=1)
     log = (clone.results / "logs" / "data" / "hairpin.log").read_text()
     assert log.startswith(f"error: {TABLE}: row 7: ")
     assert log.strip() in output

@@ -1,5 +1,6 @@
 """The feature bank: every residue of every sequence, whatever the shards and the order; any other bank is refused."""
 
+import os
 import shutil
 
 import numpy as np
@@ -216,9 +217,27 @@ def test_killed_build_goes_on_after_its_last_whole_shard_to_the_same_bytes(esm, 
     build(esm, tmp_path / "bank", rows_of_a_shard=5)
     assert "shard 2/6 is there" in capsys.readouterr().out
     assert len(calls) == 3 + 4
-    assert not work.exists()
     build(esm, tmp_path / "undisturbed", rows_of_a_shard=5)
     assert contents(tmp_path / "bank") == contents(tmp_path / "undisturbed")
+
+
+def test_bank_deleted_after_its_build_comes_back_unread_but_for_a_shard_that_was_changed(esm, tmp_path, calls):
+    """As Snakemake deletes it where it was killed before the end of the job was on record."""
+    calls.extend([[]] * 3)  # past the one that kills
+    build(esm, tmp_path / "bank", rows_of_a_shard=5)
+    before = contents(tmp_path / "bank")
+    shutil.rmtree(tmp_path / "bank")
+    read = len(calls)
+    build(esm, tmp_path / "bank", rows_of_a_shard=5)
+    assert (contents(tmp_path / "bank"), len(calls)) == (before, read)
+
+    shard = tmp_path / "bank" / features._name(1)
+    with shard.open("r+b") as stream:  # the file that the state holds too
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    assert contents(tmp_path / "bank") != before
+    build(esm, tmp_path / "bank", rows_of_a_shard=5)
+    assert (contents(tmp_path / "bank"), len(calls)) == (before, read + 1)
 
 
 @pytest.mark.parametrize(("save_minutes", "again"), [(0, 5), (10, 7)])

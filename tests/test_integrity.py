@@ -316,7 +316,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
 def made(config: Config) -> set[str]:
     """What the jobs of a study write, without what is inside of folders; relative to results/."""
     expanded = study.load(config)
-    jobs = {f"data/{task}/{name}" for task in expanded.tasks for name in ("train.parquet", "card.json", "audit.json")}
+    jobs = {f"data/{task}/{name}" for task in expanded.tasks for name in ("train.parquet", "card.json")}
     jobs |= {f"baselines/{task}/metrics.json" for task in expanded.tasks}
     jobs |= {f"tokens/{backbone}/{corpus}/train.npy" for backbone, corpus in expanded.tokenized}
     jobs |= {f"encoders/{encoder}/checkpoint/manifest.json" for encoder in expanded.encoders}
@@ -458,6 +458,9 @@ def test_state_of_a_ladder_with_a_rung_to_come_stays(clone: Clone) -> None:
 
 def test_state_of_a_finished_stage_without_rungs_goes(clone: Clone) -> None:
     save(clone, CPT)
+    left = ("features/tiny-esm/splice-donor/features-00000.safetensors", f"{CPT}/hairpin/eval/id/000000.json")
+    write(clone, {f".work/{name}" for name in (*left, *(f"{Path(name).parent}/.lock" for name in left))})
+    write(clone, {f".work/{CPT}/hairpin/eval/.lock"})
     write(clone, made(CONFIG))
     clean("--yes")
     assert there(clone) == made(CONFIG)

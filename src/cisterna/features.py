@@ -38,6 +38,7 @@ from cisterna.resume import SAVE_MINUTES
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
 PART = ".part"
+HASH = ".sha256"
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
 
 
@@ -182,7 +183,7 @@ def build(
         progress = Progress(work, output, "features")
         for number, (begin, end) in enumerate(shards):
             path = work / _name(number)
-            if path.is_file():
+            if _is_whole(path):
                 print(f"shard {number + 1}/{len(shards)} is there", flush=True)
                 continue
             rows: list[torch.Tensor] = []
@@ -193,7 +194,7 @@ def build(
                         f"{output}: by SIGTERM after {begin + done} of {len(unique)} sequences; their features are "
                         f"saved in {work}, and the same command goes on from there"
                     )
-            _save(torch.cat(rows), path)
+            _save(torch.cat(rows), path, hashed=True)
             for part in _parts(path):
                 part.unlink()
             print(f"shard {number + 1}/{len(shards)}: {end}/{len(unique)} sequences", flush=True)
@@ -277,12 +278,20 @@ def _parts(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}{PART}*"))
 
 
-def _save(rows: torch.Tensor, path: Path) -> None:
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there as it was written: the same file may be in a bank that somebody changed since."""
+    known = path.with_suffix(HASH)
+    return path.is_file() and known.is_file() and known.read_text() == files.sha256(path)
+
+
+def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
     temporary = path.with_name(f".{path.name}")
     save_file({"features": rows.contiguous()}, temporary)
     temporary.chmod(0o644)  # the library writes it for its owner alone
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
+    if hashed:
+        path.with_suffix(HASH).write_text(files.sha256(temporary))
     os.replace(temporary, path)
 
 

@@ -418,10 +418,9 @@ def _unreferred(given: Sequence[Study]) -> Iterator[Removable]:
             yield Removable(path, UNREFERRED, _size(path))
 
     jobs = {path.removesuffix(".json").removesuffix("/checkpoint") for path in kept}
-    jobs |= {f"audit/{task}" for study in given for task in study.tasks}
     jobs |= {f"studies/{study.name}/{job}" for study in given for job in ("gather", "figures")}
     for place in _places(LOGS):
-        tops = [top for top in _entries(place) if top.name in ("audit", *PLACES)]
+        tops = [top for top in _entries(place) if top.name in PLACES]
         logs = [path for top in tops for path in _files(top)]
         gone = tuple(path for path in logs if path.relative_to(place).with_suffix("").as_posix() not in jobs)
         if gone:
@@ -482,13 +481,10 @@ def _state(given: Sequence[Study]) -> Iterator[Removable]:
 
 
 def _is_under_way(work: Path) -> bool:
-    """Whether a work folder holds more than the states in which published rungs ended.
-
-    Stages that are not trained leave no work folder when they have published.
-    """
+    """Whether a work folder holds trainer states other than those in which published rungs ended."""
     path = work / "rungs.json"
     ended = {f"checkpoint-{step}" for step in files.read_json(path)} if path.is_file() else set()
-    return not ended or any(state.name not in ended for state in work.glob("checkpoint-*"))
+    return any(state.name not in ended for state in work.glob("checkpoint-*"))
 
 
 def _newest(paths: Iterable[Path]) -> float:

@@ -78,7 +78,6 @@ def jobs(study: Study) -> dict[str, int]:
     untuned = [model for model in study.models if model.task is None]
     return {
         "data": len(study.tasks),
-        "audit": len(study.tasks),
         "baselines": len(study.tasks),
         "base": kinds["base"],
         "tokenize": len(study.tokenized),

@@ -7,7 +7,7 @@ A work folder is no output of a rule, so Snakemake never deletes it. What it hol
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ SAVE_MINUTES = 10.0  # between two saves of a stage that is not told otherwise
 
 @contextmanager
 def folder(work: Path, output: Path, facts: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the work folder of the stage that publishes `output`; it is gone when the block ends well.
+    """Hold the work folder of the stage that publishes `output`.
+
+    It stays when the stage has ended, until `cisterna clean`: Snakemake deletes what a job published if it is killed
+    before the job's end is on record, and then the same command goes on from here once more.
 
     In the block SIGTERM is to be obeyed (`cisterna.stop`), and all that `work` holds was made by a run of the same
     `facts`, a JSON object: what another run left is removed, with a line that says why. UserError if another process
@@ -30,10 +33,6 @@ def folder(work: Path, output: Path, facts: Mapping[str, Any]) -> Iterator[None]
         files.remove_leftovers(output)
         _discard_stale(work, facts)
         yield
-        _empty(work)
-    with suppress(OSError):  # another process may hold it by now; on NFS the lock may not be gone yet
-        (work / LOCK).unlink(missing_ok=True)
-        work.rmdir()
 
 
 def _discard_stale(work: Path, facts: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ LOST = 86_400.0  # seconds without one after which a stage of another machine co
 FAILURES = 3  # shown by --watch
 TAIL = 65_536  # bytes of a log that are searched for its error: torchrun writes some after it
 KINDS = (
-    "data audit baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures".split()
+    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures".split()
 )  # in the order of the workflow
 COLUMNS = ("stage", "model", "progress", "", "", "speed", "left", "running for", "last sign", "where")
 STATES = ("done", "running", "failed", "waiting")
@@ -114,7 +114,6 @@ def jobs(study: Study) -> list[Job]:
 
     for task in study.tasks:
         add("data", task, f"data/{task}", "card.json")
-        add("audit", task, f"data/{task}/audit.json", log=f"audit/{task}")
         add("baselines", task, f"baselines/{task}", "metrics.json")
     for backbone, corpus in study.tokenized:
         add("tokenize", f"{backbone}/{corpus}", f"tokens/{backbone}/{corpus}", "card.json")

@@ -13,7 +13,7 @@ import clones
 SFT_ALONE = "rule_sft_wildcards_tiny_base_hairpin__0_alone_40"
 SFT_PAIR = "rule_sft_wildcards_tiny_base_splice-donor__0_pair_12"
 RL = "rule_rl_wildcards_tiny_base_hairpin_s0_sft-alone_e40_grpo_12"
-LIGHT = {"rule_data_audit_baselines_data", "rule_base_base", "rule_report_figures_gather"}
+LIGHT = {"rule_data_baselines_data", "rule_base_base", "rule_report_figures_gather"}
 EVALUATIONS = {
     f"rule_evaluate_wildcards_tiny_base_{model}"
     for model in (
@@ -90,9 +90,9 @@ def test_a_job_asks_for_what_the_study_and_the_profile_say(jobs):
 
 
 def test_light_jobs_of_a_group_run_beside_each_other_and_one_after_the_other(jobs):
-    job = jobs["rule_data_audit_baselines_data"][0]
+    job = jobs["rule_data_baselines_data"][0]
     assert (job["NumCPUs"], job["MinMemoryNode"]) == ("2", "6000M")  # two tasks
-    assert job["TimeLimit"] == "01:40:00"  # data 20 min, audit 20, baselines 60
+    assert job["TimeLimit"] == "01:20:00"  # data 20 min, baselines 60
 
 
 def test_ranks_and_gpus_of_a_stage_on_two_nodes_are_spread_evenly(jobs):

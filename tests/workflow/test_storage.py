@@ -176,7 +176,7 @@ def test_touched_table_reruns_nothing_and_an_edited_one_its_task(
     assert clone.todo() == []
     table.write_text(table.read_text() + "h200,GGGGGAAAAAACCCCC,high,bacterial,x\n")
     jobs = clone.todo()
-    assert Job("data", "data/hairpin/train.parquet") in jobs
+    assert Job("data", "data/hairpin") in jobs
     assert Job("rl", f"{RL}/checkpoint") in jobs
     assert not [job for job in jobs if "splice-donor" in job.output]
 
@@ -189,7 +189,7 @@ def test_edited_recipe_fetches_the_lineage_and_runs_what_hangs_on_it_alone(
     clone = server.clone(tmp_path / "study")
     shutil.copytree(first.folder / ".snakemake" / "metadata", clone.folder / ".snakemake" / "metadata")
     clone.write(study(recipes__rl__grpo__num_generations=4))
-    assert clone.todo() == sorted([Job("rl", f"{RL}/checkpoint"), Job("evaluate", f"{RL}/eval/id.parquet"), *REPORT])
+    assert clone.todo() == sorted([Job("rl", f"{RL}/checkpoint"), Job("evaluate", f"{RL}/eval"), *REPORT])
 
     output = clone.snakemake()
 

@@ -47,7 +47,7 @@ def made(*models: str) -> list[Job]:
 
 
 def evaluated(model: str) -> Job:
-    return Job("evaluate", f"{model}/eval/id.parquet")
+    return Job("evaluate", f"{model}/eval")
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -204,12 +204,8 @@ def test_new_rung_runs_that_rung_alone(clone: Clone) -> None:
 def test_edited_table_reruns_its_task_and_no_other(clone: Clone) -> None:
     path = clone.folder / CONFIG["tasks"]["hairpin"]["file"]
     path.write_text(path.read_text() + "h200,GGGGGAAAAAACCCCC,high,bacterial,x\n")
-    data = [Job("data", "data/hairpin/train.parquet"), Job("audit", "data/hairpin/audit.json")]
-    data += [
-        Job("baselines", "baselines/hairpin/id.parquet"),
-        evaluated(f"{BASE}/hairpin"),
-        evaluated(f"{CPT}/hairpin"),
-    ]
+    data = [Job("data", "data/hairpin"), Job("baselines", "baselines/hairpin")]
+    data += [evaluated(f"{BASE}/hairpin"), evaluated(f"{CPT}/hairpin")]
     models = [*sft(BASE, 1, 2, 4), *sft(CPT, 1, 2, 4), rl(BASE), rl(CPT)]
     assert clone.todo() == sorted(data + made(*models) + REPORT)
 
@@ -240,9 +236,9 @@ def test_features_come_from_the_bank_of_their_encoder_and_task(untouched: Clone)
     command = shell_of(untouched, "sft", f"results/{FEATURES}/checkpoint")
     assert "--bank results/features/tiny-esm/splice-donor --sequences features --recipe" in command
     assert "--sequences" not in shell_of(untouched, "sft", f"results/{SHORT}/checkpoint")
-    jobs = untouched.todo(f"results/{FEATURES}/eval/metrics.json")
-    data = [Job("audit", "data/splice-donor/audit.json"), Job("data", "data/splice-donor/train.parquet")]
-    assert jobs == sorted([ENCODER, BANK, *data, Job("base", f"{BASE}/checkpoint"), *made(FEATURES)])
+    jobs = untouched.todo(f"results/{FEATURES}/eval")
+    data = Job("data", "data/splice-donor")
+    assert jobs == sorted([ENCODER, BANK, data, Job("base", f"{BASE}/checkpoint"), *made(FEATURES)])
 
 
 def test_live_encoder_runs_inside_the_steps_and_has_no_bank(untouched: Clone) -> None:
@@ -255,7 +251,7 @@ def test_live_encoder_runs_inside_the_steps_and_has_no_bank(untouched: Clone) ->
         command = shell_of(untouched, rule, f"results/{model}/checkpoint")
         assert "--encoder results/encoders/tiny-esm/checkpoint --sequences features --reading" in command
         assert '"layer": 3' in command
-    shown = untouched.snakemake("--dry-run", "--printshellcmds", f"results/{cold}/eval/metrics.json")
+    shown = untouched.snakemake("--dry-run", "--printshellcmds", f"results/{cold}/eval")
     assert "cisterna encoder --spec" in shown
     assert "--corpora '{}'" in shown
     assert "--bank" not in shown
@@ -263,13 +259,12 @@ def test_live_encoder_runs_inside_the_steps_and_has_no_bank(untouched: Clone) ->
 
 @pytest.mark.parametrize(
     ("target", "last"),
-    [("checkpoint", []), ("eval/metrics.json", [evaluated(sft(BASE, 2)[0])])],
+    [("checkpoint", []), ("eval", [evaluated(sft(BASE, 2)[0])])],
 )
 def test_one_file_asks_for_its_lineage_alone(untouched: Clone, target: str, last: list[Job]) -> None:
     lineage = [
-        Job("audit", "data/hairpin/audit.json"),
         Job("base", f"{BASE}/checkpoint"),
-        Job("data", "data/hairpin/train.parquet"),
+        Job("data", "data/hairpin"),
         *(Job("sft", f"{model}/checkpoint") for model in sft(BASE, 1, 2)),
     ]
     assert untouched.todo(f"results/{sft(BASE, 2)[0]}/{target}") == sorted(lineage + last)

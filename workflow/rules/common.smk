@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from cisterna import files, launch, storage as storages
+from cisterna.config import STAGES
 from snakemake.settings.types import SharedFSUsage
 
 # The stage takes the place of its shell, which would end at once at a SIGTERM and take with it the stage that still saves.
@@ -28,10 +29,6 @@ STORED = workflow.storage_settings.default_storage_provider is not None
 SHARED = SharedFSUsage.INPUT_OUTPUT in workflow.storage_settings.shared_fs_usage
 if workflow.storage_settings.default_storage_provider == "s3" and not SHARED:
     storages.see_new_folders()
-DATA = ("train.parquet", "validation.parquet", "id.parquet", "ood.parquet", "card.json")
-EVALUATION = ("id.parquet", "ood.parquet", "metrics.json")
-BASELINES = (*EVALUATION, "choices.json")
-GATHERED = EVALUATION if STORED else ("metrics.json",)
 EVALUATIONS = {folder: (path, task) for folder, path, task in STUDY.evaluations()}
 FOLDER = f"results/studies/{STUDY.name}"
 REPORT = f"{FOLDER}/figures/table.html"
@@ -63,6 +60,21 @@ def checkpoint(path):
     return f"results/{path}/checkpoint"
 
 
+def models(wildcards):
+    """Input function: every checkpoint of the study."""
+    return [checkpoint(model.path) for model in STUDY.models]
+
+
+def evaluations(wildcards):
+    """Input function: every evaluation of the study."""
+    return [f"results/{folder}" for folder in EVALUATIONS]
+
+
+def rewards(wildcards):
+    """Input function: the checkpoints of RL, which hold the rewards while training. Evaluated, so on a disk there."""
+    return [checkpoint(model.path) for model in STUDY.models if model.kind == "rl" and STORED]
+
+
 def signed(function):
     """Write a function's signature on it: Snakemake asks twice for it at every job, and it would be worked out anew."""
     function.__signature__ = inspect.signature(function)
@@ -81,24 +93,9 @@ def reads(path):
         model = model_of(wildcards, path)
         found = {"parent": checkpoint(model.parent)}
         found |= {"previous": checkpoint(model.previous)} if model.previous else {}
-        audited = STUDY.model(model.parent).task is not None  # by its own training
-        return found | splits_of(model.task, audited, "train") | features_of(model) | lineage_of(model)
+        return found | {"data": f"results/data/{model.task}"} | features_of(model) | lineage_of(model)
 
     return signed(inputs)
-
-
-# Most of the time that Snakemake takes for thousands of jobs goes by their inputs: a job names what it has to wait for,
-# and only with a storage all that it reads.
-
-
-def splits_of(task, audited, *names):
-    """Inputs of a job that reads splits of a task: these, their card (made with them), and their audit.
-
-    The audit goes without saying where what the job reads beside the data is already `audited`.
-    """
-    found = {name: f"results/data/{task}/{name}.parquet" for name in names}
-    found |= {"card": f"results/data/{task}/card.json"} if STORED else {}
-    return found | ({} if audited and not STORED else {"audit": f"results/data/{task}/audit.json"})
 
 
 def features_of(model):
@@ -112,7 +109,7 @@ def features_of(model):
 def lineage_of(model):
     """Inputs of a job that loads a model: the checkpoints below it, and its encoder, which a bank is checked against.
 
-    Named only with a storage; on a disk they are there.
+    Named only with a storage: on a disk they are there, and each file more costs a study of thousands of jobs time.
     """
     if not STORED:
         return {}
@@ -174,13 +171,13 @@ def words(*names):
 
 @signed
 def evaluated(wildcards):
-    """Input function: the checkpoint, the splits and the features that an evaluation reads."""
+    """Input function: the checkpoint, the data and the features that an evaluation reads."""
     folder = f"models/{wildcards.model}/eval"
     if folder not in EVALUATIONS:
         refuse(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
     path, task = EVALUATIONS[folder]
     model = check(STUDY.model, path)
-    found = {"checkpoint": checkpoint(path)} | splits_of(task, model.task is not None, "id", "ood")
+    found = {"checkpoint": checkpoint(path), "data": f"results/data/{task}"}
     return found | features_of(model) | lineage_of(model)
 
 
@@ -216,26 +213,29 @@ def sequences_of(path):
 
 
 def launcher(stage):
-    """Params function: how a stage is started, alone or as the ranks of one torchrun."""
+    """Param: how a stage is started, alone or as the ranks of one torchrun."""
 
-    def params(wildcards):
-        recipe = STUDY.recipe(stage, wildcards.recipe)
-        return launch.command(recipe["processes"], recipe["nodes"])
-
-    return signed(params)
-
-
-def resource(job, name):
-    """A resource of a kind of job; on a cluster memory and time grow with every attempt at a job that failed."""
-    if name in ("mem_mb", "runtime") and CLUSTER:
-        return signed(lambda wildcards, attempt: STUDY.resources(job, attempt)[name])
-    return STUDY.resources(job)[name]
+    recipes = STUDY.config["recipes"][stage]
+    commands = {name: launch.command(recipe["processes"], recipe["nodes"]) for name, recipe in recipes.items()}
+    same = set(commands.values())
+    return same.pop() if len(same) == 1 else signed(lambda wildcards: commands[wildcards.recipe])
 
 
-def placement(stage):
+def resources(job):
+    """Resources of a kind of job; on a cluster also its nodes, and memory and time grow with every failed attempt."""
+    given = STUDY.resources(job)
+    found = {name: given[name] for name in ("mem_mb", "runtime")}
+    if CLUSTER:
+        found = {
+            name: signed(lambda wildcards, attempt, name=name: STUDY.resources(job, attempt)[name]) for name in found
+        }
+        found |= placement(job, given["gpu"]) if job in STAGES else {}
+    return found | ({"gpu": given["gpu"]} if given["gpu"] else {})
+
+
+def placement(stage, gpu):
     """Resources that say on how many nodes a stage runs, in the words of Slurm's executor."""
     recipes = STUDY.config["recipes"][stage]
-    gpu = STUDY.resources(stage)["gpu"]
     placed = {name: launch.placement(recipe["nodes"], gpu) for name, recipe in recipes.items()}
     if all(place == launch.placement(1, gpu) for place in placed.values()):
         return launch.placement(1, gpu)

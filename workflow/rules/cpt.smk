@@ -18,12 +18,9 @@ rule cpt:
         aside("results/benchmarks/models/{backbone}/cpt-{recipe}.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("cpt", "threads")
+    threads: STUDY.resources("cpt")["threads"]
     resources:
-        **placement("cpt"),
-        mem_mb=resource("cpt", "mem_mb"),
-        runtime=resource("cpt", "runtime"),
-        gpu=resource("cpt", "gpu"),
+        **resources("cpt"),
     params:
         launcher=launcher("cpt"),
         recipe=recipe_of(CPT),

@@ -5,29 +5,23 @@ rule evaluate:
     input:
         unpack(evaluated),
     output:
-        id="results/models/{model}/eval/id.parquet",
-        ood="results/models/{model}/eval/ood.parquet",
-        metrics="results/models/{model}/eval/metrics.json",
+        directory("results/models/{model}/eval"),
     log:
         aside("results/logs/models/{model}/eval.log"),
     benchmark:
         aside("results/benchmarks/models/{model}/eval.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("evaluate", "threads")
+    threads: STUDY.resources("evaluate")["threads"]
     resources:
-        mem_mb=resource("evaluate", "mem_mb"),
-        runtime=resource("evaluate", "runtime"),
-        gpu=resource("evaluate", "gpu"),
+        **resources("evaluate"),
     params:
-        data=subpath(input.id, parent=True),
-        folder=subpath(output.metrics, parent=True),
         bank=words("bank"),
         work="results/.work/models/{model}/eval",
         options=as_json(STUDY.config["evaluation"]),
     shell:
-        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {params.data:q} {params.bank:q}"
-        " --options {params.options:q} --work {params.work:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {input.data:q} {params.bank:q}"
+        " --options {params.options:q} --work {params.work:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule perplexity:
@@ -47,10 +41,8 @@ rule perplexity:
         aside("results/benchmarks/models/{start}/perplexity.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("evaluate", "threads")
+    threads: STUDY.resources("evaluate")["threads"]
     resources:
-        mem_mb=resource("evaluate", "mem_mb"),
-        runtime=resource("evaluate", "runtime"),
-        gpu=resource("evaluate", "gpu"),
+        **resources("evaluate"),
     shell:
         "cisterna perplexity --checkpoint {input.checkpoint:q} --tokens {input.tokens:q} --output {output:q} > {log:q} 2>&1"

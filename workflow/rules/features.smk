@@ -12,11 +12,9 @@ rule encoder:
         aside("results/benchmarks/encoders/{encoder}.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("encoder", "threads")
+    threads: STUDY.resources("encoder")["threads"]
     resources:
-        mem_mb=resource("encoder", "mem_mb"),
-        runtime=resource("encoder", "runtime"),
-        gpu=resource("encoder", "gpu"),
+        **resources("encoder"),
     params:
         spec=lambda wildcards: as_json(STUDY.encoder(wildcards.encoder)),
         corpora=lambda wildcards: as_json(corpora_of(wildcards.encoder)),
@@ -29,8 +27,7 @@ rule encoder:
 
 rule features:
     input:
-        rules.data.output,
-        audit="results/data/{task}/audit.json",
+        data="results/data/{task}",
         encoder="results/encoders/{encoder}/checkpoint",
     output:
         directory("results/features/{encoder}/{task}"),
@@ -40,15 +37,12 @@ rule features:
         aside("results/benchmarks/features/{encoder}/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("features", "threads")
+    threads: STUDY.resources("features")["threads"]
     resources:
-        mem_mb=resource("features", "mem_mb"),
-        runtime=resource("features", "runtime"),
-        gpu=resource("features", "gpu"),
+        **resources("features"),
     params:
-        data=subpath(input[0], parent=True),
         reading=lambda wildcards: as_json(STUDY.reading(wildcards.encoder)),
         work="results/.work/features/{encoder}/{task}",
     shell:
-        "cisterna features --encoder {input.encoder:q} --data {params.data:q} --reading {params.reading:q}"
+        "cisterna features --encoder {input.encoder:q} --data {input.data:q} --reading {params.reading:q}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

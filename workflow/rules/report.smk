@@ -13,10 +13,10 @@ FIGURES = {
 
 rule gather:
     input:
-        [f"results/{folder}/{name}" for folder, _, _ in STUDY.evaluations() for name in GATHERED],
-        expand("results/baselines/{task}/metrics.json", task=STUDY.tasks),
+        evaluations,
+        [f"results/baselines/{task}" for task in STUDY.tasks],
         PERPLEXITIES,
-        [checkpoint(model.path) for model in STUDY.models if model.kind == "rl"],
+        rewards,
     output:
         metrics=f"{FOLDER}/metrics.parquet",
         gains=f"{FOLDER}/rl_gains.parquet",
@@ -27,11 +27,9 @@ rule gather:
         aside(f"results/benchmarks/studies/{STUDY.name}/gather.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("report", "threads")
+    threads: STUDY.resources("report")["threads"]
     resources:
-        mem_mb=resource("report", "mem_mb"),
-        runtime=resource("report", "runtime"),
-        gpu=resource("report", "gpu"),
+        **resources("report"),
     params:
         results=subpath(output.metrics, ancestor=3),
         folder=subpath(output.metrics, parent=True),
@@ -55,11 +53,9 @@ rule figures:
         aside(f"results/benchmarks/studies/{STUDY.name}/figures.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("report", "threads")
+    threads: STUDY.resources("report")["threads"]
     resources:
-        mem_mb=resource("report", "mem_mb"),
-        runtime=resource("report", "runtime"),
-        gpu=resource("report", "gpu"),
+        **resources("report"),
     params:
         metrics=subpath(input.metrics, parent=True),
         folder=subpath(output.table, parent=True),

@@ -15,22 +15,17 @@ rule rl:
         origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+(/(features|both)-[a-z0-9.-]+)?/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("rl", "threads")
+    threads: STUDY.resources("rl")["threads"]
     resources:
-        **placement("rl"),
-        mem_mb=resource("rl", "mem_mb"),
-        runtime=resource("rl", "runtime"),
-        gpu=resource("rl", "gpu"),
+        **resources("rl"),
     params:
         launcher=launcher("rl"),
         recipe=recipe_of(RL),
-        data=subpath(input.train, parent=True),
         seed=lambda wildcards: model_of(wildcards, RL).seed,
-        previous=words("previous"),
-        source=words("bank", "encoder"),
+        inputs=words("previous", "bank", "encoder"),
         sequences=sequences_of(RL),
         work=work_of(RL),
     shell:
-        "{params.launcher} rl --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " {params.source:q} {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
+        "{params.launcher} rl --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
+        " {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

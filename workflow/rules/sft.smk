@@ -15,21 +15,16 @@ rule sft:
         form="(/(features|both)-[a-z0-9.-]+)?",
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("sft", "threads")
+    threads: STUDY.resources("sft")["threads"]
     resources:
-        **placement("sft"),
-        mem_mb=resource("sft", "mem_mb"),
-        runtime=resource("sft", "runtime"),
-        gpu=resource("sft", "gpu"),
+        **resources("sft"),
     params:
         launcher=launcher("sft"),
         recipe=recipe_of(SFT),
-        data=subpath(input.train, parent=True),
-        previous=words("previous"),
-        source=words("bank", "encoder"),
+        inputs=words("previous", "bank", "encoder"),
         sequences=sequences_of(SFT),
         work=work_of(SFT),
     shell:
-        "{params.launcher} sft --parent {input.parent:q} {params.previous:q} --data {params.data:q}"
-        " {params.source:q} {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
+        "{params.launcher} sft --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
+        " {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

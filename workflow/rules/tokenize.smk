@@ -12,11 +12,9 @@ rule base:
         aside("results/benchmarks/models/{backbone}/base.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("base", "threads")
+    threads: STUDY.resources("base")["threads"]
     resources:
-        mem_mb=resource("base", "mem_mb"),
-        runtime=resource("base", "runtime"),
-        gpu=resource("base", "gpu"),
+        **resources("base"),
     params:
         spec=lambda wildcards: as_json(STUDY.config["backbones"][wildcards.backbone]),
         contents=contents(texts_of),
@@ -36,11 +34,9 @@ rule tokenize:
         aside("results/benchmarks/tokens/{backbone}/{corpus}.tsv")
     conda:
         "../envs/cisterna.yaml"
-    threads: resource("tokenize", "threads")
+    threads: STUDY.resources("tokenize")["threads"]
     resources:
-        mem_mb=resource("tokenize", "mem_mb"),
-        runtime=resource("tokenize", "runtime"),
-        gpu=resource("tokenize", "gpu"),
+        **resources("tokenize"),
     params:
         modality=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["modality"],
         contents=contents(corpus_of),
