@@ -83,7 +83,13 @@ def signed(function):
 
 def model_of(wildcards, path):
     """The study's model whose checkpoint is at `path`, a rule's output with its wildcards."""
-    return check(STUDY.model, path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
+    return _model_of(path, tuple(wildcards.keys()), tuple(wildcards))
+
+
+@functools.cache  # every param of a job asks for it
+def _model_of(path, names, values):
+    path = path.format(**dict(zip(names, values)))
+    return check(STUDY.model, path.removeprefix("results/").rpartition("/")[0])
 
 
 def reads(path):
@@ -164,9 +170,13 @@ def corpus_files_of(wildcards):
 
 def words(*names):
     """Params function: the command line's words `--NAME PATH` for those inputs of `names` that a job has."""
-    return signed(
-        lambda wildcards, input: [word for name in names if name in input.keys() for word in (f"--{name}", input[name])]
-    )
+
+
+    def words(wildcards, input):
+        given = set(input.keys())
+        return [word for name in names if name in given for word in (f"--{name}", input[name])]
+
+    return signed(words)
 
 
 @signed

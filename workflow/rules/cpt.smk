@@ -14,8 +14,6 @@ rule cpt:
         directory(CPT),
     log:
         aside("results/logs/models/{backbone}/cpt-{recipe}.log"),
-    benchmark:
-        aside("results/benchmarks/models/{backbone}/cpt-{recipe}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: STUDY.resources("cpt")["threads"]

@@ -8,8 +8,6 @@ rule encoder:
         directory("results/encoders/{encoder}/checkpoint"),
     log:
         aside("results/logs/encoders/{encoder}.log"),
-    benchmark:
-        aside("results/benchmarks/encoders/{encoder}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: STUDY.resources("encoder")["threads"]
@@ -33,8 +31,6 @@ rule features:
         directory("results/features/{encoder}/{task}"),
     log:
         aside("results/logs/features/{encoder}/{task}.log"),
-    benchmark:
-        aside("results/benchmarks/features/{encoder}/{task}.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: STUDY.resources("features")["threads"]

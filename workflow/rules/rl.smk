@@ -9,8 +9,6 @@ rule rl:
         directory(RL),
     log:
         aside("results/logs/models/{origin}/rl-{recipe}/e{epochs}.log"),
-    benchmark:
-        aside("results/benchmarks/models/{origin}/rl-{recipe}/e{epochs}.tsv")
     wildcard_constraints:
         origin=r"[a-z0-9.-]+/(base|cpt-[a-z0-9.-]+)/[a-z0-9.-]+(/(features|both)-[a-z0-9.-]+)?/s\d+(/sft-[a-z0-9.-]+/e\d+)?",
     conda:

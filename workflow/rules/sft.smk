@@ -9,8 +9,6 @@ rule sft:
         directory(SFT),
     log:
         aside("results/logs/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.log"),
-    benchmark:
-        aside("results/benchmarks/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}.tsv")
     wildcard_constraints:
         form="(/(features|both)-[a-z0-9.-]+)?",
     conda:

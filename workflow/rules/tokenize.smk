@@ -8,8 +8,6 @@ rule base:
         directory("results/models/{backbone}/base/checkpoint"),
     log:
         aside("results/logs/models/{backbone}/base.log"),
-    benchmark:
-        aside("results/benchmarks/models/{backbone}/base.tsv")
     conda:
         "../envs/cisterna.yaml"
     threads: STUDY.resources("base")["threads"]

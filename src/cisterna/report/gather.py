@@ -83,7 +83,8 @@ def gather(study: Study, results: Path, output: Path) -> None:
         shown = "\n".join(f"  {path}" for path in missing[:20])
         more = f"\n  ... and {len(missing) - 20} more" if len(missing) > 20 else ""
         raise UserError(
-            f"study {study.name}: {len(missing)} results are missing; run snakemake to make them\n{shown}{more}"
+            f"study {study.name}: {len(missing)} results are missing; run snakemake to make them, and where the folder "
+            f"of one is there without it delete the folder first\n{shown}{more}"
         )
     output.mkdir(parents=True, exist_ok=True)
     _write(
@@ -115,13 +116,13 @@ def _evaluations(study: Study, results: Path) -> Iterator[dict[str, Any]]:
     for evaluation, path, task in study.evaluations():
         model = study.model(path)
         file = results / evaluation / "metrics.json"
-        yield from _rows(_identity(study, model, task, _modality(study, task)), _read(file), file)
+        yield from _rows(_identity(study, model, task, _modality(study, task)), _read(file, file.parent), file)
 
 
 def _baselines(study: Study, results: Path) -> Iterator[dict[str, Any]]:
     for task in study.tasks:
         file = results / "baselines" / task / "metrics.json"
-        for name, splits in _read(file).items():
+        for name, splits in _read(file, file.parent).items():
             identity = {
                 "study": study.name,
                 "model": f"baseline/{name}",
@@ -167,7 +168,7 @@ def _pairs(study: Study) -> Iterator[tuple[str, str, Model]]:
 def _gains(study: Study, results: Path) -> Iterator[dict[str, Any]]:
     for child, parent, model in _pairs(study):
         file = results / child / "metrics.json"
-        labels = _labels(_read(file), file)
+        labels = _labels(_read(file, file.parent), file)
         for split in SPLITS:
             after = _predictions(results / child / f"{split}.parquet")
             before = _predictions(results / parent / f"{split}.parquet")
@@ -255,7 +256,7 @@ def _rows(identity: dict[str, Any], splits: Any, file: Path) -> Iterator[dict[st
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: lacks metrics of {' or '.join(SPLITS)} ({type(error).__name__} {error}); "
-            "delete it and run snakemake again"
+            f"delete {file.parent} and run snakemake again"
         ) from error
 
 
@@ -272,7 +273,7 @@ def _labels(splits: Any, file: Path) -> list[str]:
     """The answer space, as the evaluation wrote it."""
     labels = [name.removeprefix("gold:") for name in splits["id"] if name.startswith("gold:")]
     if not labels:
-        raise UserError(f"{file}: names no gold labels; delete it and run snakemake again")
+        raise UserError(f"{file}: names no gold labels; delete {file.parent} and run snakemake again")
     return labels
 
 
