@@ -78,8 +78,8 @@ run: setup  ## run the default study and write its report
 	$(BIN)/snakemake --report $(REPORT) $(STUDY)
 	@echo "The report is at $(ROOT)/$(REPORT)"
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+test: setup  ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the adapters need of these packages, without what their metadata asks for (docs/encoders.md says why).
 encoders: setup  ## install the packages of ESM-3 and Evo 2, so that the tests of their adapters run
