@@ -171,7 +171,6 @@ def corpus_files_of(wildcards):
 def words(*names):
     """Params function: the command line's words `--NAME PATH` for those inputs of `names` that a job has."""
 
-
     def words(wildcards, input):
         given = set(input.keys())
         return [word for name in names if name in given for word in (f"--{name}", input[name])]
