@@ -326,7 +326,7 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     state = clone.results / ".work" / BASE / "splice-donor" / "s0" / "sft-short"
     saved = "checkpoint-*/complete.json"  # e1 of the finished study left its own, at step 16
     wait_for(job, lambda: any(16 < int(path.parent.name.split("-")[1]) < 300 for path in state.glob(saved)))
-    (training,) = forks(job.pid)
+    (training,) = wait_for(job, lambda: forks(job.pid) or cold(job.pid))
     training.send_signal(signal.SIGKILL)
     assert job.wait(60) == 1
     assert not target.exists()
@@ -357,6 +357,11 @@ def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone
 def forks(pid: int) -> list[psutil.Process]:
     """The jobs that the warm server of a Snakemake process runs. Programs that its imports call are not among them."""
     return [fork for server in _warm(psutil.Process(pid)) for fork in _warm(server)]
+
+
+def cold(pid: int) -> list[psutil.Process]:
+    """The job of a Snakemake process whose warm server was not ready for it: then it trains by itself."""
+    return [child for child in psutil.Process(pid).children() if child.is_running() and "sft" in child.cmdline()]
 
 
 def _warm(parent: psutil.Process) -> Iterator[psutil.Process]:
