@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -160,6 +159,68 @@ def test_a_split_that_cannot_be_filled_is_refused_with_the_numbers(examples, whi
         data.split(examples, {**SIZES, which: 99999}, 0, "t")
 
 
+def test_all_of_train_is_what_the_other_splits_leave(examples, frames):
+    whole = data.split(examples, {**SIZES, "train": "all"}, 0, "splice-donor", quoted=True)
+    for which in ("validation", "id", "ood"):
+        pd.testing.assert_frame_equal(whole[which], frames[which])
+    tested = set(frames["validation"]["id"]) | set(frames["id"]["id"])
+    assert set(whole["train"]["id"]) == set(examples["id"][~examples["ood"]]) - tested
+
+
+def test_all_of_validation_is_refused(examples):
+    with pytest.raises(UserError, match=r"tasks\.t\.validation: 'all' is not a size"):
+        data.split(examples, {**SIZES, "validation": "all"}, 0, "t")
+
+
+def given_splits(sequences, prompts, names):
+    """Examples of data that come with splits."""
+    count = len(names)
+    return pd.DataFrame(
+        {
+            "id": [f"r{number}" for number in range(count)],
+            "prompt": prompts,
+            "segments": [[] for _ in range(count)],
+            "reasoning": "",
+            "answer": "x",
+            "sequence": sequences,
+            "group": ["out" if name == "ood" else "in" for name in names],
+            "ood": [name == "ood" for name in names],
+            "split": names,
+        }
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ABCDEFGH"), st.sampled_from("pqrst"), st.sampled_from(["train", "id", "ood"])),
+        min_size=1,
+    )
+)
+def test_repeats_of_given_splits_are_dropped_so_that_none_is_left_whatever_the_table(rows):
+    sequences, prompts, names = zip(*rows, strict=True)
+    whole = given_splits(list(sequences), list(prompts), list(names))
+    left, dropped = data.without_repeats(whole)
+    assert len(whole) - len(left) == sum(dropped.values())
+    assert not left.duplicated(["prompt"]).any()
+    assert left.groupby("sequence")["split"].nunique().max() == 1
+    assert set(left["id"]) <= set(whole["id"])
+    outside = whole[whole["ood"]]
+    assert (left["split"] == "ood").sum() == outside["prompt"].nunique()  # nothing else is dropped from ood
+
+
+def test_given_splits_are_never_mixed(frames):
+    names = ["train"] * 30 + ["id"] * 10 + ["ood"] * 10
+    whole = given_splits([f"s{n}" for n in range(50)], [f"p{n}" for n in range(50)], names)
+    sizes = {"train": "all", "validation": 5, "id": 8, "ood": "all"}
+    drawn = data.split(whole, sizes, 0, "t")
+    assert {which: len(frame) for which, frame in drawn.items()} == {"train": 25, "validation": 5, "id": 8, "ood": 10}
+    home = dict(zip(whole["id"], names, strict=True))
+    for which, frame in drawn.items():
+        assert set(frame["id"].map(home)) == {"train" if which == "validation" else which}
+    with pytest.raises(UserError, match=r"tasks\.t\.id: asks for 11 rows but 10 are left"):
+        data.split(whole, {**sizes, "id": 11}, 0, "t")
+
+
 @pytest.mark.parametrize("column", ["id", "sequence", "prompt"])
 @pytest.mark.parametrize(("first", "second"), [("train", "ood"), ("validation", "id"), ("train", "id")])
 def test_audit_finds_one_planted_leak(frames, column, first, second):
@@ -260,42 +321,6 @@ def test_an_earlier_output_is_replaced_as_a_whole(tmp_path):
     data.prepare("cell-type", SIZES, 0, output)
     assert not (output / "stale.parquet").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
-
-
-def jaccard(left, right):
-    return 1 - len(left & right) / len(left | right)
-
-
-words = st.text(alphabet="ACGT", min_size=1, max_size=8)
-equal = st.lists(st.text(alphabet="ACGT", min_size=6, max_size=6), min_size=1, max_size=6)
-
-
-@given(equal, equal)
-def test_distance_of_equal_lengths_is_the_share_of_different_residues(left, right):
-    measure, values = data.distances(left, right)
-    expected = [min(sum(a != b for a, b in zip(x, y, strict=True)) / 6 for y in right) for x in left]
-    assert measure == "hamming / length"
-    np.testing.assert_allclose(values, expected, atol=1e-6)
-
-
-@given(st.lists(words, min_size=1, max_size=6), st.lists(words, min_size=1, max_size=6))
-def test_distance_of_unequal_lengths_is_jaccard_of_three_mers(left, right):
-    left = [*left, "ACGTACGTA"]  # makes the lengths unequal
-
-    def mers(text):
-        return {text[i : i + 3] for i in range(max(1, len(text) - 2))}
-
-    measure, values = data.distances(left, right)
-    assert measure == "jaccard of 3-mers"
-    expected = [min(jaccard(mers(x), mers(y)) for y in right) for x in left]
-    np.testing.assert_allclose(values, expected, atol=1e-6)
-
-
-def test_distance_of_cell_sentences_is_jaccard_of_genes():
-    measure, values = data.distances(["A B C", "X Y Z"], ["C B D", "A B C"])
-    assert measure == "jaccard of genes"
-    np.testing.assert_allclose(values, [0.0, 1.0])
-    np.testing.assert_allclose(data.distances(["A B C"], ["C B D"])[1], [0.5])
 
 
 def test_out_of_domain_is_further_from_train_than_id(frames):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from cisterna import config, rewards, study
 from cisterna.errors import UserError
+from cisterna.tasks import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "config" / "config.yaml"
@@ -958,6 +959,211 @@ def test_broken_encoder_or_form_is_refused_with_file_key_and_reason(breaking, ke
     assert any(reason in line for line in named), message
 
 
+KEGG = {"adapter": "kegg", "hub": "wanglab/kegg", "validation": 100}
+CELLS = {
+    "adapter": "cells",
+    "file": "data/blood.h5ad",
+    "options": {"label": "cell_type", "group": "donor"},
+    "ood": ["donor-3"],
+}
+
+
+def published(**changes: Any) -> Callable[[Config], None]:
+    """A task of the adapter kegg, with changes; None removes a key."""
+    return change("tasks", "mine", to={key: value for key, value in (KEGG | changes).items() if value is not None})
+
+
+def cells(**changes: Any) -> Callable[[Config], None]:
+    """A task of the adapter cells, with changes; None removes a key."""
+    return change("tasks", "mine", to={key: value for key, value in (CELLS | changes).items() if value is not None})
+
+
+def chosen(split: Any, **changes: Any) -> Callable[[Config], None]:
+    """A table of the user's own whose OOD rows `split` chooses."""
+    columns = {"id": "variant", "sequence": "seq", "label": "class"}
+    return own(**{"split": split, "ood": None, "columns": columns} | changes)
+
+
+def asked(prompt: Any, **changes: Any) -> Callable[[Config], None]:
+    """A table of the user's own with a template of the prompt."""
+    return own(**{"prompt": prompt, "question": None} | changes)
+
+
+BROKEN_TASKS = {
+    # adapters
+    "adapter": (published(adapter="keg"), "tasks.mine.adapter", "Did you mean kegg?"),
+    "adapter of a number": (published(adapter=3), "tasks.mine.adapter", "a text"),
+    "adapter under a built-in name": (change("tasks", "cell-type", to=KEGG), "tasks.cell-type", "another name"),
+    "no data": (published(hub=None), "tasks.mine", "neither file nor hub"),
+    "two sources": (published(file="a.csv"), "tasks.mine", "both file and hub"),
+    "two files of kegg": (published(hub=None, file=["a.csv", "b.csv"]), "tasks.mine.file", "found 2 files"),
+    "file twice": (published(hub=None, file=["a.csv", "a.csv", "b.csv"]), "tasks.mine.file", "no entry twice"),
+    "no file": (published(hub=None, file=[]), "tasks.mine.file", "at least 1"),
+    "file in braces": (published(hub=None, file=["a.csv", "{b}.csv", "c.csv"]), "tasks.mine.file[1]", "braces"),
+    "revision of a file": (published(hub=None, file="a.csv", revision="v1"), "tasks.mine.revision", "without hub"),
+    "labels of an adapter": (published(labels=["a", "b"]), "tasks.mine.labels", "knows its data"),
+    "question of an adapter": (published(question="?"), "tasks.mine.question", "knows its data"),
+    "split of data with splits": (published(split={"by": "group", "ood": 0.2}), "tasks.mine.split", "knows its data"),
+    "groups of data with splits": (published(ood=["a"]), "tasks.mine.ood", "come with splits"),
+    "word for a size": (published(train="most"), "tasks.mine.train", "a number of rows, or all"),
+    "all of validation": (published(validation="all"), "tasks.mine.validation", "an integer"),
+    "unknown option": (published(options={"flanks": 10}), "tasks.mine.options.flanks", "Did you mean flank?"),
+    "option of the wrong type": (published(options={"flank": "wide"}), "tasks.mine.options.flank", "an integer"),
+    "real option": (published(options={"flank": 2.5}), "tasks.mine.options.flank", "an integer"),
+    "option too small": (published(options={"flank": 0}), "tasks.mine.options.flank", ">= 1"),
+    "options as a list": (published(options=["flank"]), "tasks.mine.options", "a mapping"),
+    "missing option": (cells(options={"label": "a"}), "tasks.mine.options.group", "it to be given: column of `obs`"),
+    "empty option": (cells(options={"label": "", "group": "b"}), "tasks.mine.options.label", "not empty"),
+    "hub of cells": (cells(hub="a/b"), "tasks.mine.hub", "no such key"),
+    "cells without a file": (cells(file=None), "tasks.mine.file", "it to be given"),
+    "cells without groups": (cells(ood=None), "tasks.mine.ood", "list of groups"),
+    "cells with a number": (cells(ood=100), "tasks.mine.ood", "list of groups"),
+    "column of an adapter": (
+        cells(ood=None, split={"by": "group", "column": "donor", "ood": 0.2}),
+        "tasks.mine.split.column",
+        "no such key",
+    ),
+    "features of cells": (cells(sequences="features", encoder="esm2"), "tasks.mine.sequences", "nothing to read"),
+    "ontology in braces": (
+        change(
+            "tasks", "mine", to={"adapter": "go-terms", "file": "a.csv", "ood": ["x"], "options": {"ontology": "{}"}}
+        ),
+        "tasks.mine.options.ontology",
+        "braces",
+    ),
+    "hub of a table": (own(hub="a/b"), "tasks.mine.hub", "a key of adapters"),
+    "options of a built-in task": (change("tasks", "cell-type", to={"options": {}}), "cell-type.options", "adapters"),
+    "split of a built-in task": (
+        change("tasks", "cell-type", to={"split": {"by": "time"}}),
+        "cell-type.split",
+        "built in",
+    ),
+    "all of a built-in task": (change("tasks", "cell-type", to={"ood": "all"}), "cell-type.ood", "a number of rows"),
+    "two tables": (own(file=["a.csv", "b.csv"]), "tasks.mine.file", "one table"),
+    # the way OOD rows are chosen
+    "way": (chosen({"by": "family"}), "tasks.mine.split.by", "one of group, similarity, time"),
+    "no way": (chosen({"ood": 0.2}), "tasks.mine.split.by", "it to be given"),
+    "unknown key of a split": (chosen({"by": "group", "colum": "a"}), "tasks.mine.split.colum", "Did you mean column?"),
+    "no column": (chosen({"by": "group", "ood": 0.2}), "tasks.mine.split.column", "with `by: group`"),
+    "no share": (chosen({"by": "group", "column": "a"}), "tasks.mine.split.ood", "the share of the rows"),
+    "whole share": (chosen({"by": "group", "column": "a", "ood": 1}), "tasks.mine.split.ood", "< 1"),
+    "no threshold": (chosen({"by": "similarity", "ood": 0.2}), "tasks.mine.split.threshold", "it to be given"),
+    "threshold": (chosen({"by": "similarity", "ood": 0.2, "threshold": 40}), "tasks.mine.split.threshold", "<= 1"),
+    "column of similarity": (
+        chosen({"by": "similarity", "ood": 0.2, "threshold": 0.4, "column": "a"}),
+        "tasks.mine.split.column",
+        "no such key",
+    ),
+    "no time": (chosen({"by": "time", "column": "a"}), "tasks.mine.split", "neither ood nor after"),
+    "two times": (
+        chosen({"by": "time", "column": "a", "ood": 0.2, "after": "2020-01-01"}),
+        "tasks.mine.split",
+        "both ood and after",
+    ),
+    "no date": (chosen({"by": "time", "column": "a", "after": "soon"}), "tasks.mine.split.after", "ISO 8601"),
+    "date of groups": (
+        chosen({"by": "group", "column": "a", "ood": 0.2, "after": "2020-01-01"}),
+        "tasks.mine.split.after",
+        "no such key",
+    ),
+    "groups beside split": (
+        chosen({"by": "group", "column": "a", "ood": 0.2}, ood=["kinase"]),
+        "tasks.mine.ood",
+        "`split` says what is held out",
+    ),
+    "group column beside split": (
+        chosen({"by": "group", "column": "a", "ood": 0.2}, columns=OWN_TABLE["columns"]),
+        "tasks.mine.columns.group",
+        "beside split",
+    ),
+    "all of id": (chosen({"by": "group", "column": "a", "ood": 0.2}, id="all"), "tasks.mine.id", "come with splits"),
+    # templates
+    "open brace": (asked("{sequence} {"), "tasks.mine.prompt", "cannot be read"),
+    "no sequence": (asked("Is {variant} active?"), "tasks.mine.prompt", "{sequence} 0 times"),
+    "sequence twice": (asked("{sequence} {sequence}"), "tasks.mine.prompt", "{sequence} 2 times"),
+    "field with a format": (asked("{sequence} {a:>9}"), "tasks.mine.prompt", "more than a name"),
+    "field with an attribute": (asked("{sequence} {a.b}"), "tasks.mine.prompt", "more than a name"),
+    "field without a name": (asked("{sequence} {}"), "tasks.mine.prompt", "more than a name"),
+    "field of a number": (asked("{sequence} {0}"), "tasks.mine.prompt", "more than a name"),
+    "answer in the prompt": (asked("{sequence} {class}"), "tasks.mine.prompt", "column of the label"),
+    "question beside prompt": (asked("{sequence}", question="Active?"), "tasks.mine.prompt", "one of the two"),
+}
+
+
+@pytest.mark.parametrize(("breaking", "key", "reason"), BROKEN_TASKS.values(), ids=BROKEN_TASKS)
+def test_broken_data_of_a_task_are_refused_with_file_key_and_reason(breaking, key, reason):
+    given = featured()
+    breaking(given)
+    message = refusal(lambda: study.load(given, "my.yaml"))
+    entries = [line for line in message.splitlines() if line.startswith("my.yaml: ")]
+    named = [line for line in entries if line.split(": ")[1].endswith(key)]
+    assert any(reason in line for line in named), message
+
+
+def adapted() -> Config:
+    """`featured` with a task of each kind of data."""
+    given = featured()
+    go = {"adapter": "go-terms", "file": ["a.csv", "b.csv"], "ood": ["mouse"], "options": {"ontology": "go.obo"}}
+    for breaking in (
+        change("tasks", "pathways", to=KEGG | {"revision": "main", "train": 50}),
+        change("tasks", "files", to={"adapter": "kegg", "file": ["a.csv", "b.csv", "c.csv"], "options": {"flank": 9}}),
+        change("tasks", "blood", to=copy.deepcopy(CELLS)),
+        change("tasks", "donors", to=CELLS | {"ood": 50, "split": {"by": "group", "ood": 0.2}}),
+        change("tasks", "functions", to=go | {"sequences": "both", "encoder": "esm2"}),
+        chosen({"by": "similarity", "ood": 0.2, "threshold": 0.4}),
+    ):
+        breaking(given)
+    mine = given["tasks"]["mine"]
+    given["tasks"]["dated"] = mine | {"split": {"by": "time", "column": "day", "after": "2020-01-31"}, "ood": 30}
+    asked_about = {key: value for key, value in mine.items() if key != "question"}
+    given["tasks"]["asked"] = asked_about | {"prompt": "Is {variant} active? {sequence} Say {options}."}
+    return given
+
+
+def test_tasks_of_every_kind_of_data_are_valid_and_filled_in():
+    loaded = study.load(adapted())
+    found = {name: loaded.spec(name) for name in loaded.tasks}
+    assert {name: found[name]["ood"] for name in ("pathways", "blood", "donors", "mine", "dated")} == {
+        "pathways": "all",
+        "blood": ["donor-3"],
+        "donors": 50,
+        "mine": "all",
+        "dated": 30,
+    }
+    assert found["pathways"]["options"] == {"flank": 1024}
+    assert found["files"]["options"] == {"flank": 9}
+    assert found["blood"]["options"]["genes"] == 100
+    assert (found["pathways"]["train"], found["files"]["train"], found["blood"]["train"]) == (50, "all", 1000)
+    assert loaded.sources("pathways") == []
+    assert loaded.sources("files") == ["a.csv", "b.csv", "c.csv"]
+    assert loaded.sources("functions") == ["a.csv", "b.csv", "go.obo"]
+    assert loaded.sources("mine") == ["data/my-assay.csv"]
+    assert loaded.sources("splice-donor") == ["resources/tasks/splice-donor.parquet"]
+    assert study.load(json.loads(json.dumps(loaded.config))) == loaded
+
+
+def test_date_of_a_split_needs_no_quotes(tmp_path):
+    given = small()
+    chosen({"by": "time", "column": "day", "after": "@"})(given)
+    text = yaml.safe_dump(given).replace("'@'", "2020-01-31")
+    spec = study.read(write(tmp_path, text)).spec("mine")
+    assert json.loads(json.dumps(spec))["split"]["after"] == "2020-01-31"
+
+
+def test_weights_of_terms_are_a_file_or_a_word():
+    given = adapted()
+    for weights, files in (("train", []), ("ia.txt", ["ia.txt"]), (None, [])):
+        given["tasks"]["functions"]["options"]["weights"] = weights
+        assert study.load(given).sources("functions") == ["a.csv", "b.csv", "go.obo", *files]
+
+
+def test_every_adapter_says_what_its_options_are_and_has_defaults_of_their_type():
+    for adapter in catalog.ADAPTERS.values():
+        for option in adapter.options.values():
+            assert option.meaning
+            assert option.default is catalog.REQUIRED or config._fits(option.kind, option.default)
+
+
 def test_rl_without_features_may_do_what_a_bridge_forbids():
     given = featured()
     given["recipes"]["rl"]["grpo"] |= {"use_vllm": True, "repetition_penalty": 1.1, "beta": 0.01, "train_bridge": False}
@@ -1010,9 +1216,9 @@ def places(value: Any, key: tuple = ()) -> list[tuple]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(place=st.sampled_from(places(featured())), scrap=SCRAPS)
+@given(place=st.sampled_from(places(adapted())), scrap=SCRAPS)
 def test_nonsense_anywhere_is_a_user_error_and_never_a_crash(place, scrap):
-    given = featured()
+    given = adapted()
     change(*place, to=scrap)(given)
     with contextlib.suppress(UserError):
         study.load(given)
@@ -1124,6 +1330,7 @@ def test_rewards_of_the_schema_are_those_of_the_code():
     recipes = config._schema()["properties"]["recipes"]["properties"]
     names = recipes["rl"]["additionalProperties"]["properties"]["rewards"]["properties"]
     assert set(names) == set(rewards.REWARDS)
+    assert config.OF_TERMS == rewards.OF_TERMS
 
 
 def schema_keys(schema: Config, key: str = "") -> set[str]:
@@ -1151,6 +1358,17 @@ def test_readme_has_every_key_and_no_other():
     keys = {re.sub(r"\.(cpt|rl)(\.NAME\.lora)\..*", r".\1\2", key) for key in keys}  # as for sft
     assert set(documented()) - {"num_train_epochs"} >= keys - {"resources.JOB"}
     assert {key for key in documented() if "." in key} <= keys
+
+
+def test_readme_has_every_option_of_every_adapter_with_its_default():
+    text = (ROOT / "config" / "README.md").read_text()
+    rows = re.findall(r"^\| ([a-z-]+) \| `([a-z]+)` \| ([^|]*) \|", text, flags=re.MULTILINE)
+    words = {catalog.REQUIRED: "required", None: "null"}
+    assert rows == [
+        (name, option, words.get(entry.default, str(entry.default)))
+        for name, adapter in catalog.ADAPTERS.items()
+        for option, entry in adapter.options.items()
+    ]
 
 
 def test_readme_has_the_true_defaults():

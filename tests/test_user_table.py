@@ -357,6 +357,71 @@ def test_malformed_key(csv, change, pattern):
         tasks.load("my-assay", spec(csv, **change))
 
 
+TEMPLATE = "Is {variant} of the {family} family active? {sequence} Say {options}; {{nothing}} else."
+
+
+def template(path, text=TEMPLATE, **changes):
+    """The entry of a task with a template in place of the question."""
+    return {key: value for key, value in spec(path, **changes).items() if key != "question"} | {"prompt": text}
+
+
+def test_template_writes_the_prompt_with_the_columns_it_names(csv):
+    save(rows(), csv)
+    examples = tasks.read(tasks.load("my-assay", template(csv)))
+    for number, (example, row) in enumerate(zip(examples.itertuples(), rows().itertuples(), strict=True)):
+        assert example.prompt == (
+            f"Is v{number} of the {row.family} family active? <protein>{row.seq}</protein> "
+            "Say low, high; {nothing} else.\n"
+        )
+        assert example.segments == [{"sequence": row.seq, "start": 0, "center": None}]
+
+
+def test_template_is_filled_with_cells_and_not_with_what_they_say(csv):
+    frame = rows().assign(family="{sequence} {options} {0}", labels="a column of any name")
+    save(frame, csv)
+    entry = template(csv, "{labels} {family} {sequence}", ood=["{sequence} {options} {0}"])
+    example = tasks.read(tasks.load("my-assay", entry)).iloc[0]
+    sequence = example["sequence"]
+    assert example["prompt"] == f"a column of any name {{sequence}} {{options}} {{0}} <protein>{sequence}</protein>\n"
+
+
+def test_template_with_the_sequence_alone(csv):
+    save(rows(), csv)
+    example = tasks.read(tasks.load("my-assay", template(csv, "Active? {sequence}"))).iloc[0]
+    assert example["prompt"] == f"Active? <protein>{example['sequence']}</protein>\n"
+
+
+def test_template_that_names_a_column_that_is_not_there(csv):
+    save(rows(), csv)
+    with pytest.raises(UserError, match=r"assay\.csv: no column 'gene', which `prompt` names\. It has: variant, seq"):
+        tasks.read(tasks.load("my-assay", template(csv, "{gene} {sequence}")))
+
+
+@pytest.mark.parametrize(("cell", "message"), [(" ", "is empty"), ("</think>", "contains '</think>'")])
+def test_template_that_names_a_column_with_a_cell_that_cannot_be_shown(csv, cell, message):
+    frame = rows()
+    frame.loc[4, "why"] = cell
+    frame["why"] = frame["why"].replace("", "yes")
+    save(frame, csv)
+    with pytest.raises(UserError, match=rf"assay\.csv: row 5: column 'why'.*{message}"):
+        tasks.read(tasks.load("my-assay", template(csv, "{why} {sequence}")))
+
+
+def test_template_with_markup_is_refused(csv):
+    with pytest.raises(UserError, match=r"tasks\.my-assay\.prompt: contains '</think>'"):
+        tasks.load("my-assay", template(csv, "</think> {sequence}"))
+
+
+def test_new_sequences_are_asked_about_with_the_template(csv, tmp_path):
+    save(rows(), csv)
+    task = tasks.load("my-assay", template(csv))
+    new = rows().head(5).rename(columns={"seq": "sequence"}).drop(columns="class")
+    asked = tasks.questions(task, save(new, tmp_path / "new.csv"))
+    assert list(asked["prompt"]) == list(tasks.read(task)["prompt"].head(5))
+    with pytest.raises(UserError, match=r"new\.csv: no column 'family', which the task's prompt names"):
+        tasks.questions(task, save(new.drop(columns="family"), tmp_path / "new.csv"))
+
+
 @given(suffix=st.sampled_from([".csv", ".tsv", ".parquet", ".jsonl"]), content=st.binary(max_size=200))
 @settings(max_examples=150, **PER_EXAMPLE)
 def test_random_bytes_never_raise_anything_but_a_user_error(tmp_path, suffix, content):

@@ -15,10 +15,12 @@ scripts/build_options.py. Not for anything that needs torch or pandas.
 from __future__ import annotations
 
 import copy
+import datetime
 import difflib
 import json
 import math
 import re
+import string
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,8 @@ from typing import Any
 import yaml
 
 from cisterna.errors import UserError
+from cisterna.tasks import catalog
+from cisterna.tasks.catalog import ADAPTERS
 from cisterna.tasks.catalog import LABELS as BUILTIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +68,10 @@ DEFAULTS: dict[str, Any] = {
     },
     "task": {"train": 1000, "validation": 150, "id": 400, "seed": 0, "sequences": ["tokens"], "encoder": None},
     "builtin": {"ood": 400},  # a table of the user's own names its OOD groups instead
+    "split": {"ood": "all"},  # a table whose OOD rows are chosen here
+    "adapter": {"options": {}},
+    "given": {"train": "all", "id": "all", "ood": "all"},  # an adapter of data that come with splits
+    "hub": {"revision": None},
     "lora": {
         "lora_dropout": 0.0,
         "target_modules": "all-linear",
@@ -80,18 +88,25 @@ DEFAULTS: dict[str, Any] = {
         "bridge": "linear",
         "train_bridge": True,
     },
-    "evaluation": {"max_new_tokens": 96, "batch_size": 200, "bootstrap": 2000},
+    "evaluation": {
+        "max_new_tokens": 96,
+        "batch_size": 200,
+        "bootstrap": 2000,
+        "samples": 0,
+        "sample_temperature": 1.0,
+        "calibration": True,
+    },
     "resources": {"threads": 1, "mem_mb": 3000, "runtime": 60, "gpu": 0},  # MB, minutes
     "lineage": {"tasks": "all", "sequences": "all", "backbones": "all", "cpt": ["none"], "sft": [], "rl": []},
 }
 
 STAGES = ("cpt", "sft", "rl")
 
+# Rewards that compare sets of terms (`cisterna.rewards.OF_TERMS`, whose import would take time).
+OF_TERMS = frozenset({"go_f1"})
+
 # The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
 FORMS = ("tokens", "features", "both")
-
-# Tasks that give no residues, so that an encoder of sequences has nothing to read: cell-type lists genes.
-WITHOUT_RESIDUES = {"cell-type"}
 
 # The kinds of jobs: keys of `resources`.
 JOBS = ("data", "baselines", "tokenize", "encoder", "features", "base", "cpt", "sft", "rl", "evaluate", "report")
@@ -354,6 +369,10 @@ def _coerce(config: dict[str, Any]) -> None:
             convert(_mapping(recipe).get("lora"), {"lora_dropout": "float"})
             rewards = _mapping(_mapping(recipe).get("rewards"))
             convert(rewards, dict.fromkeys(rewards, "float"))
+    for task in _mapping(config.get("tasks")).values():
+        split = _mapping(_mapping(task).get("split"))
+        if isinstance(split.get("after"), datetime.date):  # YAML's own type, which JSON does not have
+            split["after"] = split["after"].isoformat()
     for group, known in (("backbones", "architectures"), ("encoders", "encoders")):
         for model in _mapping(config.get(group)).values():
             architecture = _mapping(_mapping(model).get("architecture"))
@@ -441,9 +460,11 @@ def _explain(error: Any, problems: Problems) -> None:
         problems.add(key, f"the name {_quote(error.instance)}", NAME_RULE)
     elif rule == "additionalProperties":
         valid = error.schema["properties"]
+        patterns = error.schema.get("patternProperties", {})
+        own = ", or PATH.py:FUNCTION, a function of your own" if key[-1:] == ("rewards",) else ""
         for name in error.instance:
-            if name not in valid:
-                problems.add((*key, name), "an unknown key", _one_of(valid), valid)
+            if name not in valid and not any(re.search(pattern, name) for pattern in patterns):
+                problems.add((*key, name), "an unknown key", _one_of(valid) + own, valid)
     elif rule == "required":
         for name in limit:
             if name not in error.instance:
@@ -487,6 +508,8 @@ def _check_rules(config: dict[str, Any], problems: Problems) -> None:
     for name, task in _mapping(config.get("tasks")).items():
         _check_task(("tasks", name), name, _mapping(task), problems)
         _check_forms(("tasks", name), name, _mapping(task), config, problems)
+    for name, corpus in _mapping(config.get("corpora")).items():
+        _check_corpus(("corpora", name), _mapping(corpus), problems)
     recipes = _mapping(config.get("recipes"))
     for kind in STAGES:
         for name, recipe in _mapping(recipes.get(kind)).items():
@@ -521,10 +544,18 @@ def _check_paths(config: dict[str, Any], problems: Problems) -> None:
     paths: list[tuple[Key, object]] = []
     for group in ("tasks", "corpora"):
         for name, entry in _mapping(config.get(group)).items():
-            paths.append(((group, name, "file"), _mapping(entry).get("file")))
+            file = _mapping(entry).get("file")
+            paths.append(((group, name, "file"), file))
+            paths += [((group, name, "file", index), path) for index, path in enumerate(_list(file))]
+            options = _mapping(_mapping(entry).get("options"))
+            paths += [((group, name, "options", option), path) for option, path in options.items()]
     for name, backbone in _mapping(config.get("backbones")).items():
         files = _list(_mapping(_mapping(backbone).get("tokenizer")).get("files"))
         paths += [(("backbones", name, "tokenizer", "files", index), file) for index, file in enumerate(files)]
+    for name, recipe in _mapping(_mapping(config.get("recipes")).get("rl")).items():
+        for reward in _mapping(_mapping(recipe).get("rewards")):
+            if ":" in reward:
+                paths.append((("recipes", "rl", name, "rewards", reward), reward.rpartition(":")[0]))
     for key, path in paths:
         if isinstance(path, str) and (not path.isprintable() or set("{}<>") & set(path) or path.startswith("-")):
             expected = "a path without braces, < and >, line breaks and other control characters, not starting with -"
@@ -631,13 +662,21 @@ def _check_forms(key: Key, name: str, task: dict[str, Any], config: dict[str, An
     """A task's forms, and the encoder that they need."""
     forms = [form for form in _forms(task) if form in FORMS and form != "tokens"]
     encoder, encoders = task.get("encoder"), _mapping(config.get("encoders"))
-    if isinstance(encoder, str) and encoder not in encoders:
-        problems.add((*key, "encoder"), _show(encoder), _one_of(encoders), encoders, name=encoder)
-    if forms and name in WITHOUT_RESIDUES:
+    for index, given in enumerate(encoders_of(task)):
+        if isinstance(given, str) and given not in encoders:
+            place = (*key, "encoder", index) if isinstance(encoder, list) else (*key, "encoder")
+            problems.add(place, _show(given), _one_of(encoders), encoders, name=given)
+    if forms and not catalog.residues(name, task):
         found = f"{' and '.join(forms)} of a task without residues"
         problems.add((*key, "sequences"), found, "tokens: an encoder has nothing to read")
     elif forms and encoder is None:
         problems.add((*key, "encoder"), "no encoder", f"a name of `encoders` for {' and '.join(forms)}")
+
+
+def encoders_of(task: Mapping[str, Any]) -> list[str]:
+    """The encoders that a task lists: `encoder` is one, a list of them, or null."""
+    given = task.get("encoder")
+    return given if isinstance(given, list) else [given] if given is not None else []
 
 
 def _forms(task: Mapping[str, Any]) -> list[Any]:
@@ -646,15 +685,38 @@ def _forms(task: Mapping[str, Any]) -> list[Any]:
     return forms if isinstance(forms, list) else [forms]
 
 
+# Keys of a task that only some kinds of tasks have.
+_OF_TABLES = ("modality", "columns", "labels", "question", "prompt", "split")
+_OF_ADAPTERS = ("hub", "revision", "options")
+
+
+# Endings of GenBank and EMBL flat files, which hold sequences.
+FLAT = (".gb", ".gbk", ".gbff", ".genbank", ".embl")
+
+
+def _check_corpus(key: Key, corpus: dict[str, Any], problems: Problems) -> None:
+    """What the ending of a corpus's file rules out."""
+    file = str(corpus.get("file", "")).lower().removesuffix(".gz").removesuffix(".zst")
+    if "field" in corpus and not file.endswith(".jsonl"):
+        problems.add((*key, "field"), "it beside a file that is not .jsonl", "no such key: only JSON lines have fields")
+    if file.endswith(FLAT) and corpus.get("modality") == "text":
+        problems.add((*key, "modality"), '"text" of a GenBank or EMBL file', "dna, rna or protein")
+
+
 def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
-    own = ("modality", "columns", "labels", "question")
+    if "adapter" in task:
+        _check_adapter(key, name, task, problems)
+        return
+    for entry in _OF_ADAPTERS:
+        if entry in task:
+            problems.add((*key, entry), "a key of adapters", f"`adapter` beside it ({_one_of(ADAPTERS)})")
     if "file" not in task:
         if name not in BUILTIN:
             names = ", ".join(BUILTIN)
-            expected = f"a built-in task ({names}), or the key `file` with a table of your own"
+            expected = f"a built-in task ({names}), or the key `file` with a table of your own, or the key `adapter`"
             problems.add(key, f"the task {_quote(name)} without a file", expected, BUILTIN)
         else:
-            for entry in own:
+            for entry in _OF_TABLES:
                 if entry in task:
                     problems.add(
                         (*key, entry),
@@ -663,6 +725,9 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
                     )
             if isinstance(task.get("ood"), list):
                 problems.add((*key, "ood"), _show(task["ood"]), "the number of OOD examples, an integer")
+            for split in ("id", "ood"):
+                if task.get(split) == "all":
+                    problems.add((*key, split), _show("all"), "a number of rows")
         return
     if name in BUILTIN:
         problems.add(
@@ -670,20 +735,150 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
             f"the name {_quote(name)}",
             "another name for a table of your own: this one is a built-in task",
         )
-    for entry in (*own, "ood"):
+    _check_table(key, task, problems)
+
+
+def _check_adapter(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
+    """The keys of a task whose data an adapter reads."""
+    if name in BUILTIN:
+        problems.add(key, f"the name {_quote(name)}", "another name: this one is a built-in task")
+    adapter = ADAPTERS.get(str(task["adapter"]))
+    if adapter is None:
+        if isinstance(task["adapter"], str):
+            known = list(ADAPTERS)
+            problems.add((*key, "adapter"), _show(task["adapter"]), _one_of(known), known, name=task["adapter"])
+        return
+    for entry in _OF_TABLES:
+        if entry in task and (entry != "split" or adapter.splits):
+            expected = f"no such key: the adapter {task['adapter']} knows its data"
+            problems.add((*key, entry), "a key of tables of your own", expected)
+    counts = " or ".join(map(str, adapter.files)) or "1 or more"
+    files = f"`file`, {counts} file{'s' if counts != '1' else ''}"
+    if adapter.hub and ("file" in task) == ("hub" in task):
+        found = "both file and hub" if "hub" in task else "neither file nor hub"
+        problems.add(key, found, f"{files}, or `hub`, a data set of the Hugging Face hub")
+    elif not adapter.hub:
+        if "file" not in task:
+            problems.add((*key, "file"), "no such key", f"it to be given: {files}")
+        if "hub" in task:
+            problems.add((*key, "hub"), "it", f"no such key: the adapter {task['adapter']} reads {files}")
+    if "revision" in task and "hub" not in task:
+        problems.add((*key, "revision"), "it without hub", "no such key beside file")
+    given = [task["file"]] if isinstance(task.get("file"), str) else _list(task.get("file"))
+    if given and adapter.files and len(given) not in adapter.files:
+        problems.add((*key, "file"), f"{len(given)} files", counts)
+    if not adapter.splits:
+        _check_held_out(key, task, problems)
+        _check_split((*key, "split"), _mapping(task.get("split")), False, problems)
+    if adapter.splits and isinstance(task.get("ood"), list):
+        problems.add((*key, "ood"), _show(task["ood"]), "a number of rows, or all: these data come with splits")
+    _check_adapter_options((*key, "options"), adapter, task.get("options", {}), problems)
+
+
+def _check_adapter_options(key: Key, adapter: catalog.Adapter, options: object, problems: Problems) -> None:
+    if not isinstance(options, dict):
+        return
+    types = {name: option.kind for name, option in adapter.options.items()}
+    source = f"an option of this adapter ({', '.join(types) or 'it has none'})"
+    _check_options(key, options, types, source, problems)
+    for name, option in adapter.options.items():
+        if name not in options and option.default is catalog.REQUIRED:
+            problems.add((*key, name), "no such key", f"it to be given: {option.meaning}")
+        value: Any = options.get(name)
+        numeric = isinstance(value, int | float) and _fits(option.kind, value)
+        if numeric and option.least is not None and value < option.least:
+            problems.add((*key, name), _show(value), f"a number >= {option.least}")
+        if option.kind == "str" and value == "":
+            problems.add((*key, name), _show(value), "a text that is not empty")
+
+
+def _check_table(key: Key, task: dict[str, Any], problems: Problems) -> None:
+    """The keys of a table of the user's own."""
+    made = "split" in task
+    for entry in ("modality", "columns", "labels"):
         if entry not in task:
             problems.add((*key, entry), "no such key", "it to be given beside file")
-    if _is_int(task.get("ood")):
-        problems.add(
-            (*key, "ood"),
-            _show(task["ood"]),
-            "the list of groups that are held out, e.g. [kinase, gpcr]",
-        )
+    if "question" not in task and "prompt" not in task:
+        problems.add((*key, "question"), "no such key", "it to be given beside file, or `prompt`, a whole template")
+    if "question" in task and "prompt" in task:
+        problems.add((*key, "prompt"), "it beside question", "one of the two")
+    if isinstance(task.get("file"), list):
+        problems.add((*key, "file"), _show(task["file"]), "one path: a task without an adapter reads one table")
+    _check_held_out(key, task, problems)
+    columns = _mapping(task.get("columns"))
+    if made and "group" in columns:
+        expected = "no such key: `split` says what is held out (with `by: group` its `column`)"
+        problems.add((*key, "columns", "group"), "it beside split", expected)
+    if not made and columns and "group" not in columns:
+        problems.add((*key, "columns", "group"), "no such key", "it to be given: what `ood` holds out, or `split`")
     for index, label in enumerate(_list(task.get("labels"))):
         if isinstance(label, str) and label and (label != label.strip() or "<" in label or not label.isprintable()):
             found = f"the label {_quote(label)}"
             expected = "one line without < and without spaces at its ends: answers are parsed strictly"
             problems.add((*key, "labels", index), found, expected)
+    if isinstance(task.get("prompt"), str):
+        _check_template((*key, "prompt"), task["prompt"], columns, problems)
+    _check_split((*key, "split"), _mapping(task.get("split")), True, problems)
+
+
+def _check_held_out(key: Key, task: dict[str, Any], problems: Problems) -> None:
+    """`ood` lists groups, or `split` says what is held out and `ood` how many rows of it are tested."""
+    expected = "the list of groups that are held out, e.g. [kinase, gpcr], or `split`"
+    if "split" in task:
+        if isinstance(task.get("ood"), list):
+            problems.add((*key, "ood"), _show(task["ood"]), "a number of rows, or all: `split` says what is held out")
+    elif "ood" not in task:
+        problems.add((*key, "ood"), "no such key", f"it to be given beside file: {expected}")
+    elif _is_int(task["ood"]) or task["ood"] == "all":
+        problems.add((*key, "ood"), _show(task["ood"]), expected)
+    if task.get("id") == "all":
+        problems.add((*key, "id"), _show("all"), "a number of rows: only data that come with splits have all")
+
+
+def _check_template(key: Key, template: str, columns: dict[str, Any], problems: Problems) -> None:
+    """A prompt with names of columns in braces: only names, the sequence once, and not the answer."""
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        problems.add(key, f"a template that cannot be read ({error})", "names of columns in braces; {{ for a brace")
+        return
+    names = [name for _, name, _, _ in fields if name is not None]
+    for _, name, form, conversion in fields:
+        if name is not None and (not name or form or conversion or set(name) & set(".[]") or name.isdigit()):
+            problems.add(key, f"the field {_quote(name)} with more than a name", "names of columns in braces alone")
+    if names.count("sequence") != 1:
+        problems.add(key, f"{{sequence}} {names.count('sequence')} times", "it once: there the sequence stands")
+    for role in ("label", "reasoning"):
+        if columns.get(role) in names and columns[role] not in ("sequence", "options"):
+            problems.add(key, f"{{{columns[role]}}}, the column of the {role}", "a prompt that does not give it away")
+
+
+def _check_split(key: Key, split: dict[str, Any], names_column: bool, problems: Problems) -> None:
+    """How OOD rows are chosen: keys that a way needs, and those that it does not have.
+
+    An adapter knows the column of groups (its option `group`); a table names it.
+    """
+    column = ("column",) if names_column else ()
+    needs = {"group": column, "time": column, "similarity": ("threshold",)}
+    way = split.get("by")
+    if not isinstance(way, str) or way not in needs:
+        return
+    for entry in needs[way]:
+        if entry not in split:
+            problems.add((*key, entry), "no such key", f"it to be given with `by: {way}`")
+    for entry in ("column", "threshold", "after"):
+        if entry in split and entry not in needs[way] and not (entry == "after" and way == "time"):
+            problems.add((*key, entry), f"it with `by: {way}`", "no such key")
+    if ("ood" in split) == ("after" in split) and way == "time":
+        found = "both ood and after" if "ood" in split else "neither ood nor after"
+        problems.add(key, found, "ood (the share of the latest rows) or after (a date)")
+    elif way != "time" and "ood" not in split:
+        problems.add((*key, "ood"), "no such key", "the share of the rows that is held out, e.g. 0.2")
+    if isinstance(split.get("after"), str):
+        try:
+            datetime.datetime.fromisoformat(split["after"])
+        except ValueError:
+            problems.add((*key, "after"), _show(split["after"]), "a date as in ISO 8601, e.g. 2020-01-31")
 
 
 def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], config: dict[str, Any], problems: Problems) -> None:
@@ -871,6 +1066,8 @@ def _check_lineage(key: Key, lineage: dict[str, Any], config: dict[str, Any], pr
     _check_room(key, lineage, config, problems)
     reads = _check_lineage_forms(key, lineage, config, problems)
     chosen = [name for name in _list(lineage.get("sft")) if isinstance(name, str) and name in sft]
+    for sized in chosen:
+        _check_examples("sft", sized, lineage, config, problems)
     budget = lineage.get("budget")
     for index, entry in enumerate(_list(lineage.get("rl"))):
         place = (*key, "rl", index)
@@ -889,7 +1086,8 @@ def _check_lineage(key: Key, lineage: dict[str, Any], config: dict[str, Any], pr
             problems.add((*place, "from"), "no such key", expected)
         for position, start in enumerate(_list(_mapping(entry).get("from"))):
             _check_start((*place, "from", position), start, chosen, lineage, sft, problems)
-        _check_examples(place, _mapping(entry), lineage, config, problems)
+        _check_examples("rl", name, lineage, config, problems)
+        _check_rewards(_mapping(entry), lineage, config, problems)
         if reads and isinstance(name, str):
             _check_features(name, _mapping(rl.get(name)), _is_cold(_mapping(entry), budget), problems)
     if isinstance(budget, dict):
@@ -964,22 +1162,36 @@ def _check_start(
 
 
 def _check_examples(
-    key: Key,
-    entry: dict[str, Any],
-    lineage: dict[str, Any],
-    config: dict[str, Any],
-    problems: Problems,
+    kind: str, name: object, lineage: dict[str, Any], config: dict[str, Any], problems: Problems
 ) -> None:
-    """More RL examples than a task has would be fewer than the config says."""
-    name = entry.get("recipe")
-    recipe = _mapping(_mapping(_mapping(config.get("recipes")).get("rl")).get(str(name)))
+    """More examples than a task has would be fewer than the config says."""
+    recipe = _mapping(_mapping(_mapping(config.get("recipes")).get(kind)).get(str(name)))
     wanted = recipe.get("examples")
+    if wanted is not None and "fraction" in recipe:
+        problems.add(("recipes", kind, str(name), "examples"), f"{_show(wanted)} beside fraction", "one of the two")
     tasks = _mapping(config.get("tasks"))
     for task in _chosen(lineage.get("tasks", "all"), tasks):
         available = _mapping(tasks[task]).get("train", DEFAULTS["task"]["train"])
         if _is_int(wanted) and _is_int(available) and wanted > available:
             expected = f"at most {available}, the size of tasks.{task}.train"
-            problems.add(("recipes", "rl", str(name), "examples"), _show(wanted), expected)
+            problems.add(("recipes", kind, str(name), "examples"), _show(wanted), expected)
+
+
+def _check_rewards(
+    entry: dict[str, Any],
+    lineage: dict[str, Any],
+    config: dict[str, Any],
+    problems: Problems,
+) -> None:
+    """A reward that compares sets of terms has nothing to compare where answers are labels."""
+    name = str(entry.get("recipe"))
+    recipe = _mapping(_mapping(_mapping(config.get("recipes")).get("rl")).get(name))
+    tasks = _mapping(config.get("tasks"))
+    for task in _chosen(lineage.get("tasks", "all"), tasks):
+        if not catalog.of_terms(_mapping(tasks[task])):
+            for reward in OF_TERMS & _mapping(recipe.get("rewards")).keys():
+                found = f"it in a lineage with the task {task}, whose answers are labels"
+                problems.add(("recipes", "rl", name, "rewards", reward), found, "correct, or a recipe of its own")
 
 
 def _chosen(names: object, valid: Mapping[str, Any]) -> list[str]:
@@ -1014,7 +1226,11 @@ def _check_budget(
     for name in ("sft", "rl"):
         if not lineage.get(name):
             problems.add((*key, name), "no such key", f"the {name} recipes that share the budget")
-    total = budget.get("epochs")
+    given = [name for name in ("epochs", "examples") if name in budget]
+    if len(given) != 1:
+        problems.add((*key, "budget"), " and ".join(given) or "neither epochs nor examples", "one of them")
+        return
+    total = budget[given[0]]
     for index, pair in enumerate(_list(budget.get("split"))):
         place = (*key, "budget", "split", index)
         if not (isinstance(pair, list) and len(pair) == 2 and all(_is_int(part) for part in pair)):
@@ -1023,21 +1239,51 @@ def _check_budget(
             problems.add(
                 place,
                 f"{pair[0]} + {pair[1]} = {sum(pair)}",
-                f"[SFT, RL] epochs that add up to {total}",
+                f"[SFT, RL] {given[0]} that add up to {total}",
             )
         for part, kind, names in ((0, "sft", chosen), (1, "rl", starts)):
-            for recipe_name in names:
-                recipe = _mapping(recipes.get(kind)).get(str(recipe_name))
-                if recipe is not None and pair[part] not in (0, *_rungs(recipe)):
-                    rungs = ", ".join(map(str, _rungs(recipe)))
-                    problems.add(
-                        (*place, part),
-                        _show(pair[part]),
-                        f"0 or a rung of {kind} recipe {recipe_name} ({rungs})",
-                    )
+            known = {str(name): _mapping(_mapping(recipes.get(kind)).get(str(name))) for name in names}
+            if given[0] == "epochs":
+                for name, recipe in known.items():
+                    if recipe and pair[part] not in (0, *_rungs(recipe)):
+                        rungs = ", ".join(map(str, _rungs(recipe)))
+                        expected = f"0 or a rung of {kind} recipe {name} ({rungs})"
+                        problems.add((*place, part), _show(pair[part]), expected)
+            elif pair[part] and not spending(known, list(known), pair[part], "examples"):
+                sums = sorted({rung * recipe["examples"] for recipe in known.values() for rung in _sized(recipe)})
+                expected = f"0, or epochs x examples of a {kind} recipe of this lineage ({', '.join(map(str, sums))})"
+                problems.add((*place, part), _show(pair[part]), expected)
+
+
+def unit(budget: Mapping[str, Any]) -> str:
+    """What a lineage's budget counts: epochs or examples."""
+    return "examples" if "examples" in budget else "epochs"
+
+
+def spending(recipes: Mapping[str, Any], names: Iterable[str], amount: int, unit: str) -> list[tuple[str, int]]:
+    """(recipe, rung) of those of `names` that spend this amount: so many epochs, or epochs x examples."""
+    if unit == "epochs":
+        return [(name, amount) for name in names]
+    sizes = [(name, rung, rung * recipes[name]["examples"]) for name in names for rung in _sized(recipes[name])]
+    return [(name, rung) for name, rung, size in sizes if size == amount]
+
+
+def _sized(recipe: dict[str, Any]) -> list[int]:
+    """The rungs of a recipe that says its number of examples; none if it does not."""
+    return _rungs(recipe) if _is_int(recipe.get("examples")) else []
 
 
 # --- Defaults ---
+
+
+def _parts(task: Mapping[str, Any]) -> list[str]:
+    """The parts of DEFAULTS that hold for a task."""
+    if "adapter" in task:
+        given = ["given"] if ADAPTERS[task["adapter"]].splits else ["split"] if "split" in task else []
+        return ["task", "adapter", *given, *(["hub"] if "hub" in task else [])]
+    if "split" in task:
+        return ["task", "split"]
+    return ["task"] if "file" in task else ["task", "builtin"]
 
 
 def _fill(config: dict[str, Any]) -> dict[str, Any]:
@@ -1065,11 +1311,11 @@ def _fill(config: dict[str, Any]) -> dict[str, Any]:
             encoders[name] = fill({**encoder, "training": training}, "encoder")
         else:
             encoders[name] = fill(encoder, "encoder pretrained", "encoder")
-    tasks = {
-        name: fill(task, "task") if "file" in task else fill(task, "task", "builtin")
-        for name, task in config["tasks"].items()
-    }
+    tasks = {name: fill(task, *_parts(task)) for name, task in config["tasks"].items()}
     for task in tasks.values():
+        if "adapter" in task:
+            options = ADAPTERS[task["adapter"]].options
+            task["options"] = {name: option.default for name, option in options.items()} | task["options"]
         task["sequences"] = _forms(task)
     resources = config.get("resources", {})
     lineages = [fill(lineage, "lineage") for lineage in config["lineages"]]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from cisterna import config as configs
 from cisterna.config import recipe_keys, suggest
 from cisterna.errors import UserError
-from cisterna.tasks.catalog import SOURCES
+from cisterna.tasks import catalog
 
 READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained")  # keys of an encoder
 LADDERS = ("constant", "constant_with_warmup")  # under which a longer run starts as the shorter one
@@ -64,6 +64,7 @@ class Study:
     config: dict[str, Any]
     models: tuple[Model, ...]
     tested: frozenset[tuple[str, str]]  # (path of a base or CPT model, task it is evaluated on)
+    sweeps: dict[str, tuple[str, ...]]  # paths of the models that the lineages of each sweep ask for; "" is no sweep
 
     @cached_property
     def _index(self) -> dict[str, Model]:
@@ -154,6 +155,10 @@ class Study:
         own = recipe_keys(kind)
         return {key: value for key, value in self.recipe(kind, name).items() if key not in own}
 
+    def documents(self, corpus: str) -> dict[str, Any]:
+        """Which documents of its file a corpus takes: field, train_documents, heldout_documents, as far as given."""
+        return {key: value for key, value in self.config["corpora"][corpus].items() if key not in ("file", "modality")}
+
     def reading(self, encoder: str) -> dict[str, Any]:
         """How an encoder's features are read: layer, pool, flank, letters, storage, batch_tokens, trained."""
         return {key: value for key, value in self.config["encoders"][encoder].items() if key in READING}
@@ -205,9 +210,14 @@ class Study:
         shared = recipe["lr_scheduler_type"] in LADDERS
         return "results/.work/" + (model.path.rpartition("/")[0] if shared else model.path)
 
-    def source(self, task: str) -> str:
-        """The raw table of a task: the user's file, or the one that ships."""
-        return self.config["tasks"][task].get("file") or SOURCES[task]
+    def reward_files(self, recipe: str) -> list[str]:
+        """The files of the user's own rewards (PATH:FUNCTION) that an RL recipe names, relative to the clone."""
+        names = self.recipe("rl", recipe)["rewards"]
+        return sorted({name.rpartition(":")[0] for name in names if ":" in name})
+
+    def sources(self, task: str) -> list[str]:
+        """The local files that a task is made from: the user's, or the one that ships; none if it is on the hub."""
+        return catalog.sources(task, self.config["tasks"][task])
 
     def lineage(self, model: Model) -> tuple[str, ...]:
         """Paths of the models that `model` was made from, its parent first and the base last."""
@@ -234,24 +244,24 @@ def load(config: Mapping[str, Any], where: str = "config") -> Study:
 
 
 def _study(config: dict[str, Any]) -> Study:
-    models, tested = _expand(config)
-    return Study(config["study"], config, models, tested)
-
-
-def _expand(config: dict[str, Any]) -> tuple[tuple[Model, ...], frozenset[tuple[str, str]]]:
     """Every model of the lineages, once, parents and previous rungs first; base and CPT tests."""
     models: dict[str, Model] = {}
     tested: set[tuple[str, str]] = set()
+    sweeps: dict[str, dict[str, None]] = {}
     for lineage in config["lineages"]:
+        asked: dict[str, Model] = {}
         for backbone in lineage["backbones"]:
-            base = _add(models, _untrained(backbone, None))
+            base = _add(asked, _untrained(backbone, None))
             for cpt in lineage["cpt"]:
-                start = base if cpt == "none" else _add(models, _untrained(backbone, cpt))
+                start = base if cpt == "none" else _add(asked, _untrained(backbone, cpt))
                 for task in lineage["tasks"]:
                     tested |= {(base.path, task), (start.path, task)}
                     for origin in _origins(config, lineage, task):
-                        _grow(models, config["recipes"], lineage, start, origin)
-    return tuple(models.values()), frozenset(tested)
+                        _grow(asked, config["recipes"], lineage, start, origin)
+        models |= {path: model for path, model in asked.items() if path not in models}
+        sweeps.setdefault(lineage.get("sweep", ""), {}).update(dict.fromkeys(asked))
+    named = {name: tuple(paths) for name, paths in sweeps.items()}
+    return Study(config["study"], config, tuple(models.values()), frozenset(tested), named)
 
 
 class Origin(NamedTuple):
@@ -274,8 +284,9 @@ def _origins(config: dict[str, Any], lineage: dict[str, Any], task: str) -> list
     spec = config["tasks"][task]
     forms = spec["sequences"] if lineage["sequences"] == "all" else lineage["sequences"]
     return [
-        Origin(task, form, None if form == "tokens" else spec["encoder"], seed)
+        Origin(task, form, encoder, seed)
         for form in forms
+        for encoder in ([None] if form == "tokens" else configs.encoders_of(spec))
         for seed in config["seeds"]
     ]
 
@@ -293,11 +304,16 @@ def _grow(
         return _climb(models, recipes[kind][name], parent, origin, (kind, name), wanted)
 
     if "budget" in lineage:
-        for sft_epochs, rl_epochs in lineage["budget"]["split"]:
-            for sft in lineage["sft"]:
-                rungs = climb(start, "sft", sft, [sft_epochs] if sft_epochs else [])
-                for entry in lineage["rl"] if rl_epochs else []:
-                    climb(rungs.get(sft_epochs, start), "rl", entry["recipe"], [rl_epochs])
+        unit = configs.unit(lineage["budget"])
+        starts = [entry["recipe"] for entry in lineage["rl"]]
+        for sft_amount, rl_amount in lineage["budget"]["split"]:
+            below = [start]
+            if sft_amount:
+                spent = configs.spending(recipes["sft"], lineage["sft"], sft_amount, unit)
+                below = [climb(start, "sft", name, [rung])[rung] for name, rung in spent]
+            for parent in below if rl_amount else []:
+                for name, rung in configs.spending(recipes["rl"], starts, rl_amount, unit):
+                    climb(parent, "rl", name, [rung])
         return
     parents: list[dict[int | str, Model]] = [{"cold": start}]
     for sft in lineage["sft"]:

@@ -32,6 +32,7 @@ if workflow.storage_settings.default_storage_provider == "s3" and not SHARED:
 EVALUATIONS = {folder: (path, task) for folder, path, task in STUDY.evaluations()}
 FOLDER = f"results/studies/{STUDY.name}"
 REPORT = f"{FOLDER}/figures/table.html"
+PARTIAL = f"{FOLDER}/partial"
 TOKENIZED = {backbone for backbone, _ in STUDY.tokenized}
 PERPLEXITIES = [
     f"results/{model.path}/perplexity.json"
@@ -149,8 +150,13 @@ def digest(name):
 
 
 def table_of(wildcards):
-    """The table that a task is made from."""
-    return [STUDY.source(wildcards.task)]
+    """The files that a task is made from; none if it is on the hub."""
+    return STUDY.sources(wildcards.task)
+
+
+def rewards_of(wildcards):
+    """The files of the user's own rewards that an RL recipe names."""
+    return STUDY.reward_files(wildcards.recipe)
 
 
 def texts_of(wildcards):
@@ -255,10 +261,19 @@ def placement(stage, gpu):
     return {name: of(name) for name in set().union(*placed.values())}
 
 
-def figure(name, category, label):
+def missing(wildcards):
+    """The category of the page of a partial study, by which the report's first page says that it is one."""
+    import pandas
+
+    path = Path(PARTIAL) / "cells.parquet"
+    states = pandas.read_parquet(path, columns=["state"])["state"] if path.is_file() else []
+    return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
+
+
+def figure(name, category, label, folder=FOLDER):
     """One figure as a target of `snakemake --report`, with the caption of its name."""
     return report(
-        f"{FOLDER}/figures/{name}.svg",
+        f"{folder}/figures/{name}.svg",
         caption=f"../report/{name}.rst",
         category=category,
         labels={"figure": label},

@@ -22,6 +22,11 @@ becomes
     trace   no proline
     answer  high
 
+`prompt` takes the place of `question` where the whole prompt is to be written, with the columns it
+names in braces: `Is {variant} active in {cell}? {sequence} It is one of {options}.` There {sequence} is
+the tagged sequence and {options} the labels. `split` takes the place of `ood` and of the column
+`group` where OOD rows are to be chosen (`cisterna.splits`).
+
 Not for tables that need a trace computed from the sequence: write a task module for that, like its
 neighbours here.
 """
@@ -31,8 +36,10 @@ from __future__ import annotations
 import functools
 import json
 import re
+import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -84,18 +91,22 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     `cisterna.tasks.read`.
     """
     where = f"tasks.{name}"
-    for key in ("file", "modality", "columns", "labels", "question", "ood"):
+    split = spec.get("split") or {}
+    question = "prompt" if "prompt" in spec else "question"
+    for key in ("file", "modality", "columns", "labels", question, *(() if split else ("ood",))):
         if not spec.get(key):
             raise UserError(
                 f"{where}.{key}: missing or empty. A task with its own file needs it; see config/README.md."
             )
     if spec["modality"] not in ALPHABETS:
         raise UserError(f"{where}.modality: {spec['modality']!r} is not a modality. Use one of {', '.join(ALPHABETS)}.")
-    columns = spec["columns"]
+    columns = dict(spec["columns"])
     for column in REQUIRED:
         if not columns.get(column):
             raise UserError(f"{where}.columns.{column}: missing. Name the column of {spec['file']} that holds it.")
-    if not columns.get("group"):
+    if split.get("column"):
+        columns["group"] = split["column"]
+    elif not split and not columns.get("group"):
         raise UserError(
             f"{where}.columns.group: missing. {where}.ood holds out groups, so name the column that holds the group."
         )
@@ -109,32 +120,38 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         if label != label.strip() or not label or "\n" in label:
             raise UserError(f"{where}.labels: {label!r} must be one line without blanks around it.")
         refuse_markup(label, f"{where}.labels")
-    refuse_markup(str(spec["question"]), f"{where}.question")
-    held_out = tuple(str(group) for group in spec["ood"])
+    asked = str(spec[question]).strip()
+    refuse_markup(asked, f"{where}.{question}")
+    template = asked if question == "prompt" else None
+    fields = named(template) if template else ()
+    held_out = () if split else tuple(str(group) for group in spec["ood"])
     path = Path(spec["file"])
+    write = functools.partial(prompt, asked, modality=spec["modality"], labels=labels)
+    if template is not None:
+        write = functools.partial(fill, template, modality=spec["modality"], labels=labels)
     return Task(
         name=name,
         modality=spec["modality"],
         labels=labels,
+        open=functools.partial(open_table, path),
         examples=functools.partial(
             examples,
             path=path,
-            columns=dict(columns),
+            columns=columns,
             modality=spec["modality"],
             labels=labels,
-            question=str(spec["question"]).strip(),
-            held_out=held_out,
+            write=write,
+            fields=fields,
+            held_out=None if split else held_out,
         ),
-        prompt=functools.partial(prompt, str(spec["question"]).strip(), modality=spec["modality"], labels=labels),
+        meaning=f"column {columns['label']!r} of {path}",
+        rule="" if split else f"out of domain: rows whose {columns['group']!r} is one of {', '.join(held_out)}",
+        sources=(str(path),),
+        prompt=write,
         segments=lambda sequence: [segment(sequence)],
         letters=ALPHABETS[spec["modality"]],
-        length=None,
-        source=str(path),
-        meaning=f"column {columns['label']!r} of {path}",
-        rule=f"out of domain: rows whose {columns['group']!r} is one of {', '.join(held_out)}",
-        open=open_table,
-        quoted=False,
         columns=columns,
+        fields=fields,
     )
 
 
@@ -159,6 +176,32 @@ def open_table(path: Path) -> pd.DataFrame:
     return frame
 
 
+def named(template: str) -> tuple[str, ...]:
+    """The columns that a template names, without its own fields sequence and options."""
+    names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name)
+    return tuple(name for name in names if name not in ("sequence", "options"))
+
+
+def fill(
+    template: str,
+    sequence: str,
+    cells: Mapping[str, str] = MappingProxyType({}),
+    *,
+    modality: str,
+    labels: tuple[str, ...],
+) -> str:
+    """The template with the tagged sequence, the labels and the cells of a row; ends with a newline."""
+    tagged = f"<{modality}>{sequence}</{modality}>"
+    own = {"sequence": tagged, "options": ", ".join(labels)}
+    return (
+        "".join(
+            text + ("" if name is None else own[name] if name in own else cells[name])
+            for text, name, _, _ in string.Formatter().parse(template)
+        )
+        + "\n"
+    )
+
+
 def prompt(question: str, sequence: str, modality: str, labels: tuple[str, ...]) -> str:
     """The question, the tagged sequence and the answers to choose from; ends with a newline."""
     return f"{question}\n<{modality}>{sequence}</{modality}>\nOptions: {', '.join(labels)}\n"
@@ -171,10 +214,15 @@ def examples(
     columns: Mapping[str, str],
     modality: str,
     labels: tuple[str, ...],
-    question: str,
-    held_out: tuple[str, ...],
+    write: Callable[..., str],
+    fields: tuple[str, ...] = (),
+    held_out: tuple[str, ...] | None = None,
 ) -> pd.DataFrame:
-    """Raw rows as examples, with upper-case sequences. A repeated sequence is kept once.
+    """Raw rows as examples, with upper-case sequences. A repeated sequence is kept once: the first, or without
+    `held_out` that of the first group (the earliest, if groups are dates) and id.
+
+    `write` makes the prompt of a sequence and, where there are `fields`, of their cells by name. Without
+    `held_out`, the groups that are out of domain, no row is: `cisterna.splits` chooses them.
 
     Rows in messages count from 1, without the header. Raises UserError naming file and row for a
     missing column or value, a repeated id, a label outside `labels`, a letter outside the modality,
@@ -183,10 +231,15 @@ def examples(
     """
     for role, column in columns.items():
         if column not in raw.columns:
+            key = "split.column" if role == "group" and held_out is None else f"columns.{role}"
+            raise UserError(f"{path}: no column {column!r} ({key}). It has: {', '.join(map(str, raw.columns))}.")
+    for column in fields:
+        if column not in raw.columns:
             raise UserError(
-                f"{path}: no column {column!r} (columns.{role}). It has: {', '.join(map(str, raw.columns))}."
+                f"{path}: no column {column!r}, which `prompt` names. It has: {', '.join(map(str, raw.columns))}."
             )
     frame = pd.DataFrame({role: texts(raw[column], path, column, role) for role, column in columns.items()})
+    cells = pd.DataFrame({column: texts(raw[column], path, column, "prompt") for column in fields}, index=frame.index)
     frame["sequence"] = [text.upper() for text in frame["sequence"]]
 
     duplicated = frame["id"].duplicated()
@@ -221,9 +274,14 @@ def examples(
     for role in columns:
         for row, text in enumerate(frame[role], 1):
             refuse_markup(text, f"{path}: row {row}: column {columns[role]!r}")
+    for column in fields:
+        for row, text in enumerate(cells[column], 1):
+            refuse_markup(text, f"{path}: row {row}: column {column!r}")
 
-    frame["ood"] = frame["group"].isin(held_out)
-    for name in held_out:
+    if "group" not in frame.columns:
+        frame["group"] = "all"
+    frame["ood"] = frame["group"].isin(held_out or ())
+    for name in held_out or ():
         if name not in set(frame["group"]):
             raise UserError(
                 f"{path}: no row has the group {name!r}, which `ood` holds out. Column "
@@ -241,12 +299,15 @@ def examples(
                 f"{what}. "
                 "Keep one of them, or none."
             )
-    frame = frame.drop_duplicates("sequence", ignore_index=True)
+    # Where rows are chosen by their group or date, which of the repeated ones is read must not depend on their order.
+    order = frame.index if held_out is not None else frame.sort_values(["group", "id"]).index
+    once = ~frame["sequence"][order].duplicated().reindex(frame.index)
+    frame, given = frame[once].reset_index(drop=True), records(cells[once], fields)
     centers = frame["center"] if "position" in columns else [None] * len(frame)
     return pd.DataFrame(
         {
             "id": frame["id"],
-            "prompt": [prompt(question, sequence, modality, labels) for sequence in frame["sequence"]],
+            "prompt": [write(sequence, *row) for sequence, row in zip(frame["sequence"], given, strict=True)],
             "segments": [
                 [segment(sequence, 0, middle)] for sequence, middle in zip(frame["sequence"], centers, strict=True)
             ],
@@ -257,6 +318,13 @@ def examples(
             "ood": frame["ood"],
         }
     )
+
+
+def records(cells: pd.DataFrame, fields: tuple[str, ...]) -> list[tuple[dict[str, str], ...]]:
+    """What `write` takes beside the sequence, of each row: nothing, or the cells of `fields` by name."""
+    if not fields:
+        return [()] * len(cells)
+    return [(dict(zip(fields, row, strict=True)),) for row in cells[list(fields)].itertuples(index=False)]
 
 
 def texts(column: pd.Series, path: Path, name: str, role: str) -> list[str]:

@@ -1,0 +1,368 @@
+"""cells: the label of a cell, from its genes in the order of their expression; any `.h5ad` file of AnnData.
+
+A cell becomes a "cell sentence" (Levine et al., Cell2Sentence, ICML 2024): the upper-case names of the genes that it
+expresses, the most expressed first, of which the first `genes` are shown. The order is that of the `cell2sentence`
+package (1.2.0), gene by gene: genes of equal expression stand in a random order that is drawn cell after cell, in the
+order of the file, with the package's seed 42; values that are zero, also those that are stored, name no gene. So the
+sentences are those that the package makes of the chosen cells as one AnnData.
+
+With this entry in the config
+
+    blood:
+      adapter: cells
+      file: data/pbmc.h5ad
+      options: {label: bulk_labels, group: phase, genes: 16}
+      ood: [S, G2M]
+
+the cell AAAGCCTGGCTAAC-1, whose `bulk_labels` is CD14+ Monocyte and whose largest values are 5.54 FTL, 4.55 CD74, 4.21
+AIF1, HLA-DPA1 and JUNB, 4.15 LST1, 4.09 HLA-DRA and 4.02 TYROBP, becomes
+
+    prompt  Which cell type? FTL CD74 JUNB HLA-DPA1 AIF1 LST1 HLA-DRA TYROBP CST3 HLA-DRB1 S100A4 CTSS HLA-DRB5 FCER1G
+            TIMP1 HLA-DPB1
+    trace   most expressed FTL, CD74, JUNB, HLA-DPA1, AIF1
+    answer  CD14+ Monocyte
+
+(Zheng et al., Nature Communications 8:14049, 2017; normalised and logarithmic, as shipped in Scanpy 1.11.5.)
+
+The file is never in memory as a whole: of `obs` the ids and two columns are read, of the expression the rows of the
+chosen cells, ENTRIES values at a time. A matrix that is stored by genes (CSC) is read once for every PASS cells. Which
+cells are chosen (`sample`) follows from the sha256 of seed and id, before any expression is read. Not for counting,
+normalising or annotating cells: that is done before, in Scanpy or the like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import heapq
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cisterna import tasks
+from cisterna.errors import UserError
+from cisterna.tasks import Task, catalog
+from cisterna.tasks.table import refuse_markup
+
+NAMED = 5  # genes of a trace
+RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
+TIES = 42  # `random_state` of cell2sentence.utils.generate_sentences
+ENTRIES = 4_000_000  # stored values in memory at a time: 32 to 64 MB
+PASS = 8192  # cells for which a matrix that is stored by genes (CSC) is read from end to end
+
+
+def task(name: str, spec: Mapping[str, Any]) -> Task:
+    """The task of an `.h5ad` file. `spec` is its entry in the config; the file is opened by `cisterna.tasks.read`."""
+    options = dict(spec["options"])
+    path = Path(catalog.sources(name, spec)[0])
+    held_out = tuple(map(str, spec["ood"])) if isinstance(spec.get("ood"), list | tuple) else ()
+    options["question"] = str(options["question"]).strip()
+    refuse_markup(options["question"], f"tasks.{name}.options.question")
+    rule = f"out of domain: cells whose {options['group']!r} is one of {', '.join(held_out)}" if held_out else ""
+    made = Task(
+        name=name,
+        modality="rna",
+        labels=None,
+        examples=functools.partial(examples, path=path, options=options, held_out=held_out),
+        open=functools.partial(read, path, options, int(spec.get("seed", 0))),
+        meaning=f"obs column {options['label']!r} of {path}",
+        rule=rule,
+        sources=(str(path),),
+        prompt=functools.partial(prompt, options["question"], genes=options["genes"]),
+        segments=lambda sentence: [],
+        letters=None,
+        length=None,
+    )
+    return dataclasses.replace(made, ask=functools.partial(_ask, made, options))
+
+
+def prompt(question: str, sentence: str, genes: int) -> str:
+    """The question and the first `genes` genes of a sentence; ends with a newline."""
+    return f"{question} {' '.join(sentence.split()[:genes])}\n"
+
+
+def reasoning(sentence: str) -> str:
+    """The first genes of a sentence, named again."""
+    return f"most expressed {', '.join(sentence.split()[:NAMED])}"
+
+
+def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_out: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of `read` as examples. A repeated sentence is kept once.
+
+    Raises UserError for a held-out group that no cell has, and for two cells with one sentence and two labels, or on
+    both sides of the split.
+    """
+    frame = raw.assign(ood=raw["group"].isin(held_out))
+    for name in held_out:
+        if name not in set(frame["group"]):
+            raise UserError(
+                f"{path}: no cell that was chosen has the group {name!r}, which `ood` holds out. obs column "
+                f"{options['group']!r} has: {_some(sorted(set(frame['group'])))}."
+            )
+    for role, what in (("label", "labels"), ("ood", "sides of the split (in and out of domain)")):
+        differs = (frame.groupby("sequence")[role].transform("first") != frame[role]).to_numpy()
+        if differs.any():
+            second = int(differs.argmax())
+            first = int((frame["sequence"] == frame["sequence"].iloc[second]).to_numpy().argmax())
+            raise UserError(
+                f"{path}: cells {frame['id'].iloc[first]!r} and {frame['id'].iloc[second]!r} have the same first "
+                f"{options['genes']} genes but different {what}. Raise options.genes, or remove one of them."
+            )
+    frame = frame.drop_duplicates("sequence", ignore_index=True)
+    return pd.DataFrame(
+        {
+            "id": frame["id"],
+            "prompt": [prompt(options["question"], sentence, options["genes"]) for sentence in frame["sequence"]],
+            "segments": [[] for _ in range(len(frame))],
+            "reasoning": frame["sequence"].map(reasoning),
+            "answer": frame["label"],
+            "sequence": frame["sequence"],
+            "group": frame["group"],
+            "ood": frame["ood"],
+        }
+    )
+
+
+def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True) -> pd.DataFrame:
+    """The cells of a file in its order: id, sequence (the first `genes` genes) and, if `labelled`, label and group.
+
+    With the option `sample`, only that many: those whose sha256 of seed and id is smallest, so that a larger sample
+    holds a smaller one. Raises UserError for a file that is no AnnData, for a column, layer or matrix that it does not
+    have, for repeated ids of cells or names of genes, and, naming cell and gene, for an expression that is negative or
+    no number, a gene whose name has blanks, a cell without a label or without an expressed gene.
+    """
+    with _opened(path) as file:
+        ids = _texts(_column(file, path, "obs", None), path, "obs", "the index")
+        if not ids:
+            raise UserError(f"{path}: has no cells.")
+        _refuse_repeated(ids, path, "cells", "Give every cell a name of its own (obs_names_make_unique)")
+        frame = pd.DataFrame({"id": ids})
+        if labelled:
+            for role in ("label", "group"):
+                column = _column(file, path, "obs", options[role])
+                frame[role] = _texts(column, path, "obs", f"column {options[role]!r}", ids)
+            for label in frame["label"].unique():
+                _check_label(label, f"{path}: obs column {options['label']!r}")
+        genes = _genes(file, path, options)
+        matrix = _matrix(file, path, options["layer"], (len(ids), len(genes)))
+        rows = np.arange(len(ids))
+        if options["sample"] is not None:  # by the hash that orders the rows when they are split
+            keys = (hashlib.sha256(f"{seed}:{identifier}".encode()).digest() for identifier in ids)
+            smallest = heapq.nsmallest(options["sample"], zip(keys, range(len(ids)), strict=True))
+            rows = np.sort([row for _, row in smallest])
+        sentences = []
+        random = np.random.RandomState(TIES)
+        for chosen, chunk in _chunks(matrix, rows):
+            _check_chunk(chunk, path, [ids[row] for row in chosen], genes)
+            for row in range(len(chosen)):
+                stored = slice(chunk.indptr[row], chunk.indptr[row + 1])
+                ranked = rank(chunk.indices[stored], chunk.data[stored], random)
+                sentences.append(" ".join(genes[column] for column in ranked[: options["genes"]]))
+    return frame.iloc[rows].assign(sequence=sentences).reset_index(drop=True)
+
+
+def rank(columns: np.ndarray, values: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """The columns of one cell's expressed genes, the most expressed first: int, shape as `columns`, which ascend.
+
+    As in cell2sentence.utils.generate_sentences: shuffled by `random`, then sorted by a stable sort.
+    """
+    order = np.arange(len(columns))
+    random.shuffle(order)
+    return columns[order][np.argsort(-values[order].astype(np.float64), kind="stable")]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file as `h5py.File`. What HDF5 or AnnData cannot read becomes a UserError."""
+    import h5py
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Paths are relative to the folder where the command runs.")
+    try:
+        with h5py.File(path, "r") as file:
+            for part in ("obs", "var"):
+                if not isinstance(file.get(part), h5py.Group) or "_index" not in file[part].attrs:
+                    raise UserError(
+                        f"{path}: no table {part!r} as AnnData 0.7 and later write it. Read it with anndata, and write "
+                        "it again with write_h5ad."
+                    )
+            yield file
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: cannot be read as .h5ad ({reason}). Copy or write it again.") from error
+
+
+def _column(file: Any, path: Path, part: str, name: str | None) -> pd.Series:
+    """A column of `obs` or `var`, its index if `name` is None. Of a table of today's form nothing else is read."""
+    from anndata.io import read_elem
+
+    table = file[part]
+    index = table.attrs["_index"]
+    if name is not None and (name not in table or name == "__categories"):
+        has = [key for key in table if key not in (index, "__categories")]
+        raise UserError(f"{path}: no column {name!r} in {part}. It has: {_some(has)}.")
+    if "__categories" in table and name is not None:  # AnnData 0.7: the categories lie beside the columns
+        return read_elem(table)[name]
+    return pd.Series(read_elem(table[index if name is None else name]))
+
+
+def _texts(column: pd.Series, path: Path, part: str, what: str, ids: list[str] | None = None) -> list[str]:
+    """A column of texts or categories. UserError for fractions, and naming the row for a value that is missing."""
+    if pd.api.types.is_float_dtype(column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column):
+        raise UserError(f"{path}: {what} of {part} holds fractions; expected texts or categories. Convert it to texts.")
+    texts = ["" if missing else str(value).strip() for value, missing in zip(column, column.isna(), strict=True)]
+    if "" in texts:
+        row = texts.index("")
+        where = f"cell {ids[row]!r}" if ids else f"row {row + 1}"
+        raise UserError(
+            f"{path}: {where} has no value in {what} of {part}, and so have {texts.count('') - 1} more. Fill it, or "
+            "remove such rows."
+        )
+    return texts
+
+
+def _check_label(label: str, where: str) -> None:
+    refuse_markup(label, where)
+    if "<" in label or not label.isprintable():
+        raise UserError(
+            f"{where}: the label {label!r} is not one line without <, as answers are parsed strictly. Rename it."
+        )
+
+
+def _refuse_repeated(names: list[str], path: Path, what: str, advice: str) -> None:
+    seen: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if seen.setdefault(name, row) != row:
+            raise UserError(
+                f"{path}: {what} {seen[name] + 1} and {row + 1} (of the file, from 1) share the name {name!r}. "
+                f"{advice}."
+            )
+
+
+def _genes(file: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
+    """The names of the genes, in upper case as the package writes them; blanks stand between genes in a sentence."""
+    part = "raw/var" if options["layer"] == RAW else "var"
+    if part not in file:
+        raise UserError(f"{path}: no {RAW}. Set options.layer to null (X) or the name of a layer.")
+    what = "the index" if options["names"] is None else f"column {options['names']!r}"
+    names = [name.upper() for name in _texts(_column(file, path, part, options["names"]), path, part, what)]
+    for row, name in enumerate(names, 1):
+        if len(name.split()) != 1:
+            raise UserError(
+                f"{path}: gene {row}: the name {name!r} in {what} of {part} has blanks, which stand between genes in a "
+                "cell sentence. Rename it, or name another column of var in options.names."
+            )
+        refuse_markup(name, f"{path}: gene {row}")
+    advice = "Case does not count. Make them unique, or name another column of var in options.names"
+    _refuse_repeated(names, path, "genes", advice)
+    return names
+
+
+def _matrix(file: Any, path: Path, layer: str | None, shape: tuple[int, int]) -> Any:
+    """The expression, still on disk: an `h5py.Dataset`, or AnnData's CSRDataset or CSCDataset, of `shape`."""
+    import h5py
+    from anndata.io import sparse_dataset
+
+    key = {None: "X", RAW: "raw/X"}.get(layer, f"layers/{layer}")
+    if key not in file:
+        has = [RAW] if "raw/X" in file else []
+        has = [*file.get("layers", {}), *has]
+        raise UserError(
+            f"{path}: no {'X' if layer is None else f'layer {layer!r}'}; options.layer may be: {_some(has) or 'null'}."
+        )
+    found = file[key]
+    try:
+        matrix = found if isinstance(found, h5py.Dataset) else sparse_dataset(found)
+    except (KeyError, ValueError):
+        matrix = None
+    if matrix is None or len(matrix.shape) != 2 or matrix.dtype.kind not in "fiub":
+        raise UserError(f"{path}: {key} is not a matrix of numbers, dense or sparse (CSR or CSC). Write it again.")
+    if tuple(matrix.shape) != shape:
+        raise UserError(
+            f"{path}: {key} has the shape {tuple(matrix.shape)}, but there are {shape[0]} cells and {shape[1]} genes. "
+            "Write it again."
+        )
+    return matrix
+
+
+def _chunks(matrix: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    """Ascending `rows` of a matrix on disk, piece by piece, without stored zeros: numbers of the rows, and they.
+
+    A piece holds at most ENTRIES values (or one row); of a CSC matrix the values of at most PASS rows.
+    """
+    import h5py
+
+    if isinstance(matrix, h5py.Dataset):
+        for chosen in _pieces(rows, np.full(len(rows), matrix.shape[1])):
+            runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1)
+            dense = np.concatenate([matrix[run[0] : run[-1] + 1] for run in runs])
+            yield chosen, sparse.csr_matrix(dense)
+    elif matrix.format == "csr":
+        for chosen in _pieces(rows, np.diff(matrix.group["indptr"][...])[rows]):
+            mask = np.zeros(matrix.shape[0], dtype=bool)
+            mask[chosen] = True
+            yield chosen, _nonzero(matrix[mask])
+    else:
+        stored = np.diff(matrix.group["indptr"][...])
+        for chosen in np.array_split(rows, range(PASS, len(rows), PASS)):
+            columns = _pieces(np.arange(matrix.shape[1]), stored)
+            parts = [matrix[:, piece[0] : piece[-1] + 1].tocsr()[chosen] for piece in columns]
+            yield chosen, _nonzero(sparse.hstack(parts, format="csr"))
+
+
+def _pieces(rows: np.ndarray, stored: np.ndarray) -> list[np.ndarray]:
+    """`rows` in runs that have at most ENTRIES stored values, or one row."""
+    starts, held = [], 0
+    for index, count in enumerate(stored.tolist()):
+        if index and held + count > ENTRIES:
+            starts.append(index)
+            held = 0
+        held += count
+    return np.split(rows, starts)
+
+
+def _nonzero(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same cells, their genes in the order of the columns, as the package has them when it draws ties."""
+    chunk.sum_duplicates()
+    chunk.eliminate_zeros()
+    return chunk
+
+
+def _check_chunk(chunk: sparse.csr_matrix, path: Path, ids: list[str], genes: list[str]) -> None:
+    """UserError for a value that is negative or no number, or a cell without genes."""
+    wrong = ~(np.isfinite(chunk.data) & (chunk.data > 0))
+    if wrong.any():
+        at = int(wrong.argmax())
+        cell = int(np.searchsorted(chunk.indptr, at, side="right")) - 1
+        raise UserError(
+            f"{path}: cell {ids[cell]!r}: the expression of {genes[chunk.indices[at]]} is {chunk.data[at]:g}; expected "
+            "counts, or values made from them that are 0 or more. Name such a matrix in options.layer (a layer, or "
+            f"{RAW})."
+        )
+    empty = np.diff(chunk.indptr) == 0
+    if empty.any():
+        raise UserError(
+            f"{path}: cell {ids[int(empty.argmax())]!r} expresses no gene. Remove such cells (scanpy.pp.filter_cells)."
+        )
+
+
+def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:
+    """New cells as questions: all cells of an `.h5ad` file, or the cell sentences of a table."""
+    if path.suffix.lower() != ".h5ad":
+        return tasks.questions(made, path)
+    assert made.prompt is not None
+    frame = read(path, {**options, "sample": None}, 0, labelled=False)
+    frame["prompt"] = frame["sequence"].map(made.prompt)
+    frame["segments"] = [[] for _ in range(len(frame))]
+    return frame
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(str, names[:10]))
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
