@@ -37,7 +37,8 @@ rule tokenize:
         **resources("tokenize"),
     params:
         modality=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["modality"],
+        options=lambda wildcards: as_json(STUDY.documents(wildcards.corpus)),
         contents=contents(corpus_of),
     shell:
-        "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality:q} --base {input.base:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality:q} --options {params.options:q}"
+        " --base {input.base:q} --output {output:q} > {log:q} 2>&1"

@@ -30,8 +30,8 @@ from cisterna.training.run import Job, Setup, configure, execute
 BATCH = 4096  # residues of a batch when perplexity is measured
 
 
-def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, str]], work: Path, output: Path) -> None:
-    """Train the encoder of `spec` on `corpora` (name -> file, modality) and publish it at `output`."""
+def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], work: Path, output: Path) -> None:
+    """Train the encoder of `spec` on `corpora` (name -> its entry in the config) and publish it at `output`."""
     recipe = dict(spec["training"])
     job = Job(
         kind="encoder",
@@ -54,8 +54,10 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, str]], wor
                 f"encoder training: block_size {recipe['block_size']} and two tags do not fit the {limit} positions of "
                 "the architecture; make block_size smaller, or max_position_embeddings larger"
             )
-        pieces = {name: read(tokens, Path(entry["file"]), entry["modality"], recipe["block_size"])
-                  for name, entry in corpora.items()}  # fmt: skip
+        pieces = {
+            name: read(tokens, Path(entry["file"]), entry["modality"], recipe["block_size"], entry)
+            for name, entry in corpora.items()
+        }
         training = [piece for parts, _ in pieces.values() for piece in parts]
         trainer = transformers.Trainer(
             model=model,
@@ -107,17 +109,22 @@ def make(architecture: Mapping[str, Any], tokens: Any) -> Any:
     return model
 
 
-def read(tokens: Any, path: Path, modality: str, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Pieces of at most `size` residues of a corpus, between tags: those to train on, and held-out ones."""
+def read(
+    tokens: Any, path: Path, modality: str, size: int, options: Mapping[str, Any] | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pieces of at most `size` residues of a corpus, between tags: those to train on, and held-out ones.
+
+    `options` as in `cisterna.corpus.chosen`.
+    """
     opening, closing = tokens.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
     training: list[np.ndarray] = []
     heldout: list[np.ndarray] = []
-    for number, document in enumerate(corpus.documents(path, modality), 1):
+    for number, document, is_heldout in corpus.chosen(path, modality, options or {}):
         try:
             ids = tokenizer.residue_ids(tokens, document.encode(), modality)
         except UserError as error:
             raise UserError(f"{path}, record {number}: {error}") from None
-        kept = heldout if corpus.is_heldout(document) else training
+        kept = heldout if is_heldout else training
         for begin in range(0, len(ids), size):
             kept.append(np.concatenate([[opening], ids[begin : begin + size], [closing]]))
     if not training or not heldout:
