@@ -1,10 +1,15 @@
 """Outputs that try to score without answering."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cisterna.answers import completion, parse
+from cisterna import answers, files, ontology
+from cisterna.answers import completion, join, parse, parse_terms, split
+from cisterna.errors import UserError
+from terms import OBO
 
 LABELS = ("donor", "decoy", "donor-like")
 
@@ -109,3 +114,81 @@ def test_more_than_one_label_after_the_reasoning_never_scores(reasoning: str, na
         tail = joint.join(f"Answer: {label}" for label in named)
         assert parse(f"<think>{reasoning}</think>{tail}", LABELS) is None
         assert parse(completion(reasoning, joint.join(named)), LABELS) is None or (joint.join(named) in LABELS)
+
+
+# --- Sets of terms ---
+
+ID = st.integers(0, 9_999_999).map(lambda number: f"GO:{number:07}")
+
+
+@given(st.sets(ID, min_size=1, max_size=30), st.randoms())
+def test_a_set_of_terms_is_read_in_any_order(terms: set[str], rng: random.Random) -> None:
+    shuffled = sorted(terms)
+    rng.shuffle(shuffled)
+    assert parse_terms(completion("x", ", ".join(shuffled))) == join(terms)
+    assert set(split(join(terms))) == terms
+    assert parse_terms(completion("x", join(terms))) == join(terms)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "none",
+        "GO:0005515,GO:0003677",
+        "GO:0005515 GO:0003677",
+        "GO:0005515; GO:0003677",
+        "GO:0005515,  GO:0003677",
+        "GO:0005515, ",
+        ", GO:0005515",
+        "GO:0005515, GO:0005515",
+        "GO:0005515, GO:0003677, GO:0005515",
+        "GO:5515",
+        "GO:00055155",
+        "GO:000551",
+        "go:0005515",
+        "GO0005515",
+        "0005515",
+        "GO:000551a",
+        "GO:\u0661\u0661\u0661\u0661\u0661\u0661\u0661",  # Arabic digits
+        "GO:0005515 (protein binding)",
+        "['GO:0005515']",
+        "GO:0005515.",
+        "GO:0005515\nGO:0003677",
+        "GO:0005515\nAnswer: GO:0003677",
+        "GO:0005515, Answer: GO:0003677",
+        "GO:0005515 and GO:0003677",
+        "GO:0005515, donor",
+    ],
+)
+def test_what_is_not_a_list_of_different_ids_is_malformed(answer: str) -> None:
+    assert parse_terms(f"<think>x</think>Answer: {answer}") is None
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "GO:0005515",
+        "Answer: GO:0005515",
+        "<think>Answer: GO:0005515",
+        "<think>Answer: GO:0005515</think>",
+        "<think>x</think>GO:0005515",
+    ],
+)
+def test_terms_without_an_answer_after_the_thought_are_malformed(output: str) -> None:
+    assert parse_terms(output) is None
+
+
+def test_a_card_of_labels_makes_labels_and_one_of_terms_its_ontology(tmp_path) -> None:
+    labels = answers.of({"labels": ["donor", "decoy"]}, tmp_path)
+    assert (labels.kind, labels.labels) == ("labels", ("donor", "decoy"))
+    assert labels.parse("<think>x</think>Answer: decoy") == "decoy"
+    (tmp_path / "go.obo").write_text(OBO)
+    go = ontology.read(tmp_path / "go.obo")
+    go.write(tmp_path / ontology.FILE)
+    card = {"labels": [], "answers": {"kind": "terms", "sha256": files.sha256(tmp_path / ontology.FILE)}}
+    terms = answers.of(card, tmp_path)
+    assert (terms.kind, terms.labels, terms.ontology) == ("terms", (), go)
+    assert terms.parse("<think>x</think>Answer: GO:0000015, GO:0000002") == "GO:0000002, GO:0000015"
+    with pytest.raises(UserError, match="it was changed after it was written"):
+        answers.of(card | {"answers": {"kind": "terms", "sha256": "0" * 64}}, tmp_path)

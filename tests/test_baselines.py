@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from cisterna import baselines, corpus
+from cisterna.answers import Labels
 from cisterna.errors import UserError
 
 CORPORA = Path(__file__).resolve().parents[1] / "resources" / "corpora"
@@ -40,7 +41,7 @@ def write(table: pd.DataFrame, folder: Path) -> Path:
 
 
 def fit(data: Path, output: Path, modality: str = "dna", labels: tuple[str, ...] = LABELS) -> dict:
-    baselines.run(data, output, labels, modality, seed=0, bootstrap=200)
+    baselines.run(data, output, Labels(tuple(labels)), modality, seed=0, bootstrap=200)
     return json.loads((output / "metrics.json").read_text())
 
 

@@ -3,24 +3,31 @@
 All three see what the models see, the sequence, and learn from `train.parquet` alone; k and C are
 chosen on `validation.parquet`. The two test splits are read only to be predicted.
 
+Where answers are sets of terms, majority is the best set of frequent terms (`ontology.frequent`),
+k-NN the terms that more than half of the k nearest have, and there is no regression.
+
 Not for neural networks, and not for tuned competitors: the grids are small on purpose, because a
 baseline has to be what anyone gets in five minutes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from threadpoolctl import threadpool_limits
 
-from cisterna import files, metrics
+from cisterna import answers, files, metrics, ontology
+from cisterna.answers import Answers, Terms
 from cisterna.errors import UserError
+from cisterna.ontology import Ontology
 
 # Simplest first: of equals on validation, the first wins.
 NEIGHBOURS = (25, 11, 5, 3, 1)
@@ -33,7 +40,7 @@ KMER = {"dna": 3, "rna": 3, "protein": 2}
 Analyzer = Callable[[str], Iterable[str]]
 
 
-def run(data: Path, output: Path, labels: Sequence[str], modality: str, seed: int, bootstrap: int) -> None:
+def run(data: Path, output: Path, space: Answers, modality: str, seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
     Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the
@@ -51,18 +58,25 @@ def run(data: Path, output: Path, labels: Sequence[str], modality: str, seed: in
     if train["answer"].nunique() < 2:
         raise UserError(
             f"{data / 'train.parquet'}: every answer is {train['answer'].iloc[0]!r}; "
-            f"a classifier needs examples of at least two of the labels {', '.join(labels)}"
+            "a classifier needs examples of at least two of them"
         )
     with threadpool_limits(1):
         features, analyzer = _features(train["sequence"], modality)
-        fitted, choices = _fit(train, validation, analyzer)
-        predictions = {split: _predict(fitted, splits[split]) for split in TESTS}
-    scores: dict[str, dict[str, object]] = {name: {} for name in fitted}
+        tests = {split: splits[split] for split in TESTS}
+        if isinstance(space, Terms):
+            predictions, choices = _terms(train, validation, tests, analyzer, space.ontology)
+        else:
+            fitted, choices = _fit(train, validation, analyzer)
+            predictions = {split: _predict(fitted, frame) for split, frame in tests.items()}
+    scores: dict[str, dict[str, object]] = {}
     for split, table in predictions.items():
         for name, rows in table.groupby("baseline", sort=False):
-            scores[str(name)][split] = metrics.score(
-                rows["gold"].tolist(), rows["predicted"].tolist(), labels, seed, bootstrap
-            )
+            gold, predicted = rows["gold"].tolist(), rows["predicted"].tolist()
+            if isinstance(space, Terms):
+                found = ontology.score(gold, predicted, space.ontology, seed, bootstrap)
+            else:
+                found = metrics.score(gold, predicted, space.labels, seed, bootstrap)
+            scores.setdefault(str(name), {})[split] = found
     with files.new_folder(output) as folder:
         for split, table in predictions.items():
             table.to_parquet(folder / f"{split}.parquet", index=False)
@@ -124,6 +138,52 @@ def _fit(
         parameter = "n_neighbors" if name == "knn" else "C"
         choices[name] = {parameter: best, "validation_accuracy": accuracies[best]}
     return fitted, choices
+
+
+def _terms(
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    tests: Mapping[str, pd.DataFrame],
+    analyzer: Analyzer,
+    known: Ontology,
+) -> tuple[dict[str, pd.DataFrame], dict[str, object]]:
+    """Predictions of sets of terms by split, as `_predict` gives those of labels, and the k chosen on `validation`.
+
+    A set is null where the neighbours agree on no term.
+    """
+    annotated = [answers.split(text) for text in train["answer"]]
+    sets = [known.propagate(terms) for terms in annotated]
+    frequent = answers.join(ontology.frequent(annotated, known))
+    counted = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
+    nearest = NearestNeighbors(algorithm="brute").fit(counted.transform(train["sequence"]))
+    most = min(max(NEIGHBOURS), len(train))
+
+    def neighbours(frame: pd.DataFrame) -> np.ndarray:
+        return nearest.kneighbors(counted.transform(frame["sequence"]), most, return_distance=False)
+
+    def voted(rows: Iterable[int], k: int) -> str | None:
+        votes = Counter(term for row in rows for term in sets[row])
+        return answers.join(known.specific(term for term, count in votes.items() if 2 * count > k)) or None
+
+    seen = neighbours(validation)
+    scores = {
+        k: ontology.score(validation["answer"].tolist(), [voted(rows[:k], k) for rows in seen], known, resamples=1)
+        for k in NEIGHBOURS
+        if k <= most
+    }
+    best = max(scores, key=lambda k: scores[k]["f1_micro"]["value"])
+    predictions = {}
+    for split, frame in tests.items():
+        predicted = {
+            "majority": [frequent] * len(frame),
+            "knn": [voted(rows[:best], best) for rows in neighbours(frame)],
+        }
+        predictions[split] = pd.concat(
+            pd.DataFrame({"id": frame["id"], "baseline": name, "gold": frame["answer"], "predicted": texts})
+            for name, texts in predicted.items()
+        )
+    chosen = {"n_neighbors": best, "validation_f1_micro": scores[best]["f1_micro"]["value"]}
+    return predictions, {"knn": chosen}
 
 
 def _pipeline(analyzer: Analyzer, model: ClassifierMixin, train: pd.DataFrame) -> Pipeline:

@@ -5,6 +5,7 @@ RL = "results/models/{origin}/rl-{recipe}/e{epochs}/checkpoint"
 rule rl:
     input:
         unpack(reads(RL)),
+        own=given(rewards_of),
     output:
         directory(RL),
     log:
@@ -23,6 +24,7 @@ rule rl:
         inputs=words("previous", "bank", "encoder"),
         sequences=sequences_of(RL),
         work=work_of(RL),
+        contents=contents(rewards_of),
     shell:
         "{params.launcher} rl --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
         " {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"

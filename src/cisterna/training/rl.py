@@ -20,22 +20,23 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import inputs, models, rewards, tokenizer
+from cisterna import answers, inputs, models, rewards, tokenizer
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs
-from cisterna.training.run import Job, Setup, configure, execute, given_to, lora, parent_of, reader
+from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
 TOKENS = Inputs()
 
 
 def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
-    """Train on the prompts of `data`/train.parquet (the first `examples` of them) and publish."""
+    """Train on the prompts of `data`/train.parquet (as many of them as `head` says) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
         tokens = tokenizer.load(models.base_of(parent_of(job)))
         card, table = given_to(job, data)
-        frame = pd.read_parquet(table).iloc[: job.recipe.get("examples")]
-        functions, weights = rewards.trl_functions(job.recipe.get("rewards", {"correct": 1.0}), card["labels"], tokens)
+        frame = head(pd.read_parquet(table), job.recipe)
+        paid = job.recipe.get("rewards", {"correct": 1.0})
+        functions, weights = rewards.trl_functions(paid, answers.of(card, data), tokens)
         model, first = reader(job, given)
         prompts = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
         described = inputs.describe(given, card, model)
@@ -60,7 +61,7 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         return Setup(
             trainer=trainer,
-            data={table.name: card["files"][table.name]} | inputs.hashes(described),
+            data={table.name: card["files"][table.name]} | inputs.hashes(described) | rewards.hashes(paid, card),
             unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
             beside=lambda folder: inputs.write(folder, job.output, described),
         )

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import transformers
 from accelerate import PartialState
@@ -139,6 +140,14 @@ def given_to(job: Job, data: Path) -> tuple[dict[str, Any], Path]:
     table = splits.check(data, "train", card)
     check_data(parent_of(job), card["task"], {table.name: card["files"][table.name]})
     return card, table
+
+
+def head(frame: pd.DataFrame, recipe: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of train that a recipe uses: the first `examples`, or the first `fraction` of them, rounded up.
+
+    Rows are in the order that their split was drawn in, so a smaller part lies in every larger one, whatever the stage.
+    """
+    return frame.head(recipe.get("examples") or math.ceil(len(frame) * float(recipe.get("fraction", 1.0))))
 
 
 def reader(job: Job, inputs: Inputs) -> tuple[transformers.PreTrainedModel, int]:

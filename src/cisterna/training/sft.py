@@ -21,19 +21,19 @@ from trl import SFTConfig, SFTTrainer
 from cisterna import answers, inputs, models, tokenizer
 from cisterna.errors import UserError
 from cisterna.inputs import Inputs
-from cisterna.training.run import Job, Setup, configure, execute, given_to, lora, parent_of, reader
+from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
 TOKENS = Inputs()
 
 
 def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
-    """Train on `data`/train.parquet (the recipe's `fraction` of it, from its beginning) and publish."""
+    """Train on `data`/train.parquet (as much of it as `head` says) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
         tokens = tokenizer.load(models.base_of(parent_of(job)))
         card, table = given_to(job, data)
         frame = pd.read_parquet(table)
-        frame = frame.head(math.ceil(len(frame) * float(job.recipe.get("fraction", 1.0))))
+        frame = head(frame, job.recipe)
         model, first = reader(job, given)
         config = configure(SFTConfig, options)
         rows = tokenize(tokens, frame, given, first)
