@@ -38,7 +38,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup run test encoders lint format bench lock clean
+.PHONY: help setup run test encoders cells lint format bench lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -74,7 +74,11 @@ endef
 STUDY := $(if $(CONFIG),--configfile $(CONFIG))
 
 run: setup  ## run the default study and write its report
-	$(BIN)/snakemake --cores $(CORES) $(STUDY) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
+	@$(BIN)/snakemake --cores $(CORES) $(STUDY) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) || { code=$$?; \
+		$(BIN)/snakemake --cores 1 --forceall partial $(STUDY); \
+		$(BIN)/snakemake --report $(REPORT) partial $(STUDY); \
+		echo "Not all of the study is there; a report of what is, and why the rest is not, is at $(ROOT)/$(REPORT)"; \
+		exit $$code; }
 	$(BIN)/snakemake --report $(REPORT) $(STUDY)
 	@echo "The report is at $(ROOT)/$(REPORT)"
 
@@ -85,6 +89,11 @@ test: setup  ## run the tests, in two processes
 encoders: setup  ## install the packages of ESM-3 and Evo 2, so that the tests of their adapters run
 	$(BIN)/pip install --quiet --no-deps esm==3.2.1.post1 biotite==1.6.0 brotli==1.2.1 cloudpathlib==0.26.0 \
 	    httpx==0.28.1 msgpack-numpy==0.4.8 zstd==1.5.7.2 evo2==0.6.0 vtx==1.1.0
+
+# Without its dependencies, which are a plotting library, Scanpy and Jupyter: none of them is needed to make sentences
+# but the first, which the package imports.
+cells: setup  ## install the package cell2sentence, so that the adapter of single cells is tested against it
+	$(BIN)/pip install --quiet --no-deps cell2sentence==1.2.0 plotnine==0.15.9 mizani==0.14.6
 
 lint: setup  ## check style, types and the workflow
 	$(BIN)/ruff check .

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from cisterna import files, metrics
 from cisterna.errors import UserError
-from cisterna.report import FIGURES, GAINS, METRICS, REWARDS, TABLE
+from cisterna.report import CELLS, FIGURES, GAINS, METRICS, REWARDS, TABLE
 from cisterna.report import figures as drawing
 from cisterna.report.figures import figures
-from cisterna.report.gather import IDENTITY, LOGGED, NUMBERS, gather
+from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.study import Model, Study, load
 from cisterna.tasks import catalog
 
@@ -157,8 +157,9 @@ def test_gather_has_a_row_for_every_model_split_and_metric(planted: tuple[Study,
     study, results = planted
     gather(study, results, tmp_path)
     table = pd.read_parquet(tmp_path / METRICS)
-    assert list(table.columns) == [*IDENTITY, *NUMBERS]
-    assert not table.drop(columns=["seed", "sequences", "encoder"]).isna().any(axis=None)
+    assert list(table.columns) == [*IDENTITY, *NUMBERS, *GROUP]
+    assert not table.drop(columns=["seed", "sequences", "encoder", "group"]).isna().any(axis=None)
+    assert table.group.isna().all()
     assert set(table.loc[table.kind != "baseline", "sequences"]) == {"tokens"}
     assert table.loc[table.kind == "baseline", "sequences"].isna().all()
     assert table.encoder.isna().all()
@@ -239,7 +240,54 @@ def test_gather_lists_what_is_missing_and_writes_nothing(tmp_path: Path) -> None
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"id": {}}', '{"id": {"accuracy": 1}, "ood": {}}'])
+def test_metrics_of_groups_and_of_no_examples_have_rows_of_their_own(tmp_path: Path) -> None:
+    study = load(config(cpt=["none"], tasks=["splice-donor"]))
+    plant(study, tmp_path, size=40)
+    file = tmp_path / "models/nano/base/splice-donor/s0/sft-brief/e2/eval/metrics.json"
+    written = files.read_json(file)
+    summary = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    written["ood"]["ece"] = {"value": None, "low": None, "high": None, "n": 0}
+    written["groups"] = {"id": {}, "ood": {"GC": {"accuracy": summary, "balanced_accuracy": summary}}}
+    gather(study, tmp_path, tmp_path / "before")
+    files.write_json(file, written)
+    gather(study, tmp_path, tmp_path / "after")
+    before, after = (pd.read_parquet(tmp_path / name / METRICS) for name in ("before", "after"))
+    added = after[after.group.notna() | (after.metric == "ece")]
+    pd.testing.assert_frame_equal(after.drop(added.index).reset_index(drop=True), before)
+    rows = [tuple(row) for row in added[["split", "metric", "group", "value", "n"]].fillna("none").to_numpy()]
+    assert rows == [
+        ("ood", "ece", "none", "none", 0),
+        ("ood", "accuracy", "GC", 0.5, 8),
+        ("ood", "balanced_accuracy", "GC", 0.5, 8),
+    ]
+
+
+def test_sets_of_terms_are_compared_as_texts_where_there_are_no_labels(tmp_path: Path) -> None:
+    study = load(config(cpt=["none"], tasks=["splice-donor"], rl=[{"recipe": "grpo", "from": [1]}]))
+    plant(study, tmp_path, size=40)
+    start = tmp_path / "models/nano/base/splice-donor/s0/sft-brief/e1"
+    for folder in (start / "eval", start / "rl-grpo/e1/eval"):
+        written = files.read_json(folder / "metrics.json")
+        for split in ("id", "ood"):
+            mine = {name: summary for name, summary in written[split].items() if ":" not in name}
+            written[split] = mine | {"gold_terms": mine["accuracy"]}
+        files.write_json(folder / "metrics.json", written)
+    gather(study, tmp_path, tmp_path / "study")
+    gains = pd.read_parquet(tmp_path / "study" / GAINS).set_index(["split", "metric"])
+    assert set(gains.index.get_level_values("metric")) == {"accuracy", "well_formed"}
+    for split in ("id", "ood"):
+        right = {}
+        for name, folder in {"before": start / "eval", "after": start / "rl-grpo/e1/eval"}.items():
+            frame = pd.read_parquet(folder / f"{split}.parquet")
+            right[name] = (frame.predicted == frame.answer).mean(), frame.predicted.notna().mean()
+        for place, metric in enumerate(("accuracy", "well_formed")):
+            assert gains.value[split, metric] == pytest.approx(right["after"][place] - right["before"][place])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"id": {}}', '{"id": {"accuracy": 1}, "ood": {}}', '{"id": {}, "ood": {}, "groups": {"id": 3}}'],
+)
 def test_gather_names_a_file_that_holds_no_metrics(text: str, tmp_path: Path) -> None:
     study = load(config(cpt=["none"], tasks=["splice-donor"]))
     plant(study, tmp_path)
@@ -271,7 +319,7 @@ def test_the_same_evaluations_give_the_same_bytes(formed: tuple[Study, Path], tm
         gather(study, results, tmp_path / name)
         drawn.append(draw(study, tmp_path / name))
     assert drawn[0] == drawn[1]
-    for table in (METRICS, GAINS, REWARDS):
+    for table in (METRICS, GAINS, REWARDS, CELLS):
         first, second = (tmp_path / name / table for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
     names = {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")} | {TABLE}

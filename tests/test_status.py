@@ -106,7 +106,7 @@ def test_artifacts_logs_and_work_folders_are_those_of_the_workflow(clone):
         work = re.search(r" --work (\S+)", rest)
         of_workflow[written] = (rule, set(outputs.split(", ")), work and work[1])
     jobs = status.jobs(study.read(Path("config/config.yaml")))
-    assert len(jobs) == len(of_workflow) == 36
+    assert len(jobs) == len(of_workflow) == 37
     for job in jobs:
         rule, outputs, work = of_workflow[f"results/{job.log}"]
         assert rule == job.kind
@@ -223,7 +223,7 @@ def test_the_page_in_a_pipe_is_plain_text_with_one_line_a_stage(clone, stage):
     tell(clone, pid=stage.pid, slurm_job="4711", total=135)  # 30 steps in 60 s, so 105 more take 210 s
     page = clone.run("cisterna", "status")
     assert "\x1b" not in page
-    assert re.search(r"^\d\d:\d\d:\d\d  study tiny  0 of 36 jobs done, 1 running, 35 waiting *$", page, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d  study tiny  0 of 37 jobs done, 1 running, 36 waiting *$", page, re.MULTILINE)
     (line,) = [line for line in page.splitlines() if line.startswith("sft  ") and "/e2 " in line]
     *cells, sign, where = re.split(r"  +", line.strip())
     assert cells == [

@@ -35,7 +35,7 @@ LOST = 86_400.0  # seconds without one after which a stage of another machine co
 FAILURES = 3  # shown by --watch
 TAIL = 65_536  # bytes of a log that are searched for its error: torchrun writes some after it
 KINDS = (
-    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures".split()
+    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures findings".split()
 )  # in the order of the workflow
 COLUMNS = ("stage", "model", "progress", "", "", "speed", "left", "running for", "last sign", "where")
 STATES = ("done", "running", "failed", "waiting")
@@ -139,6 +139,7 @@ def jobs(study: Study) -> list[Job]:
     place = f"studies/{study.name}"
     add("gather", study.name, f"{place}/metrics.parquet", log=f"{place}/gather")
     add("figures", study.name, f"{place}/figures/table.html", log=f"{place}/figures")
+    add("findings", study.name, f"{place}/findings.json", log=f"{place}/findings")
     return sorted(found, key=lambda job: KINDS.index(job.kind))
 
 
@@ -163,11 +164,11 @@ def look(chosen: Sequence[Job], results: Path = RESULTS) -> Look:
         else:
             stage = _stage(job, results, now, here)
             if stage is None or stage.state == "stopped" or stage.told["host"] != here:  # else its process lives
-                end = _end(job, results)
-                if isinstance(end, Failure):
-                    failures.append(end)
+                ended = end(job, results)
+                if isinstance(ended, Failure):
+                    failures.append(ended)
                     state, stage = "failed", None
-                elif end == "stopped" and stage:
+                elif ended == "stopped" and stage:
                     stage = replace(stage, state="stopped")
             if stage:
                 stages.append(stage)
@@ -205,7 +206,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _end(job: Job, results: Path) -> Failure | str | None:
+def end(job: Job, results: Path) -> Failure | str | None:
     """How a job ended by its log: with an error (Cisterna's message, or the exception of a traceback), or "stopped"."""
     try:
         with open(f"{results}/{job.log}", "rb") as stream:

@@ -7,6 +7,7 @@ Not for judging what the numbers mean, and not for the pages around them, which
 METRICS = "metrics.parquet"
 GAINS = "rl_gains.parquet"
 REWARDS = "rl_rewards.parquet"
+CELLS = "cells.parquet"
 
 FIGURES = (
     "sft_accuracy",

@@ -98,6 +98,8 @@ def figures(study: Study, tables: Path, output: Path) -> None:
     about something that the study does not have is written, and says so.
     """
     everything = pd.read_parquet(tables / report.METRICS)
+    everything = everything[everything.group.isna()]
+    cells = pd.read_parquet(tables / report.CELLS)
     perplexity = everything[everything.metric == "perplexity"]
     table = _means(everything[everything.metric != "perplexity"], study.tasks)
     paired = _means(pd.read_parquet(tables / report.GAINS), study.tasks)
@@ -116,7 +118,7 @@ def figures(study: Study, tables: Path, output: Path) -> None:
     with mpl.rc_context(STYLE):
         for name in report.FIGURES:
             _save(drawings[name](), output / name)
-    page = results_table(table, paired, perplexity, study.name)
+    page = results_table(table, paired, perplexity, cells, study.name)
     _replace(output / report.TABLE, lambda path: path.write_text(page, encoding="utf-8"))
 
 
@@ -220,6 +222,8 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
     """ID minus OOD against SFT epochs, before and after RL, with baselines."""
     gaps = _gaps(table)
     models = gaps[gaps.kind != "baseline"]
+    if models.empty:
+        return _nothing("No evaluation of a model is there.")
     ladders = _ladders(models, "sequences")
     metrics = ("accuracy", "balanced_accuracy")
     names = _Names(models)
@@ -259,6 +263,8 @@ def label_prior(table: pd.DataFrame) -> Figure:
     """The mix of labels that models answer, beside the mix that is true."""
     shares = table[table.metric.str.startswith(("predicted:", "gold:")) & (table.kind != "baseline")]
     tasks = [task for (task,) in _distinct(shares, ["task"])]
+    if not tasks:
+        return _nothing("No evaluation of a model is there.")
     stages = {task: _milestones(shares[shares.task == task]) for task in tasks}
     heights = [0.25 + 0.2 * (len(stages[task]) + 1) for task in tasks]
     names = _Names(shares)
@@ -407,9 +413,11 @@ def lineage(study: Study) -> Figure:
     return figure
 
 
-def results_table(table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.DataFrame, study: str) -> str:
-    """One HTML page: every model x task x split, baselines beside, what RL added, perplexities."""
-    body = []
+def results_table(
+    table: pd.DataFrame, paired: pd.DataFrame, perplexity: pd.DataFrame, cells: pd.DataFrame, study: str
+) -> str:
+    """One HTML page: what is missing, every model x task x split, baselines beside, what RL added, perplexities."""
+    body = [_missing(cells)]
     names = _Names(table[table.kind != "baseline"])
     for (task,) in _distinct(table, ["task"]):
         mine = table[table.task == task]
@@ -469,6 +477,8 @@ thead th {{ border-bottom: 1px solid #888; }}
 .id, .ood {{ border-left: 2px solid #bbb; }}
 td span {{ color: #666; font-size: .82em; margin-left: .35em; }}
 tr.baseline {{ background: #f5f5f5; }}
+.missing {{ border: 2px solid #b00020; padding: .2em 1em 1em; }}
+.reason {{ text-align: left !important; white-space: normal; overflow-wrap: anywhere; }}
 tr.rl td:first-child {{ color: #882e7c; }}
 </style></head><body>
 <h1>Results of study {study}</h1>
@@ -477,6 +487,30 @@ wrong. No best value is marked: neither ID nor OOD may choose a checkpoint.</p>
 {body}
 </body></html>
 """
+
+
+def _missing(cells: pd.DataFrame) -> str:
+    """How many of the cells that the config asks for are there; of the others each with its reason, equal ones once."""
+    lost = cells[cells.state != "done"]
+    if lost.empty:
+        return f"<p>All {len(cells)} results that the config asks for are there.</p>"
+    body = []
+    for (state, reason), mine in lost.groupby(["state", "reason"], sort=False):
+        rows = mine[["cell", "model", "task"]].to_numpy()
+        names = "".join(f"<li>{html.escape(f'{cell} {model}, {task}')}</li>" for cell, model, task in rows)
+        log = mine.log.dropna()
+        where = f"<br><small>results/{html.escape(log.iloc[0])}</small>" if len(log) else ""
+        few = f"{len(mine)} result{'s' if len(mine) > 1 else ''}"
+        body.append(
+            f'<tr><td>{state}</td><td class="reason">{html.escape(str(reason))}{where}</td>'
+            f'<td class="reason"><details><summary>{few}</summary><ul>{names}</ul></details></td></tr>'
+        )
+    return (
+        f'<div class="missing"><p><b>{len(lost)} of {len(cells)} results are missing.</b> The study is not complete: '
+        "tables and figures show what is there, and means over seeds are of the seeds that are there.</p>"
+        '<table><thead><tr><th></th><th class="reason">why</th><th class="reason">what</th></tr></thead>'
+        f"<tbody>{chr(10).join(body)}</tbody></table></div>"
+    )
 
 
 def _perplexity_rows(perplexity: pd.DataFrame) -> str:
