@@ -44,3 +44,4 @@ rule all:
         PERPLEXITIES,
         rules.gather.output,
         rules.figures.output,
+        rules.findings.output,

@@ -321,7 +321,7 @@ def made(config: Config) -> set[str]:
     jobs |= {f"tokens/{backbone}/{corpus}/train.npy" for backbone, corpus in expanded.tokenized}
     jobs |= {f"encoders/{encoder}/checkpoint/manifest.json" for encoder in expanded.encoders}
     jobs |= {f"features/{encoder}/{task}/manifest.json" for encoder, task in expanded.banks}
-    jobs |= {f"studies/{expanded.name}/{name}" for name in ("metrics.parquet", "figures/table.html")}
+    jobs |= {f"studies/{expanded.name}/{name}" for name in ("metrics.parquet", "figures/table.html", "findings.json")}
     for model in expanded.models:
         jobs |= {f"{model.path}/checkpoint/manifest.json", f"logs/{model.path}.log", f"benchmarks/{model.path}.tsv"}
         jobs |= {f"{model.path}/perplexity.json"} if model.task is None else set()

@@ -110,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("--output", type=Path, required=True)
 
     tokenize = command("tokenize", _tokenize, "tokenize a corpus into a memory-mapped stream")
-    tokenize.add_argument("--corpus", type=Path, required=True, help="FASTA or text, may be gzipped")
+    tokenize.add_argument("--corpus", type=Path, required=True, help="sequences or text; the ending says in which form")
     tokenize.add_argument("--modality", choices=["dna", "rna", "protein", "text"], required=True)
+    tokenize.add_argument("--options", type=_mapping, default={}, help="the corpus's other keys of the config, as JSON")
     tokenize.add_argument("--base", type=Path, required=True, help="base checkpoint that holds the tokenizer")
     tokenize.add_argument("--output", type=Path, required=True)
 
@@ -165,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "answer new sequences with a checkpoint of SFT or RL")
     predict.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    predict.add_argument("--input", type=Path, required=True, help="csv, tsv, Parquet or JSON lines with the sequences")
+    predict.add_argument(
+        "--input", type=Path, required=True, help="csv, tsv, Parquet or JSON lines with the sequences; cells also .h5ad"
+    )
     predict.add_argument("--output", type=Path, required=True, help="Parquet file, a row a sequence")
     predict.add_argument("--options", type=_mapping, default={}, help="the config's evaluation block, as JSON")
 
@@ -178,10 +181,23 @@ def _parser() -> argparse.ArgumentParser:
     gather = command("gather", _gather, "collect a study's metrics into one table")
     figures = command("figures", _figures, "draw a study's figures and results table")
     gather.add_argument("--results", type=Path, default=Path("results"))
+    gather.add_argument(
+        "--partial", action="store_true", help="gather what is there, and say why the rest is not, in cells.parquet"
+    )
     figures.add_argument("--metrics", type=Path, required=True, help="folder made by `gather`")
-    for stage in (gather, figures):
+    findings = command("findings", _findings, "test the paper's claims on a study's answers")
+    findings.add_argument("--results", type=Path, default=Path("results"))
+    for stage in (gather, figures, findings):
         stage.add_argument("--study", type=_mapping, required=True, help="the whole config, as JSON")
         stage.add_argument("--output", type=Path, required=True)
+
+    advise = command("advise", _advise, "print what a study's answers say about a choice, and how surely")
+    advise.add_argument(
+        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
+    )
+    advise.add_argument("--budget-epochs", type=int, metavar="N", help="epochs to divide between SFT and RL")
+    advise.add_argument("--results", type=Path, default=Path("results"), help="(default: %(default)s)")
+    advise.add_argument("--output", type=Path, help="JSON file for the same (default: none)")
 
     verify = command(
         "verify", _verify, "check every manifest, hash and parent below a folder; exit code 2 if one is broken"
@@ -252,13 +268,13 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _baselines(options: argparse.Namespace) -> None:
-    from cisterna import baselines, files
+    from cisterna import answers, baselines, files
 
     card = files.read_json(options.data / "card.json")
     baselines.run(
         options.data,
         options.output,
-        labels=card["labels"],
+        space=answers.of(card, options.data),
         modality=card["modality"],
         seed=int(options.options.get("seed", 0)),
         bootstrap=int(options.options["bootstrap"]),
@@ -274,7 +290,7 @@ def _base(options: argparse.Namespace) -> None:
 def _tokenize(options: argparse.Namespace) -> None:
     from cisterna import corpus
 
-    card = corpus.tokenize(options.corpus, options.modality, options.base, options.output)
+    card = corpus.tokenize(options.corpus, options.modality, options.base, options.output, options.options)
     print(json.dumps(card, indent=1))
 
 
@@ -361,7 +377,7 @@ def _gather(options: argparse.Namespace) -> None:
     from cisterna import study
     from cisterna.report import gather
 
-    gather.gather(study.load(options.study), options.results, options.output)
+    gather.gather(study.load(options.study), options.results, options.output, options.partial)
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -369,6 +385,19 @@ def _figures(options: argparse.Namespace) -> None:
     from cisterna.report import figures
 
     figures.figures(study.load(options.study), options.metrics, options.output)
+
+
+def _findings(options: argparse.Namespace) -> None:
+    from cisterna import study
+    from cisterna.report import findings
+
+    findings.findings(study.load(options.study), options.results, options.output)
+
+
+def _advise(options: argparse.Namespace) -> None:
+    from cisterna.report import advice
+
+    advice.main(options.config, options.budget_epochs, options.results, options.output)
 
 
 def _verify(options: argparse.Namespace) -> None:

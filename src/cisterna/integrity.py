@@ -281,6 +281,7 @@ def _size(path: Path) -> int:
 
 # Folders of results/ that stages write to. What else lies there is the user's.
 PLACES = ("data", "baselines", "tokens", "encoders", "features", "models", "studies")
+REPORTS = ("gather", "figures", "findings", "gather_partial", "partial")  # jobs that write to the folder of a study
 LOGS = ("logs", "benchmarks")  # below them a file for each job, at the path of what the job makes
 TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}(\.earlier)?|\d+)")  # of `files.new_folder` and `files.write_json`
 QUIET = 600  # seconds without a change after which a temporary file is no longer one of a running command
@@ -418,7 +419,7 @@ def _unreferred(given: Sequence[Study]) -> Iterator[Removable]:
             yield Removable(path, UNREFERRED, _size(path))
 
     jobs = {path.removesuffix(".json").removesuffix("/checkpoint") for path in kept}
-    jobs |= {f"studies/{study.name}/{job}" for study in given for job in ("gather", "figures")}
+    jobs |= {f"studies/{study.name}/{job}" for study in given for job in REPORTS}
     for place in _places(LOGS):
         tops = [top for top in _entries(place) if top.name in PLACES]
         logs = [path for top in tops for path in _files(top)]

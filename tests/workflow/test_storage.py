@@ -22,7 +22,11 @@ COPIES = Path(".snakemake") / "storage"
 CPT = "models/tiny/cpt-bio"
 RL = f"{CPT}/hairpin/s0/sft-brief/e2/rl-grpo/e1"
 FEATURES = "models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1"
-REPORT = [Job("figures", "studies/tiny/figures/sft_accuracy.svg"), Job("gather", "studies/tiny/metrics.parquet")]
+REPORT = [
+    Job("figures", "studies/tiny/figures/sft_accuracy.svg"),
+    Job("findings", "studies/tiny/findings.json"),
+    Job("gather", "studies/tiny/metrics.parquet"),
+]
 
 
 def study(**changes: Any) -> Config:

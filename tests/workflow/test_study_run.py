@@ -20,7 +20,11 @@ from tiny import ROOT
 
 BASE = "models/tiny/base"
 CPT = "models/tiny/cpt-bio"
-REPORT = [Job("figures", "studies/tiny/figures/sft_accuracy.svg"), Job("gather", "studies/tiny/metrics.parquet")]
+REPORT = [
+    Job("figures", "studies/tiny/figures/sft_accuracy.svg"),
+    Job("findings", "studies/tiny/findings.json"),
+    Job("gather", "studies/tiny/metrics.parquet"),
+]
 
 
 def sft(start: str, *rungs: int) -> list[str]:
@@ -212,7 +216,7 @@ def test_edited_table_reruns_its_task_and_no_other(clone: Clone) -> None:
 
 def test_more_threads_or_memory_rerun_no_training(clone: Clone) -> None:
     clone.write({**CONFIG, "resources": {"sft": {"mem_mb": 4000}, "rl": {"threads": 2}}})
-    assert {job.rule for job in clone.todo()} <= {"gather", "figures"}
+    assert {job.rule for job in clone.todo()} <= {"gather", "figures", "findings"}
 
 
 def test_deleted_rung_comes_back_with_the_same_weights(clone: Clone) -> None:

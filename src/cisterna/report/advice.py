@@ -1,0 +1,390 @@
+"""What a study says to someone who has a budget: the frontier of ID and OOD, where OOD peaks, how to split epochs.
+
+    cisterna advise --config config/config.yaml --budget-epochs 8
+
+Everything is said with its uncertainty, over resamples of the examples and the training seeds, or it is said that the
+data cannot tell. OOD results are described here, they choose nothing that this study then reports: who follows advice
+that rests on OOD needs a fresh test set to measure what came of it.
+
+Not for testing claims (``cisterna.report.findings``), not for what a stage costs (``cisterna.plan``).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from cisterna import files
+from cisterna import study as studies
+from cisterna.errors import UserError
+from cisterna.report import claims, statistics
+from cisterna.report.findings import present
+from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, SPLITS, AnySheet, Array
+from cisterna.study import Model, Study
+
+SURE = 0.8  # an allocation that is the best in a smaller share of the resamples is not advised
+LIKELY = 0.05  # the frontier lists what is on it in at least this share of the resamples
+FRESH = (
+    "What is said of OOD describes this study's OOD test sets. A choice made on it is made on test data: measure what "
+    "you choose on a fresh test set."
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """PRIMARY of the stages of one task on one split: a stage is a checkpoint, whatever its seed.
+
+    ``observed``, shape (stages,), is the mean over seeds; ``drawn``, shape (resamples, stages), the same under
+    resamples of examples and seeds.
+    """
+
+    observed: Array
+    drawn: Array
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one task: ``names`` in words, ``models`` with the model of each seed, scores by split."""
+
+    names: tuple[str, ...]
+    models: tuple[tuple[Model, ...], ...]
+    scores: Mapping[str, Scores]
+
+
+def main(config: Path, budget: int | None, results: Path = Path("results"), output: Path | None = None) -> None:
+    """Print the advice of the study in a config file, and write it to the JSON file ``output`` if one is given.
+
+    UserError if the config is not valid, or if none of its evaluations is in ``results``.
+    """
+    found = advise(studies.read(config), results, budget)
+    if output:
+        files.write_json(output, found)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200, color_system=None)
+    show(found, console)
+
+
+def advise(study: Study, results: Path, budget: int | None = None, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Frontier and peaks of every task, and the advice on a budget of SFT and RL epochs, ready for JSON.
+
+    Without a budget it lists those that the study can say something about. Raises UserError for a budget below 1, and
+    as ``cisterna.report.statistics.read`` does.
+    """
+    if budget is not None and budget < 1:
+        raise UserError(f"--budget-epochs {budget}: expected a number of epochs, 1 or more")
+    answers = statistics.read(study, results)
+    return {
+        "study": study.name,
+        "method": {"metric": PRIMARY, "resamples": resamples, "sure": SURE, "level": LEVEL, "likely": LIKELY},
+        "evaluations": {"expected": len(study.evaluations()), "absent": list(answers.absent)},
+        "tasks_left_out": answers.left_out,
+        "note": FRESH,
+    } | weigh(study, answers.sheets, budget, resamples)
+
+
+def weigh(
+    study: Study, sheets: Mapping[tuple[str, str], AnySheet], budget: int | None, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """``advise`` without the files: from the answers of every (task, split)."""
+    there = present(sheets)
+    found = [(task, model) for task, model in claims.cells(study) if (task, model.path) in there]
+    tasks = {task: _stages(task, found, sheets, resamples) for task in study.tasks if (task, "id") in sheets}
+    known = _known(study, tasks)
+    return {
+        "seeds": {task: len({m.seed for models in of.models for m in models} - {None}) for task, of in tasks.items()},
+        "frontier": {task: _frontier(of) for task, of in tasks.items()},
+        "peaks": {task: _peaks(of) for task, of in tasks.items()},
+        "budgets": sorted(known),
+        "budget": None if budget is None else _budget(budget, known, tasks),
+    }
+
+
+def _stages(
+    task: str, found: Sequence[tuple[str, Model]], sheets: Mapping[tuple[str, str], AnySheet], resamples: int
+) -> Stages:
+    groups: dict[tuple[Any, ...], list[Model]] = defaultdict(list)
+    for of, model in found:
+        if of == task:
+            groups[_stage(model)].append(model)
+    seeds = sorted({model.seed for models in groups.values() for model in models if model.seed is not None})
+    columns = {seed: column for column, seed in enumerate(seeds)}
+    weights = statistics.seed_weights(len(seeds), resamples, statistics.generator("advice", task, "seeds"))
+    spread = weights - 1 / max(len(seeds), 1)
+    scores = {}
+    for split in SPLITS:
+        sheet = sheets[task, split]
+        drawn = statistics.draw(sheet, statistics.generator("advice", task, split), resamples)
+        place = statistics.columns(sheet)
+        observed, draws = [], []
+        for models in groups.values():
+            mine = np.array([place[model.path] for model in models])
+            once = drawn.observed[PRIMARY][0, mine].astype(float)
+            many = drawn.resampled[PRIMARY][:, mine].mean(1).astype(float)
+            if len(models) > 1:
+                luck = spread[:, np.array([columns[model.seed] for model in models if model.seed is not None])]
+                many = many + luck @ (once - once.mean())
+            observed.append(once.mean())
+            draws.append(many)
+        scores[split] = Scores(np.array(observed), np.stack(draws, axis=1))
+    return Stages(
+        tuple(_name(models[0]) for models in groups.values()),
+        tuple(tuple(models) for models in groups.values()),
+        scores,
+    )
+
+
+def _stage(m: Model) -> tuple[Any, ...]:
+    return m.backbone, m.sequences, m.encoder, m.cpt, m.sft, m.sft_epochs, m.rl, m.rl_epochs
+
+
+def _name(m: Model) -> str:
+    form = [] if m.sequences == "tokens" else [f"{m.sequences} of {m.encoder}"]
+    words = [m.backbone, *form, *([f"CPT {m.cpt}"] if m.cpt else [])]
+    words += [f"SFT {m.sft} e{m.sft_epochs}"] if m.sft else []
+    words += [f"RL {m.rl} e{m.rl_epochs}"] if m.rl else []
+    return " · ".join(words)
+
+
+def _frontier(of: Stages) -> list[dict[str, Any]]:
+    """Stages that no other beats on one split without losing on the other, in the data or in some resamples."""
+    ours = [of.scores[split] for split in SPLITS]
+    once = _undominated(*(scores.observed[None] for scores in ours))[0]
+    often = _undominated(*(scores.drawn for scores in ours)).mean(0)
+    found = [
+        {
+            "stage": of.names[place],
+            "models": [model.path for model in of.models[place]],
+            "on_frontier": bool(once[place]),
+            "probability": float(often[place]),
+            **{split: _estimate(scores, place) for split, scores in zip(SPLITS, ours, strict=True)},
+        }
+        for place in range(len(of.names))
+        if once[place] or often[place] >= LIKELY
+    ]
+    return sorted(found, key=lambda stage: (-stage["id"]["value"], stage["stage"]))
+
+
+def _undominated(first: Array, second: Array) -> np.ndarray:
+    """Which columns no other is at least as good as in both, and better in one; shape (rows, columns)."""
+    kept = np.ones(first.shape, dtype=bool)
+    for place in range(first.shape[1]):
+        ahead, beside = first[:, [place]], second[:, [place]]
+        kept &= ~((ahead >= first) & (beside >= second) & ((ahead > first) | (beside > second)))
+    return kept
+
+
+def _estimate(scores: Scores, place: int) -> dict[str, float]:
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(scores.drawn[:, place], [tail, 100 - tail])
+    return {"value": float(scores.observed[place]), "low": float(low), "high": float(high)}
+
+
+def _peaks(of: Stages) -> list[dict[str, Any]]:
+    """Of each SFT recipe with two rungs or more: in which share of the resamples OOD is highest at each rung."""
+    ladders: dict[tuple[Any, ...], dict[int, int]] = defaultdict(dict)
+    for place, (model, *_) in enumerate(of.models):
+        if model.kind == "sft":
+            ladders[*_stage(model)[:4], model.sft][model.sft_epochs] = place
+    found = []
+    for rungs in ladders.values():
+        if len(rungs) > 1:
+            ordered = dict(sorted(rungs.items()))
+            places = list(ordered.values())
+            best = of.scores["ood"].drawn[:, places].argmax(1)
+            shares = np.bincount(best, minlength=len(places)) / len(best)
+            model = of.models[places[0]][0]
+            peak = int(of.scores["ood"].observed[places].argmax())
+            found.append(
+                {
+                    "setting": _name(model).rpartition(" e")[0],
+                    "peak": list(ordered)[peak],
+                    "sure": bool(shares[peak] >= SURE),
+                    "rungs": [
+                        {"epochs": epochs, "probability": float(share), "ood": _estimate(of.scores["ood"], place)}
+                        for (epochs, place), share in zip(ordered.items(), shares, strict=True)
+                    ],
+                }
+            )
+    return found
+
+
+Known = dict[int, dict[tuple[tuple[int, int], ...], list[tuple[str, str, tuple[int, ...]]]]]
+
+
+def _known(study: Study, tasks: Mapping[str, Stages]) -> Known:
+    """Budget in epochs -> splits that were compared -> (task, setting, place of each split's stage)."""
+    known: Known = defaultdict(lambda: defaultdict(list))
+    places = {
+        (task, model.path): place
+        for task, of in tasks.items()
+        for place, models in enumerate(of.models)
+        for model in models
+    }
+    for (unit, total, words, (task, *_)), splits in claims.allocations(study).items():
+        if unit == "epochs" and all((task, model.path) in places for model in splits.values()):
+            one = task, words, tuple(places[task, model.path] for model in splits.values())
+            if one not in known[total][tuple(splits)]:  # every seed has it
+                known[total][tuple(splits)].append(one)
+    return known
+
+
+def _budget(budget: int, known: Known, tasks: Mapping[str, Stages]) -> dict[str, Any]:
+    """For each set of splits that was compared: how good each is, how often the best, and what to do."""
+    if budget not in known:
+        listed = ", ".join(map(str, sorted(known)))
+        has = f"It compares splits of {listed} epochs." if known else "It compares none of any budget."
+        verdict = f"The data cannot tell: this study has no two splits of {budget} epochs between SFT and RL. {has}"
+        return {"epochs": budget, "comparisons": [], "verdict": verdict}
+    comparisons = []
+    for splits, where in known[budget].items():
+        by_split = {split: _compare(splits, where, tasks, split) for split in SPLITS}
+        comparisons.append(
+            {
+                "tasks": list(dict.fromkeys(task for task, _, _ in where)),
+                "settings": [{"task": task, "setting": words} for task, words, _ in where],
+                "allocations": [
+                    {"sft": sft, "rl": rl} | {split: by_split[split][place] for split in SPLITS}
+                    for place, (sft, rl) in enumerate(splits)
+                ],
+                "verdict": {split: _choice(splits, by_split[split], split) for split in SPLITS},
+            }
+        )
+    return {"epochs": budget, "comparisons": comparisons, "verdict": _overall(budget, comparisons)}
+
+
+def _compare(
+    splits: Sequence[tuple[int, int]],
+    where: Sequence[tuple[str, str, tuple[int, ...]]],
+    tasks: Mapping[str, Stages],
+    split: str,
+) -> list[dict[str, float]]:
+    """Of each allocation: mean over tasks of equal weight, how often it is the best, and what it is expected to lose.
+
+    The expected regret is the mean, over resamples, of the best allocation's score minus this one's.
+    """
+    once: dict[str, list[Array]] = defaultdict(list)
+    many: dict[str, list[Array]] = defaultdict(list)
+    for task, _, places in where:
+        once[task].append(tasks[task].scores[split].observed[list(places)])
+        many[task].append(tasks[task].scores[split].drawn[:, list(places)])
+    observed = np.mean([np.mean(values, axis=0) for values in once.values()], axis=0)
+    drawn = np.mean([np.mean(values, axis=0) for values in many.values()], axis=0)
+    best = np.bincount(drawn.argmax(1), minlength=len(splits)) / len(drawn)
+    regret = (drawn.max(1, keepdims=True) - drawn).mean(0)
+    pooled = Scores(observed, drawn)
+    return [
+        _estimate(pooled, place) | {"probability_best": float(best[place]), "expected_regret": float(regret[place])}
+        for place in range(len(splits))
+    ]
+
+
+def _choice(splits: Sequence[tuple[int, int]], found: Sequence[Mapping[str, float]], split: str) -> dict[str, Any]:
+    """The allocation that is the best in most resamples, if that is sure enough."""
+    place = max(range(len(splits)), key=lambda place: found[place]["probability_best"])
+    sft, rl = splits[place]
+    one = found[place]
+    sure = one["probability_best"] >= SURE
+    numbers = f"best in {one['probability_best']:.0%} of the resamples, expected regret {one['expected_regret']:.3f}"
+    name = claims.split_words(sft, rl)
+    text = f"{name} ({numbers})" if sure else f"the data cannot tell; {name} leads ({numbers})"
+    return {"sure": sure, "sft": sft, "rl": rl, "text": f"{split.upper()}: {text}."}
+
+
+def _overall(budget: int, comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: an allocation only where both splits support it everywhere."""
+    choices = [comparison["verdict"][split] for comparison in comparisons for split in SPLITS]
+    splits = {(choice["sft"], choice["rl"]) for choice in choices if choice["sure"]}
+    if all(choice["sure"] for choice in choices) and len(splits) == 1:
+        return f"For {budget} epochs the evidence supports {claims.split_words(*splits.pop())}, for ID and OOD alike."
+    if not splits:
+        return (
+            f"The data cannot tell how to split {budget} epochs: no allocation is the best in {SURE:.0%} of resamples."
+        )
+    return f"For {budget} epochs there is no one answer: it depends on the split, or on the comparison; see each below."
+
+
+# The same, for a terminal
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print what ``advise`` returns."""
+    method, absent = found["method"], found["evaluations"]["absent"]
+    console.print(f"[bold]Advice of study {found['study']}[/bold], by {method['metric'].replace('_', ' ')}")
+    if absent:
+        console.print(f"{len(absent)} of {found['evaluations']['expected']} evaluations are absent and left out.")
+    for task, reason in found["tasks_left_out"].items():
+        console.print(f"{task} is left out: {reason}.", markup=False)
+    covers = "test examples and training seeds"
+    if max(found["seeds"].values(), default=0) < 2:
+        covers = "test examples only: with one training seed nothing is known of the luck of training"
+    console.print(f"Intervals ({method['level']:.0%}) and probabilities cover {covers}.\n")
+    if found["budget"]:
+        _show_budget(found["budget"], console)
+    else:
+        budgets = ", ".join(map(str, found["budgets"])) or "none"
+        console.print(f"[bold]Budgets[/bold] (--budget-epochs) of which this study compares splits: {budgets}\n")
+    for task, ladders in found["peaks"].items():
+        _show_peaks(task, ladders, console)
+    for task, stages in found["frontier"].items():
+        _show_frontier(task, stages, console)
+    console.print(found["note"])
+
+
+def _show_budget(budget: Mapping[str, Any], console: Console) -> None:
+    console.print(f"[bold]Budget of {budget['epochs']} epochs[/bold]")
+    console.print(f"{budget['verdict']}")
+    for comparison in budget["comparisons"]:
+        table = _table(["SFT + RL", "ID", "best", "regret", "OOD", "best", "regret"])
+        for one in comparison["allocations"]:
+            row = [claims.split_words(one["sft"], one["rl"])]
+            for split in SPLITS:
+                numbers = one[split]
+                row += [_number(numbers), f"{numbers['probability_best']:.0%}", f"{numbers['expected_regret']:.3f}"]
+            table.add_row(*row)
+        settings = dict.fromkeys(one["setting"] for one in comparison["settings"])
+        console.print(f"\n{', '.join(comparison['tasks'])} ({'; '.join(settings)})", markup=False)
+        console.print(Padding(table, (0, 0, 0, 2), expand=False))
+        for split in SPLITS:
+            console.print(f"  {comparison['verdict'][split]['text']}")
+    console.print()
+
+
+def _show_peaks(task: str, ladders: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not ladders:
+        return
+    table = _table(["SFT ladder", "OOD is highest at", "share of the resamples at each rung"])
+    for ladder in ladders:
+        shares = "  ".join(f"e{rung['epochs']} {rung['probability']:.0%}" for rung in ladder["rungs"])
+        peak = f"e{ladder['peak']}" if ladder["sure"] else f"cannot tell (e{ladder['peak']} leads)"
+        table.add_row(ladder["setting"], peak, shares)
+    console.print(f"[bold]{task}[/bold]: where OOD peaks along SFT")
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print()
+
+
+def _show_frontier(task: str, stages: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = _table(["", "stage", "ID", "OOD", "on the frontier"])
+    for stage in stages:
+        mark = "*" if stage["on_frontier"] else ""
+        table.add_row(mark, stage["stage"], *(_number(stage[split]) for split in SPLITS), f"{stage['probability']:.0%}")
+    console.print(f"[bold]{task}[/bold]: frontier of ID and OOD (*: on it in the data; share of the resamples)")
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print()
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def _number(numbers: Mapping[str, float]) -> str:
+    return f"{numbers['value']:.3f} ({numbers['low']:.3f} to {numbers['high']:.3f})"

@@ -1,0 +1,382 @@
+"""What each claim of arXiv:2606.16517 compares, of the models that a study has.
+
+A claim has one or more *parts*, each one comparison on one split. A part is made of *contrasts*: in one task, setting
+and seed, a fixed arm against one rival or several. A setting is what both arms share in every seed: backbone, form of
+the sequences, recipes, rungs.
+
+Not for what the answers say about a comparison (``cisterna.report.findings``).
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cisterna import files
+from cisterna.study import Model, Study
+
+SPLITS = ("id", "ood")
+SIZES = ("epochs", "fraction", "examples")  # keys of a recipe that say how much is trained, not how
+
+Arm = tuple[tuple[str, float], ...]  # models and their coefficients: one model, or a model minus its parent
+Budgets = dict[tuple[Any, ...], dict[tuple[int, int], Model]]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """In one task, setting and seed: ``fixed`` minus each of ``rivals``, by name."""
+
+    task: str
+    setting: str
+    seed: int
+    fixed: Arm
+    rivals: Mapping[str, Arm]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison on one split, whose effect is above 0 if the claim is true.
+
+    The effect is fixed minus best rival, or with ``sign`` -1 best rival minus fixed.
+    """
+
+    name: str
+    split: str
+    title: str
+    needs: str  # what a study must have for it
+    contrasts: tuple[Contrast, ...]
+    sign: int = 1
+    decides: bool = True  # the verdict of the claim rests on it
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper. ``conjunction``: it says that all parts hold, not that some do."""
+
+    name: str
+    title: str
+    conjunction: bool
+    parts: tuple[Part, ...]
+
+
+def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
+    """The claims, each with the contrasts of the study of which all cells are ``present``: (task, path of the model).
+
+    A contrast that lacks a cell is left out whole: the best of those that are left would be another comparison.
+    """
+    every = cells(study)
+
+    def whole(contrasts: Iterable[Contrast]) -> tuple[Contrast, ...]:
+        return tuple(
+            one
+            for one in contrasts
+            if all((one.task, path) in present for arm in (one.fixed, *one.rivals.values()) for path, _ in arm)
+        )
+
+    started = whole(_cpt(every))
+    ladders = whole(_ladders(every))
+    budgets = whole(_budgets(study))
+    ranks = whole(_ranks(study, every))
+    first = [replace(ladder, rivals=dict([next(iter(ladder.rivals.items()))])) for ladder in ladders]
+    rungs = "an SFT recipe with two or more rungs"
+
+    def both(name: str, title: str, needs: str, contrasts: tuple[Contrast, ...]) -> tuple[Part, ...]:
+        return tuple(Part(f"{name}_{split}", split, title, needs, contrasts) for split in SPLITS)
+
+    return [
+        Claim(
+            "cpt_helps",
+            "Continued pre-training helps downstream",
+            False,
+            both(
+                "cpt_helps",
+                "after the same SFT, start from CPT minus start from the base model",
+                "SFT of the same recipe, rung and seed from a CPT model and from its base model",
+                started,
+            ),
+        ),
+        Claim(
+            "sft_specializes",
+            "SFT raises ID, while OOD peaks early and then falls",
+            True,
+            (
+                Part("sft_raises_id", "id", "last rung minus first rung of SFT", rungs, tuple(first)),
+                Part("ood_peaks_early", "ood", "best earlier rung of SFT minus the last rung", rungs, ladders, sign=-1),
+            ),
+        ),
+        Claim(
+            "rl_recovers_ood",
+            "RL from strong SFT recovers OOD",
+            True,
+            (
+                Part(
+                    "rl_from_strong_sft",
+                    "ood",
+                    "RL from the last rung of SFT minus that rung",
+                    "RL that starts from the last rung of an SFT recipe",
+                    whole(_strong(every)),
+                ),
+                Part(
+                    "rl_strong_against_early",
+                    "ood",
+                    "gain of RL from the last rung minus gain of the same RL from the earliest rung",
+                    "the same RL recipe from the last rung and from an earlier one",
+                    whole(_strong_against_early(every)),
+                    decides=False,
+                ),
+                Part(
+                    "rl_strong_against_cold",
+                    "ood",
+                    "RL from the last rung minus the same RL from cold (levels: its parent knows no form of answer)",
+                    "the same RL recipe from the last rung of SFT and from cold",
+                    whole(_strong_against_cold(every)),
+                    decides=False,
+                ),
+            ),
+        ),
+        Claim(
+            "brief_sft_best",
+            "Brief SFT and more RL is best at a fixed budget",
+            False,
+            both(
+                "brief_sft_best",
+                "fewest SFT and most RL (both at least once) minus the best other split of the same budget",
+                "lineages with the same sum of SFT and RL epochs (or examples), of which one has both stages",
+                budgets,
+            ),
+        ),
+        Claim(
+            "asymmetric_ranks",
+            "Asymmetric LoRA ranks beat symmetric ones",
+            False,
+            both(
+                "asymmetric_ranks",
+                "RL of a lower rank than SFT minus RL of the same rank as SFT",
+                "RL recipes that differ in their LoRA rank alone, from the same SFT rung: one of its rank, one below",
+                ranks,
+            ),
+        ),
+    ]
+
+
+def cells(study: Study) -> list[tuple[str, Model]]:
+    """(task, model) of every evaluation that the study asks for."""
+    return [(task, study.model(path)) for _, path, task in study.evaluations()]
+
+
+def _one(path: str) -> Arm:
+    return ((path, 1.0),)
+
+
+def _gain(model: Model) -> Arm:
+    return ((model.path, 1.0), (str(model.parent), -1.0))
+
+
+def _origin(task: str, model: Model) -> tuple[Any, ...]:
+    """What the models of one comparison share, whatever their stages."""
+    return task, model.seed, model.backbone, model.cpt, model.sequences, model.encoder
+
+
+def _words(model: Model, *more: str) -> str:
+    """A setting in words: what its comparisons share in every seed of a task."""
+    form = [] if model.sequences == "tokens" else [f"{model.sequences} of {model.encoder}"]
+    return " · ".join([model.backbone, *form, f"CPT {model.cpt}" if model.cpt else "no CPT", *more])
+
+
+def _stage(kind: str, recipe: str | None, epochs: int | str = "") -> str:
+    return f"{kind} {recipe}" + (f" e{epochs}" if epochs else "")
+
+
+def _grouped(items: Iterable[tuple[Any, Any, Any]]) -> dict[Any, dict[Any, Any]]:
+    groups: dict[Any, dict[Any, Any]] = defaultdict(dict)
+    for key, name, value in items:
+        groups[key][name] = value
+    return groups
+
+
+def _cpt(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    same = _grouped(
+        ((task, m.seed, m.backbone, m.sequences, m.encoder, m.sft, m.sft_epochs), m.cpt, m)
+        for task, m in found
+        if m.kind == "sft"
+    )
+    for (task, seed, *_), starts in same.items():
+        for cpt, model in starts.items():
+            if cpt is not None and None in starts:
+                words = _words(model, _stage("SFT", model.sft, model.sft_epochs))
+                yield Contrast(task, words, seed, _one(model.path), {"no CPT": _one(starts[None].path)})
+
+
+def _rungs(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
+    """(origin, SFT recipe) -> rung -> model, ascending."""
+    rungs = _grouped(((*_origin(task, m), m.sft), m.sft_epochs, m) for task, m in found if m.kind == "sft")
+    return {key: dict(sorted(of.items())) for key, of in rungs.items()}
+
+
+def _ladders(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    for (task, seed, *_), rungs in _rungs(found).items():
+        *earlier, last = rungs.values()
+        if earlier:
+            words = _words(last, _stage("SFT", last.sft), f"rungs {', '.join(map(str, rungs))}")
+            yield Contrast(task, words, seed, _one(last.path), {f"e{m.sft_epochs}": _one(m.path) for m in earlier})
+
+
+def _rl(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
+    """(origin, SFT recipe or None, RL recipe, RL rung) -> SFT rung that RL began from -> model, ascending."""
+    starts = _grouped(
+        ((*_origin(task, m), m.sft, m.rl, m.rl_epochs), m.sft_epochs, m) for task, m in found if m.kind == "rl"
+    )
+    return {key: dict(sorted(of.items())) for key, of in starts.items()}
+
+
+def _last_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
+    """Key and starts of ``_rl``, the model that began from the last rung of SFT, and words for it."""
+    ends = {key: max(rungs) for key, rungs in _rungs(found).items()}
+    for key, starts in _rl(found).items():
+        *origin, sft, _, _ = key
+        strong = starts.get(ends.get((*origin, sft), 0))
+        if sft is not None and strong is not None:
+            words = _words(strong, _stage("SFT", sft, strong.sft_epochs), _stage("RL", strong.rl, strong.rl_epochs))
+            yield key, starts, strong, words
+
+
+def _strong(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    for (task, seed, *_), _, strong, words in _last_starts(found):
+        yield Contrast(task, words, seed, _one(strong.path), {"parent": _one(str(strong.parent))})
+
+
+def _strong_against_early(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    for (task, seed, *_), starts, strong, words in _last_starts(found):
+        early = next(iter(starts.values()))
+        if early is not strong:
+            yield Contrast(task, words, seed, _gain(strong), {f"from e{early.sft_epochs}": _gain(early)})
+
+
+def _strong_against_cold(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    starts = _rl(found)
+    for (task, seed, *origin, _, rl, epochs), _, strong, words in _last_starts(found):
+        cold = starts.get((task, seed, *origin, None, rl, epochs))
+        if cold:
+            yield Contrast(task, words, seed, _one(strong.path), {"cold": _one(cold[0].path)})
+
+
+def allocations(study: Study) -> Budgets:
+    """(unit, total, words, origin) -> (SFT, RL) in that unit -> model, for every budget with two splits or more.
+
+    In epochs: the splits of one SFT and one RL recipe. In examples (passes over one training example, SFT's and
+    RL's): those of recipes that differ in nothing but how much is trained; of two ways to one split the one with fewer
+    epochs counts. A budget in examples that has no model more than one in epochs is that one, and left out.
+    """
+    stages = _grouped((_origin(task, m), m.path, m) for task, m in cells(study) if m.kind in ("sft", "rl"))
+    budgets: Budgets = {}
+    for origin, models in stages.items():
+        ordered = sorted(models.values(), key=lambda m: m.sft_epochs + m.rl_epochs)
+        pairs = {(m.sft, m.rl) for m in ordered if m.sft and m.rl}
+        for sft, rl in sorted(pairs):
+            mine = [m for m in ordered if m.sft in (sft, None) and m.rl in (rl, None)]
+            words = _words(mine[0], _stage("SFT", sft) + _share(study, origin[0], "sft", sft))
+            words += f" · {_stage('RL', rl)}{_share(study, origin[0], 'rl', rl)}"
+            _fill(budgets, "epochs", words, origin, ((m.sft_epochs, m.rl_epochs, m) for m in mine))
+        in_epochs = [{m.path for m in splits.values()} for key, splits in budgets.items() if key[3] == origin]
+        families = {(_family(study, "sft", m.sft), _family(study, "rl", m.rl)) for m in ordered if m.sft and m.rl}
+        for number, (sft, rl) in enumerate(sorted(families)):
+            mine = [
+                m
+                for m in ordered
+                if (not m.sft or _family(study, "sft", m.sft) == sft) and (not m.rl or _family(study, "rl", m.rl) == rl)
+            ]
+            words = _words(mine[0], *([f"recipes {number + 1}"] if len(families) > 1 else []))
+            counted: Budgets = {}
+            passes = ((_examples(study, m), m) for m in mine)
+            _fill(counted, "examples", words, origin, ((*seen, m) for seen, m in passes if seen))
+            for key, splits in counted.items():
+                if not any({m.path for m in splits.values()} <= paths for paths in in_epochs):
+                    budgets[key] = splits
+    return budgets
+
+
+def _fill(
+    budgets: Budgets,
+    unit: str,
+    words: str,
+    origin: tuple[Any, ...],
+    models: Iterable[tuple[int, int, Model]],
+) -> None:
+    """Add the budgets of one setting that can be split in two ways or more, one of them with both stages."""
+    totals: dict[int, dict[tuple[int, int], Model]] = defaultdict(dict)
+    for sft, rl, model in models:
+        totals[sft + rl].setdefault((sft, rl), model)
+    for total, splits in sorted(totals.items()):
+        if len(splits) > 1 and any(sft and rl for sft, rl in splits):
+            budgets[unit, total, words, origin] = dict(sorted(splits.items()))
+
+
+def _family(study: Study, kind: str, name: str | None) -> str:
+    """A recipe without what says how much is trained."""
+    recipe = study.recipe(kind, str(name))
+    return files.digest({key: value for key, value in recipe.items() if key not in SIZES})
+
+
+def _examples(study: Study, model: Model) -> tuple[int, int] | None:
+    """Passes over a training example in SFT and in RL; None where the data alone say how many there are."""
+    passes = []
+    for kind, name, epochs in (("sft", model.sft, model.sft_epochs), ("rl", model.rl, model.rl_epochs)):
+        examples = _epoch(study, str(model.task), kind, name)[0] if name else 0
+        if examples is None:
+            return None
+        passes.append(epochs * examples)
+    return passes[0], passes[1]
+
+
+def _epoch(study: Study, task: str, kind: str, name: str) -> tuple[int | None, int | None]:
+    """Training examples in an epoch of a recipe, and in train; None where the config does not say."""
+    recipe, train = study.recipe(kind, name), study.config["tasks"][task].get("train")
+    train = train if isinstance(train, int) else None
+    return recipe.get("examples") or (round(train * recipe.get("fraction", 1.0)) if train else None), train
+
+
+def _share(study: Study, task: str, kind: str, name: str) -> str:
+    """Words for an epoch that is less than all of train."""
+    examples, train = _epoch(study, task, kind, name)
+    return f" ({examples} of {train} examples an epoch)" if examples and train and examples < train else ""
+
+
+def split_words(sft: int, rl: int) -> str:
+    """A split of a budget in words."""
+    return f"{sft} SFT + {rl} RL"
+
+
+def _budgets(study: Study) -> Iterable[Contrast]:
+    for (unit, total, words, (task, seed, *_)), splits in allocations(study).items():
+        brief = min(split for split in splits if all(split))
+        rivals = {split_words(*split): _one(m.path) for split, m in splits.items() if split != brief}
+        said = f"{words} · {total} {unit}, {split_words(*brief)} against {', '.join(rivals)}"
+        yield Contrast(task, said, seed, _one(splits[brief].path), rivals)
+
+
+def _ranks(study: Study, found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+    def rank(kind: str, name: str | None) -> int | None:
+        return (study.recipe(kind, str(name)).get("lora") or {}).get("r")
+
+    def rest(name: str | None) -> str:
+        recipe = study.recipe("rl", str(name))
+        lora = {key: value for key, value in recipe["lora"].items() if key not in ("r", "lora_alpha")}
+        return files.digest({key: value for key, value in recipe.items() if key != "epochs"} | {"lora": lora})
+
+    adapted = [
+        (task, m)
+        for task, m in found
+        if m.kind == "rl" and m.sft is not None and rank("sft", m.sft) and rank("rl", m.rl)
+    ]
+    same = _grouped(((*_origin(task, m), m.sft, m.sft_epochs, m.rl_epochs, rest(m.rl)), m.rl, m) for task, m in adapted)
+    for (task, seed, *_), models in same.items():
+        ranks = {name: (rank("sft", m.sft) or 0, rank("rl", name) or 0) for name, m in models.items()}
+        for low, model in models.items():
+            for equal, rival in models.items():
+                if ranks[low][1] < ranks[low][0] == ranks[equal][1]:
+                    words = _words(
+                        model,
+                        f"{_stage('SFT', model.sft, model.sft_epochs)} of rank {ranks[low][0]}",
+                        f"{_stage('RL', low, model.rl_epochs)} of rank {ranks[low][1]} against {_stage('RL', equal)}",
+                    )
+                    yield Contrast(task, words, seed, _one(model.path), {"same rank": _one(rival.path)})

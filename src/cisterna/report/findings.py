@@ -1,0 +1,552 @@
+"""The claims of arXiv:2606.16517, tested on the answers of any study: effect, interval, n, verdict, cells.
+
+    cisterna findings --study '{...}' --results results --output results/studies/NAME
+
+writes ``findings.json`` and ``findings.html``. What each claim compares is in ``cisterna.report.claims``. Where a fixed
+model stands against the best of several, that one is chosen on other examples and other seeds than it is measured on
+(cross-fitting), so that the luck of the best is not counted. docs/findings.md says how to read the result.
+
+Not for choosing a model: see ``cisterna.report.advice``, and neither ID nor OOD may choose a checkpoint.
+"""
+
+import html
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cisterna import files
+from cisterna.report import statistics
+from cisterna.report.claims import Arm, Claim, Contrast, Part, claims
+from cisterna.report.statistics import HALVINGS, LEVEL, METRICS, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values
+from cisterna.study import Study
+
+FINDINGS = "findings.json"
+PAGE = "findings.html"
+ALPHA = 0.05  # of all verdicts of a study together
+TERMS_PRIMARY = "f1_micro"  # stands in the place of PRIMARY where answers are sets of terms
+MARGIN = 0.01  # of PRIMARY: a smaller effect would not decide whether anyone trains a stage
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
+ABSENT = "not in this study"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One metric's effect in one task: a value a setting and seed, their mean, and draws of its error by examples."""
+
+    each: tuple[dict[int, float], ...]
+    value: float
+    draws: Array
+
+
+def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
+    """Write findings.json and findings.html of a study into the folder ``output``; returns what the JSON holds.
+
+    ``results`` is the folder that holds ``models/``. Evaluations that are absent are listed and left out. The same
+    answers give the same bytes. Raises UserError as ``cisterna.report.statistics.read`` does.
+    """
+    answers = statistics.read(study, results)
+    asked = claims(study, present(answers.sheets))
+    found: dict[str, Any] = {
+        "study": study.name,
+        "method": method(RESAMPLES, MARGIN),
+        "evaluations": {"expected": len(study.evaluations()), "absent": list(answers.absent)},
+        "tasks_left_out": answers.left_out,
+        "claims": judge(asked, answers.sheets),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    text = page(found)
+    files.write_json(output / FINDINGS, found)
+    temporary = output / f".{PAGE}.{os.getpid()}"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, output / PAGE)
+    return found
+
+
+def method(resamples: int, margin: float) -> dict[str, Any]:
+    """How the numbers were made, for the JSON and the page."""
+    return {
+        "primary_metric": PRIMARY,
+        "primary_metric_of_sets_of_terms": TERMS_PRIMARY,
+        "metrics": list(METRICS),
+        "level": LEVEL,
+        "alpha": ALPHA,
+        "margin": margin,
+        "resamples": resamples,
+        "halvings": HALVINGS,
+        "interval": "percentile bootstrap over the examples of each task, paired between models, plus between-seed "
+        "variance with the tails of Student's t; tasks have equal weight; not adjusted for the number of claims",
+        "correction": "Holm, over all parts of all claims that the study could test",
+        "winners": "where a part is against the best of several, the best is chosen on one random half of the examples "
+        "and by the other seeds, and measured on the other half and its own seed",
+    }
+
+
+def present(sheets: Mapping[tuple[str, str], AnySheet]) -> set[tuple[str, str]]:
+    """(task, path of the model) of every evaluation that there is."""
+    return {(task, model) for (task, _), of in sheets.items() for model in of.models}
+
+
+def judge(
+    asked: Sequence[Claim],
+    sheets: Mapping[tuple[str, str], AnySheet],
+    resamples: int = RESAMPLES,
+    margin: float = MARGIN,
+    halvings: int = HALVINGS,
+) -> list[dict[str, Any]]:
+    """Effect, interval, n, p and verdict of every part, and the verdict of every claim, ready for JSON.
+
+    ``sheets`` has the answers of a (task, split). Within a study each (task, split) is resampled once, so that all
+    parts see the same resamples.
+    """
+    drawn: dict[tuple[str, str], Draws] = {}
+    chosen = {
+        (contrast.task, part.split)
+        for claim in asked
+        for part in claim.parts
+        for contrast in part.contrasts
+        if len(contrast.rivals) > 1
+    }
+
+    def of(task: str, split: str) -> Draws:
+        if (task, split) not in drawn:
+            rng = statistics.generator("examples", task, split)
+            wanted = halvings if (task, split) in chosen else 0
+            drawn[task, split] = statistics.draw(sheets[task, split], rng, resamples, wanted)
+        return drawn[task, split]
+
+    found = [[_measure(part, of, margin) for part in claim.parts] for claim in asked]
+    tested = [part for parts in found for part in parts if part["status"] == "measured"]
+    for part, p in zip(tested, statistics.holm([part["p"] for part in tested]), strict=True):
+        part["p_holm"] = p
+        above = part["effect"][PRIMARY]["value"] > 0
+        part["verdict"] = UNDECIDED if p > ALPHA else SUPPORTED if above else CONTRADICTED
+    return [
+        {
+            "claim": claim.name,
+            "title": claim.title,
+            "verdict": _verdict(claim, parts),
+            "rule": _rule(claim),
+            "parts": parts,
+        }
+        for claim, parts in zip(asked, found, strict=True)
+    ]
+
+
+def _rule(claim: Claim) -> str:
+    if len([part for part in claim.parts if part.decides]) == 1:
+        return "the verdict of its first part; the others are contrasts to it"
+    if claim.conjunction:
+        return "supported if all parts are, contradicted if one is"
+    return "supported if one split is and none is contradicted; contradicted if one split is and none is supported"
+
+
+def _verdict(claim: Claim, parts: Sequence[Mapping[str, Any]]) -> str:
+    verdicts = [found["verdict"] for part, found in zip(claim.parts, parts, strict=True) if part.decides]
+    if set(verdicts) == {ABSENT}:
+        return ABSENT
+    if claim.conjunction:
+        if CONTRADICTED in verdicts:
+            return CONTRADICTED
+        return SUPPORTED if set(verdicts) == {SUPPORTED} else UNDECIDED
+    decided = set(verdicts) - {UNDECIDED, ABSENT}
+    return decided.pop() if len(decided) == 1 else UNDECIDED
+
+
+def _measure(part: Part, of: Callable[[str, str], Draws], margin: float) -> dict[str, Any]:
+    """One part, without the verdict, which depends on the others."""
+    head: dict[str, Any] = {"part": part.name, "split": part.split, "title": part.title, "decides": part.decides}
+    if not part.contrasts:
+        return head | {"status": ABSENT, "verdict": ABSENT, "needs": part.needs}
+    tasks = list(dict.fromkeys(contrast.task for contrast in part.contrasts))
+    drawn = {task: of(task, part.split) for task in tasks}
+    settings = {task: _settings([contrast for contrast in part.contrasts if contrast.task == task]) for task in tasks}
+    effects = {task: _effects(drawn[task], list(settings[task].values()), part.sign) for task in tasks}
+
+    def summary(metric: str, some: Sequence[str]) -> tuple[dict[str, float], Array]:
+        return _summary([effects[task][metric] for task in some], statistics.generator("seeds", part.name, *some))
+
+    def of_all(metric: str, some: Sequence[str]) -> dict[str, float] | None:
+        known = [task for task in some if metric in effects[task]]
+        return summary(metric, known)[0] if known else None
+
+    draws = summary(PRIMARY, tasks)[1]
+    tails = ((draws <= margin).sum(), (draws >= -margin).sum())
+    seeds = {contrast.seed for contrast in part.contrasts}
+    models = {path for contrast in part.contrasts for arm in _arms(contrast) for path, _ in arm}
+    several = any(len(contrast.rivals) > 1 for contrast in part.contrasts)
+    return head | {
+        "status": "measured",
+        "effect": {metric: of_all(metric, tasks) for metric in METRICS},
+        "p": float(min(1.0, 2 * (1 + min(tails)) / (1 + len(draws)))),
+        "covers": "test examples and training seeds" if len(seeds) > 1 else "test examples only: one training seed",
+        "n": {
+            "examples": sum(drawn[task].examples for task in tasks),
+            "tasks": len(tasks),
+            "seeds": len(seeds),
+            "pairs": sum(len(contrast.rivals) for contrast in part.contrasts),
+            "models": len(models),
+        },
+        "tasks": {
+            task: {
+                "effect": {metric: of_all(metric, [task]) for metric in METRICS},
+                "primary_metric": PRIMARY if "skill" in effects[task] else TERMS_PRIMARY,
+                "examples": drawn[task].examples,
+                "seeds": len({contrast.seed for contrast in part.contrasts if contrast.task == task}),
+            }
+            for task in tasks
+        },
+        "rivals": _each_rival(part, drawn) if several else {},
+        "pairs": [
+            {
+                "task": task,
+                "setting": words,
+                "effect": {str(seed): value for seed, value in effects[task][PRIMARY].each[place].items()},
+                "models": {
+                    str(contrast.seed): {
+                        "fixed": [path for path, _ in contrast.fixed],
+                        "rivals": {name: [path for path, _ in arm] for name, arm in contrast.rivals.items()},
+                    }
+                    for contrast in contrasts
+                },
+            }
+            for task in tasks
+            for place, (words, contrasts) in enumerate(settings[task].items())
+        ],
+    }
+
+
+def _arms(contrast: Contrast) -> list[Arm]:
+    return [contrast.fixed, *contrast.rivals.values()]
+
+
+def _settings(contrasts: Sequence[Contrast]) -> dict[str, list[Contrast]]:
+    """The contrasts of a task by setting, a seed each."""
+    groups: dict[str, list[Contrast]] = defaultdict(list)
+    for contrast in contrasts:
+        groups[contrast.setting].append(contrast)
+    return dict(groups)
+
+
+def _each_rival(part: Part, drawn: Mapping[str, Draws]) -> dict[str, dict[str, float]]:
+    """The fixed arm against each rival in turn: description, with intervals that know of no other comparison."""
+    names = dict.fromkeys(name for contrast in part.contrasts for name in contrast.rivals)
+    found = {}
+    for name in names:
+        mine = [
+            replace(contrast, rivals={name: contrast.rivals[name]})
+            for contrast in part.contrasts
+            if name in contrast.rivals
+        ]
+        tasks = dict.fromkeys(contrast.task for contrast in mine)
+        effects = [
+            _effects(drawn[task], list(_settings([one for one in mine if one.task == task]).values()), part.sign)
+            for task in tasks
+        ]
+        rng = statistics.generator("seeds", part.name, name)
+        found[name] = _summary([effect[PRIMARY] for effect in effects], rng)[0]
+    return found
+
+
+def _summary(effects: Sequence[Effect], rng: np.random.Generator) -> tuple[dict[str, float], Array]:
+    """Mean over tasks of equal weight, with the interval of examples and seeds; and the draws behind it."""
+    seeds = [statistics.seed_variance(effect.each) for effect in effects]
+    value = float(np.mean([effect.value for effect in effects]))
+    draws = np.mean([effect.draws for effect in effects], axis=0)
+    draws = draws + statistics.noise(seeds, len(draws), rng)
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return {"value": value, "low": float(low), "high": float(high)}, draws
+
+
+def _effects(drawn: Draws, settings: Sequence[Sequence[Contrast]], sign: int) -> dict[str, Effect]:
+    """Metric -> effect in one task; ``settings`` has the contrasts of each, a seed each."""
+    values: dict[str, list[dict[int, float]]] = {metric: [] for metric in drawn.observed}
+    draws: dict[str, list[Array]] = {metric: [] for metric in drawn.observed}
+    for contrasts in settings:
+        names = list(contrasts[0].rivals)  # those of every seed
+        measured = _direct(drawn, contrasts, names[0]) if len(names) == 1 else _crossfit(drawn, contrasts, names)
+        for metric, (observed, resampled) in measured.items():
+            each = {contrast.seed: sign * float(value) for contrast, value in zip(contrasts, observed, strict=True)}
+            values[metric].append(each)
+            draws[metric].append(sign * resampled)
+    return {
+        metric: Effect(
+            tuple(values[metric]),
+            float(np.mean([sum(each.values()) / len(each) for each in values[metric]])),
+            np.mean(draws[metric], axis=0),
+        )
+        for metric in drawn.observed
+    }
+
+
+def _weights(drawn: Draws, arms: Sequence[Arm]) -> np.ndarray:
+    """Coefficients of the models in each arm, shape (models, arms)."""
+    found = np.zeros((len(drawn.columns), len(arms)), dtype=np.float32)
+    for column, arm in enumerate(arms):
+        for path, coefficient in arm:
+            found[drawn.columns[path], column] += coefficient
+    return found
+
+
+def _direct(drawn: Draws, contrasts: Sequence[Contrast], name: str) -> dict[str, tuple[Array, Array]]:
+    """Metric -> fixed minus rival: a seed each, shape (seeds,), and its mean under resamples, shape (R,)."""
+    weights = _weights(drawn, [one.fixed for one in contrasts])
+    weights -= _weights(drawn, [one.rivals[name] for one in contrasts])
+    return {
+        metric: ((drawn.observed[metric] @ weights)[0], drawn.resampled[metric] @ weights.mean(1))
+        for metric in drawn.observed
+    }
+
+
+def _crossfit(drawn: Draws, contrasts: Sequence[Contrast], names: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+    """As ``_direct``, with fixed minus the best rival, chosen on PRIMARY.
+
+    The rival of a seed is the best by the mean of the other seeds (its own, if it is the only one) on one half of the
+    examples; it is measured with that seed on the other half; the halves then change places. The estimate is the mean
+    over many random halvings of the examples. A resample of the examples repeats halving, choice and measurement, and
+    the draws are moved to have the estimate as their mean: a resample has fewer distinct examples to choose with, so
+    it chooses worse than the data do.
+    """
+    assert drawn.halves is not None, "drawn with halves"
+    assert drawn.resampled_halves is not None, "drawn with halves"
+    seeds = len(contrasts)
+    fixed = _weights(drawn, [one.fixed for one in contrasts])
+    rivals = _weights(drawn, [one.rivals[name] for one in contrasts for name in names])
+
+    def measured(halves: tuple[Values, Values]) -> Values:
+        total: Values = {}
+        for choose, measure in (halves, halves[::-1]):
+            scores = (choose[PRIMARY] @ rivals).reshape(-1, seeds, len(names))
+            if seeds > 1:
+                scores = scores.sum(1, keepdims=True) - scores
+            best = scores.argmax(2)[:, :, None]
+            for metric in drawn.observed:
+                those = (measure[metric] @ rivals).reshape(-1, seeds, len(names))
+                difference = measure[metric] @ fixed - np.take_along_axis(those, best, 2)[:, :, 0]
+                total[metric] = total.get(metric, np.float32(0)) + difference / 2
+        return total
+
+    once, again = measured(drawn.halves), measured(drawn.resampled_halves)
+    found = {}
+    for metric in drawn.observed:
+        observed = once[metric].mean(0)
+        resampled = again[metric].mean(1)
+        found[metric] = observed, resampled - resampled.mean() + observed.mean()
+    return found
+
+
+# The page
+
+NAMES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "skill": "skill"}
+SPLIT_NAMES = {"id": "in-domain (ID)", "ood": "out-of-domain (OOD)"}
+_CLASSES = {SUPPORTED: "yes", CONTRADICTED: "no", UNDECIDED: "open", ABSENT: "absent"}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """One HTML page that needs no other file, from what findings.json holds."""
+    method, evaluations = found["method"], found["evaluations"]
+    parts = [part for claim in found["claims"] for part in claim["parts"]]
+    measured = [part for part in parts if part["status"] == "measured"]
+    edge = max([abs(part["effect"][PRIMARY][end]) for part in measured for end in ("low", "high")] + [0.02])
+    notes = [
+        f"Effects are differences of {NAMES[PRIMARY]} (of sets of terms: micro F1) with a {LEVEL:.0%} interval. They "
+        f"are above 0 if the claim is true. <b>Supported</b>: above {method['margin']:g}, the smallest effect of "
+        f"interest; <b>contradicted</b>: below &minus;{method['margin']:g}; both with an error of {ALPHA:.0%} for all "
+        f"{len(measured)} tests of this page together (Holm). The rest is <b>not enough evidence</b>, which does not "
+        "say that there is no effect.",
+        "Intervals are those of each effect alone: one may exclude 0 where the verdict, which knows of the other "
+        "tests, is still open.",
+    ]
+    if any(part["n"]["seeds"] == 1 for part in measured):
+        notes.append(
+            "<b>One training seed:</b> intervals and verdicts speak of these checkpoints on other test examples, not "
+            "of training them again."
+        )
+    if evaluations["absent"]:
+        listed = "".join(f"<li>{html.escape(folder)}</li>" for folder in evaluations["absent"])
+        notes.append(
+            f"<b>{len(evaluations['absent'])} of {evaluations['expected']} evaluations are absent</b> and left out of "
+            f"everything here.<details><summary>which</summary><ul>{listed}</ul></details>"
+        )
+    for task, reason in found["tasks_left_out"].items():
+        notes.append(f"<b>{html.escape(task)}</b> is left out: {html.escape(reason)}.")
+    body = [
+        f"<h1>Findings of study {html.escape(found['study'])}</h1>",
+        *(f"<p>{note}</p>" for note in notes),
+        _overview(found["claims"], edge),
+        *(_section(claim) for claim in found["claims"]),
+        _how(method),
+    ]
+    return _TEMPLATE.format(study=html.escape(found["study"]), body="\n".join(body))
+
+
+_TEMPLATE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Findings of study {study}</title>
+<style>
+body {{ font: 13px/1.45 system-ui, sans-serif; color: #222; max-width: 1240px;
+  margin: 1.5em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.35em; margin-top: 1.6em; }}
+h2 {{ font-size: 1.1em; margin: 1.8em 0 .4em; }}
+h3 {{ font-size: 1em; margin: 1.2em 0 .3em; }}
+p {{ max-width: 62em; margin: .5em 0; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0; }}
+th, td {{ padding: .22em .5em; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #e6e6e6; }}
+.words {{ text-align: left; white-space: normal; min-width: 10em; }}
+.claim {{ min-width: 30em; }}
+thead th {{ border-bottom: 1px solid #888; }}
+.range {{ color: #666; font-size: .82em; margin-left: .35em; }}
+.yes {{ color: #00694b; font-weight: bold; }}
+.no {{ color: #b04400; font-weight: bold; }}
+.open {{ color: #555; }}
+.absent {{ color: #767676; }}
+details {{ margin: .4em 0; }}
+summary {{ cursor: pointer; color: #0072B2; }}
+code {{ font-size: .92em; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _overview(claims: Sequence[Mapping[str, Any]], edge: float) -> str:
+    rows = []
+    for claim in claims:
+        for place, part in enumerate(claim["parts"]):
+            title = f"<b>{html.escape(claim['title'])}</b>: {_mark(claim['verdict'])}<br>" if place == 0 else ""
+            cells = f'<td class="words claim">{title}{html.escape(part["title"])}</td><td>{part["split"].upper()}</td>'
+            if part["status"] == ABSENT:
+                cells += f'<td class="words absent" colspan="6">{ABSENT}: needs {html.escape(part["needs"])}</td>'
+            else:
+                effect = part["effect"][PRIMARY]
+                cells += (
+                    f"<td>{_number(effect)}</td><td>{_forest(effect, edge)}</td><td>{part['p_holm']:.3f}</td>"
+                    f"<td>{part['n']['tasks']}</td><td>{part['n']['seeds']}</td>"
+                    f'<td class="words">{_mark(part["verdict"])}</td>'
+                )
+            rows.append(f"<tr>{cells}</tr>")
+    head = (
+        '<th class="words">claim and comparison</th><th>split</th><th>effect</th><th></th><th>p (Holm)</th>'
+        '<th>tasks</th><th>seeds</th><th class="words">verdict</th>'
+    )
+    return _table(head, rows)
+
+
+def _section(claim: Mapping[str, Any]) -> str:
+    lines = [
+        f"<h2>{html.escape(claim['title'])}: {_mark(claim['verdict'])}</h2>",
+        f"<p>Verdict of the claim: {html.escape(claim['rule'])}.</p>",
+    ]
+    for part in claim["parts"]:
+        lines.append(f"<h3>{SPLIT_NAMES[part['split']]}: {html.escape(part['title'])}</h3>")
+        if part["status"] == ABSENT:
+            lines.append(f'<p class="absent">{ABSENT}: needs {html.escape(part["needs"])}.</p>')
+            continue
+        n = part["n"]
+        sizes = [_count(n[f"{word}s"], word) for word in ("task", "seed", "model", "pair")]
+        lines.append(
+            f"<p>{_mark(part['verdict'])}; p {part['p']:.4f}, after Holm {part['p_holm']:.4f}. n: {n['examples']} "
+            f"examples of {', '.join(sizes)}. The interval covers {html.escape(part['covers'])}.</p>"
+        )
+        rows = [_row("all tasks, equal weight", part["effect"], n["examples"])]
+        rows += [
+            _row(task if one["primary_metric"] == PRIMARY else f"{task} (micro F1)", one["effect"], one["examples"])
+            for task, one in part["tasks"].items()
+        ]
+        names = "".join(f"<th>{NAMES[metric]}</th>" for metric in METRICS)
+        lines.append(_table(f'<th class="words"></th>{names}<th>n</th>', rows))
+        if part["rivals"]:
+            rows = [
+                f'<tr><td class="words">{html.escape(name)}</td><td>{_number(effect)}</td></tr>'
+                for name, effect in part["rivals"].items()
+            ]
+            lines.append(
+                "<details><summary>against each one in turn (no correction; the largest is too large)</summary>"
+                + _table(f'<th class="words"></th><th>{NAMES[PRIMARY]}</th>', rows)
+                + "</details>"
+            )
+        lines.append(_pairs(part["pairs"]))
+    return "\n".join(lines)
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for pair in pairs:
+        effects = ", ".join(f"s{seed} {value:+.3f}" for seed, value in pair["effect"].items())
+        paths = "<br>".join(
+            f"<code>{html.escape(' - '.join(map(_short, arms['fixed'])))}</code> against "
+            + ", ".join(f"<code>{html.escape(' - '.join(map(_short, arm)))}</code>" for arm in arms["rivals"].values())
+            for arms in pair["models"].values()
+        )
+        rows.append(
+            f'<tr><td class="words">{html.escape(pair["task"])}</td>'
+            f'<td class="words">{html.escape(pair["setting"])}</td>'
+            f'<td>{effects}</td><td class="words">{paths}</td></tr>'
+        )
+    head = (
+        '<th class="words">task</th><th class="words">setting</th><th>effect a seed</th><th class="words">models</th>'
+    )
+    return f"<details><summary>the cells it came from</summary>{_table(head, rows)}</details>"
+
+
+def _how(method: Mapping[str, Any]) -> str:
+    return (
+        "<h2>How it was computed</h2>"
+        f"<p>Interval: {html.escape(method['interval'])}; {method['resamples']} resamples.</p>"
+        f"<p>Correction for many comparisons: {html.escape(method['correction'])}.</p>"
+        f"<p>Winner's luck: {html.escape(method['winners'])}; mean of {method['halvings']} halvings, and every "
+        "resample of the bootstrap chooses anew.</p>"
+        "<p>Skill is accuracy minus what the same mix of answers would score if dealt out blindly. An effect on "
+        "accuracy without one on balanced accuracy or skill is a shift of the label prior. Tasks, backbones and "
+        "recipes are those of this study: nothing here covers others.</p>"
+    )
+
+
+def _row(name: str, effect: Mapping[str, Mapping[str, float]], n: int) -> str:
+    cells = "".join(f"<td>{_number(effect[metric])}</td>" for metric in METRICS)
+    return f'<tr><td class="words">{html.escape(name)}</td>{cells}<td>{n}</td></tr>'
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{chr(10).join(rows)}</tbody></table></div>'
+
+
+def _mark(verdict: str) -> str:
+    return f'<span class="{_CLASSES[verdict]}">{verdict}</span>'
+
+
+def _number(effect: Mapping[str, float] | None) -> str:
+    if effect is None:
+        return "&ndash;"
+    interval = f"{effect['low']:+.3f} to {effect['high']:+.3f}"
+    return f'{effect["value"]:+.3f}<span class="range">{interval}</span>'
+
+
+def _forest(effect: Mapping[str, float], edge: float) -> str:
+    """An interval about 0 as a small picture, on one scale for the page."""
+    width = 220
+
+    def x(value: float) -> float:
+        return round(width / 2 * (1 + 0.96 * value / edge), 1)
+
+    zero, low, value, high = map(x, (0.0, effect["low"], effect["value"], effect["high"]))
+    return (
+        f'<svg width="{width}" height="14" role="img" aria-label="interval">'
+        f'<line x1="{zero}" y1="0" x2="{zero}" y2="14" stroke="#999"/>'
+        f'<line x1="{low}" y1="7" x2="{high}" y2="7" stroke="#0072B2" stroke-width="5"/>'
+        f'<line x1="{value}" y1="2" x2="{value}" y2="12" stroke="#222" stroke-width="1.6"/></svg>'
+    )
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("models/")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,338 @@
+"""Answers of all models of a study, and resamples of their metrics: what findings and advice are computed from.
+
+A *sheet* holds what every model answered to one split of one task. A resample gives every example of a sheet a weight
+(how often it was drawn) and computes the metrics of all models under the same weights, so that any comparison between
+models is paired. The metrics are those of ``cisterna.metrics``.
+
+Training seeds are few, three as a rule. Drawing three of three with replacement gives intervals that miss the truth
+about one time in four; so seeds are not drawn: their share of the uncertainty is the variance between them, with the
+tails of Student's t (``seed_variance``, ``noise``).
+
+Not for the metrics of a single model (``cisterna.evaluate`` wrote them), not for verdicts
+(``cisterna.report.findings``).
+"""
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cisterna import answers, files
+from cisterna.errors import UserError
+from cisterna.ontology import TERM, Ontology
+from cisterna.study import Study
+
+Array = NDArray[np.float64]
+Values = dict[str, NDArray[np.float32]]  # metric -> (resamples, models)
+
+PRIMARY = "balanced_accuracy"  # blind to the mix of labels, which differs between ID and OOD; of sets of terms micro F1
+METRICS = (PRIMARY, "accuracy", "skill")
+SPLITS = ("id", "ood")
+TERMS = re.compile(rf"{TERM.pattern}(, {TERM.pattern})*")
+LEVEL = 0.95
+RESAMPLES = 4000
+HALVINGS = 400  # random halves of the examples behind a cross-fitted estimate
+BLOCK = 2_000_000  # weights in memory at a time: resamples x examples
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Answers to one split of one task. ``models`` names the rows of ``predicted``, each once.
+
+    ``gold``, shape (examples,), holds the code of the true label; ``predicted``, shape (models, examples), that of
+    the answer, -1 for one that is malformed or is no label of this split.
+    """
+
+    models: tuple[str, ...]
+    gold: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+
+    def values(self, weights: NDArray[np.float32]) -> Values:
+        """METRICS of all models under weights of the examples, shape (R, examples): metric -> (R, models).
+
+        Balanced accuracy is the mean over the labels that have weight.
+        """
+        total = np.maximum(weights.sum(1, keepdims=True), 1)
+        hits = (self.predicted == self.gold).astype(np.float32).T
+        shape = len(weights), len(self.models)
+        right, recalls, prior = (np.zeros(shape, dtype=np.float32) for _ in range(3))
+        present = np.zeros((len(weights), 1), dtype=np.float32)
+        for label in range(int(self.gold.max()) + 1):
+            rows = np.flatnonzero(self.gold == label)
+            gold = weights[:, rows].sum(1, keepdims=True)
+            found = weights[:, rows] @ hits[rows]
+            right += found
+            recalls += found / np.maximum(gold, 1)
+            present += gold > 0
+            said = weights @ (self.predicted == label).astype(np.float32).T
+            prior += (gold / total) * (said / total)
+        accuracy = right / total
+        return {PRIMARY: recalls / np.maximum(present, 1), "accuracy": accuracy, "skill": accuracy - prior}
+
+
+@dataclass(frozen=True)
+class TermSheet:
+    """As ``Sheet``, of a task whose answers are sets of terms. ``gold`` has one code for all: there are no labels.
+
+    ``counts``, shape (models, examples, 3), has the weights of the terms in both sets, of those predicted and of those
+    gold (``cisterna.ontology.Ontology.counts``, summed over namespaces); ``same``, shape (models, examples), is 1 where
+    the sets are equal.
+    """
+
+    models: tuple[str, ...]
+    gold: NDArray[np.int16]
+    counts: NDArray[np.float32]
+    same: NDArray[np.float32]
+
+    def values(self, weights: NDArray[np.float32]) -> Values:
+        """As of ``Sheet``: micro F1 over all proteins and namespaces in the place of PRIMARY; no skill."""
+        both, said, true = (weights @ self.counts[:, :, column].T for column in range(3))
+        total = np.maximum(weights.sum(1, keepdims=True), 1)
+        return {PRIMARY: 2 * both / np.maximum(said + true, 1e-9), "accuracy": weights @ self.same.T / total}
+
+
+AnySheet = Sheet | TermSheet
+
+
+def columns(of: AnySheet) -> dict[str, int]:
+    """Where each model is in arrays of shape (..., models)."""
+    return {model: column for column, model in enumerate(of.models)}
+
+
+def sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]]) -> Sheet:
+    """The sheet of models' answers, model -> one label an example, in the order of ``gold``; None is malformed."""
+    labels = pd.Index(sorted(set(gold)))
+    coded = [labels.get_indexer(pd.Index(list(given), dtype=object)) for given in predicted.values()]
+    return Sheet(
+        tuple(predicted),
+        labels.get_indexer(pd.Index(list(gold), dtype=object)).astype(np.int16),
+        np.array(coded, dtype=np.int16).reshape(len(predicted), len(gold)),
+    )
+
+
+def term_sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]], ontology: Ontology) -> TermSheet:
+    """As ``sheet``, of answers that are texts of term ids (``cisterna.answers.join``)."""
+    known: dict[tuple[str, str | None], tuple[NDArray[np.float64], bool]] = {}
+
+    def compare(truth: str, said: str | None) -> tuple[NDArray[np.float64], bool]:
+        if (truth, said) not in known:
+            true, ids = answers.split(truth), answers.split(said) if isinstance(said, str) else []
+            same = ontology.propagate(true) == ontology.propagate(ids) and all(map(ontology.terms, ids))
+            known[truth, said] = ontology.counts(ids, true).sum(axis=0), same
+        return known[truth, said]
+
+    compared = [[compare(*pair) for pair in zip(gold, given, strict=True)] for given in predicted.values()]
+    return TermSheet(
+        tuple(predicted),
+        np.zeros(len(gold), dtype=np.int16),
+        np.array([[counts for counts, _ in row] for row in compared], dtype=np.float32),
+        np.array([[same for _, same in row] for row in compared], dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the evaluations of a study wrote: (task, split) -> sheet, and what is not there.
+
+    ``absent`` has the folders, relative to results/, of evaluations without predictions; ``left_out`` a reason for
+    each task whose answers cannot be scored.
+    """
+
+    sheets: dict[tuple[str, str], AnySheet]
+    absent: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def read(study: Study, results: Path) -> Answers:
+    """The answers of every evaluation of a study, from ``results``, the folder that holds ``models/`` and ``data/``.
+
+    An evaluation that is absent is listed, not an error. Raises UserError if all are absent, if a file cannot be
+    read, and where two models of a task answer different examples.
+    """
+    sheets: dict[tuple[str, str], AnySheet] = {}
+    absent, left_out = [], {}
+    for task in study.tasks:
+        present = []
+        for folder, model, of in study.evaluations():
+            if of == task:
+                there = all((results / folder / f"{split}.parquet").is_file() for split in SPLITS)
+                present.append((folder, model)) if there else absent.append(folder)
+        for split in SPLITS if present else ():
+            given = _aligned({model: results / folder / f"{split}.parquet" for folder, model in present}, split)
+            if not all(TERMS.fullmatch(answer) for answer in given[0]):
+                sheets[task, split] = sheet(*given)
+            elif (space := _space(results / "data" / task)) is not None:
+                sheets[task, split] = term_sheet(*given, space)
+            else:
+                left_out[task] = f"its answers are sets of terms, and {results / 'data' / task} is not there"
+    if not sheets:
+        raise UserError(
+            f"study {study.name}: none of its {len(absent)} evaluations is in {results}; "
+            "run snakemake to make them, or name the folder that has them with --results"
+        )
+    return Answers(sheets, tuple(absent), left_out)
+
+
+def _space(data: Path) -> Ontology | None:
+    """The ontology of a task whose answers are sets of terms; None where its data are not there."""
+    if not (data / "card.json").is_file():
+        return None
+    space = answers.of(files.read_json(data / "card.json"), data)
+    return space.ontology if isinstance(space, answers.Terms) else None
+
+
+def _aligned(files: Mapping[str, Path], split: str) -> tuple[list[str], dict[str, list[str | None]]]:
+    """Gold labels and each model's answers, by example id."""
+    first: tuple[Path, pd.Index, list[str]] | None = None
+    predicted: dict[str, list[str | None]] = {}
+    for model, file in files.items():
+        try:
+            frame = pd.read_parquet(file, columns=["id", "answer", "predicted"]).set_index("id").sort_index()
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{file}: cannot be read ({error}); delete {file.parent} and run snakemake again"
+            ) from error
+        gold = frame["answer"].tolist()
+        if first is None:
+            first = file, frame.index, gold
+        elif not frame.index.equals(first[1]) or gold != first[2]:
+            raise UserError(
+                f"{file.parent} and {first[0].parent} answer different {split} examples; "
+                "delete both folders and run snakemake again"
+            )
+        predicted[model] = frame["predicted"].astype(object).tolist()
+    assert first is not None, "at least one file"
+    return first[2], predicted
+
+
+def generator(*words: object) -> np.random.Generator:
+    """Random numbers that depend on the words alone: another task or claim of the study leaves them as they are."""
+    return np.random.default_rng([0, *(zlib.crc32(str(word).encode()) for word in words)])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Metrics of all models of a sheet: as observed, shape (1, models), and under resamples of its examples.
+
+    The halves are those that cross-fitting chooses on and measures on: pairs of disjoint random halves of the
+    examples, each with half of every label's; ``halves`` of the examples as they are, shape (halvings, models),
+    ``resampled_halves`` of the same resamples as ``resampled``. They are None without halvings.
+    """
+
+    columns: dict[str, int]
+    examples: int
+    observed: Values
+    resampled: Values
+    halves: tuple[Values, Values] | None
+    resampled_halves: tuple[Values, Values] | None
+
+
+def draw(of: AnySheet, rng: np.random.Generator, resamples: int = RESAMPLES, halvings: int = 0) -> Draws:
+    """Resample the examples of a sheet, with replacement; halve them, and every resample, for cross-fitting."""
+    size = len(of.gold)
+    blocks: list[tuple[Values, ...]] = []
+    for count in _blocks(resamples, size):
+        weights = rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float32)
+        masks = [half * weights for half in _halves(of.gold, count, rng)] if halvings else []
+        blocks.append(tuple(of.values(table) for table in (weights, *masks)))
+    resampled, *split = (_join(parts) for parts in zip(*blocks, strict=True))
+    once = []
+    if halvings:
+        pairs = [tuple(of.values(half) for half in _halves(of.gold, count, rng)) for count in _blocks(halvings, size)]
+        once = [_join(parts) for parts in zip(*pairs, strict=True)]
+    return Draws(
+        columns(of),
+        size,
+        of.values(np.ones((1, size), dtype=np.float32)),
+        resampled,
+        (once[0], once[1]) if halvings else None,
+        (split[0], split[1]) if halvings else None,
+    )
+
+
+def _blocks(resamples: int, examples: int) -> Iterator[int]:
+    step = max(1, BLOCK // examples)
+    yield from (min(step, resamples - begin) for begin in range(0, resamples, step))
+
+
+def _join(parts: Sequence[Any]) -> Values:
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+
+
+def _halves(
+    gold: NDArray[np.int16], count: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Membership, 0 or 1, in two random halves of the examples, each of shape (count, examples)."""
+    first = np.zeros((count, len(gold)), dtype=np.float32)
+    for label in np.unique(gold):
+        rows = np.flatnonzero(gold == label)
+        odd = rng.integers(0, 2, size=(count, 1)) if len(rows) % 2 else 0
+        pattern = np.arange(len(rows))[None] < len(rows) // 2 + odd
+        first[:, rows] = rng.permuted(np.broadcast_to(pattern, (count, len(rows))), axis=1)
+    return first, 1 - first
+
+
+def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
+    """Variance, between training seeds, of the mean over settings of the mean over seeds; and its degrees of freedom.
+
+    ``effects`` has a mapping a setting, seed -> effect. Seeds are the clusters: what one seed did in all settings
+    is one observation (the sandwich for clusters, with the factor S / (S - 1)). With as many seeds in every setting
+    it is the variance of the seeds' means over S. (0, 0) for a single seed.
+    """
+    influence: dict[int, float] = {}
+    for effect in effects:
+        mean = sum(effect.values()) / len(effect)
+        for seed, value in effect.items():
+            share = (value - mean) / len(effect) / len(effects)
+            influence[seed] = influence.get(seed, 0.0) + share
+    seeds = len(influence)
+    if seeds < 2:
+        return 0.0, 0
+    return sum(share**2 for share in influence.values()) * seeds / (seeds - 1), seeds - 1
+
+
+def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Generator) -> Array:
+    """Draws, shape (size,), of the error that training seeds leave in a mean of independent tasks.
+
+    ``variances`` has variance and degrees of freedom of each task (``seed_variance``). Student's t, with the degrees
+    of freedom of Satterthwaite (1946, doi:10.2307/3002019). Added to draws by examples it gives intervals that are a
+    little too wide where both matter (simulated: 97% for 95%). Degrees of freedom for the sum of both variances
+    (Welch) would mend that and break the far tails: of 200 simulated studies without any effect, of one task and three
+    seeds, 34 had a false verdict after Holm instead of 6.
+    """
+    known = [(variance / len(variances) ** 2, freedom) for variance, freedom in variances if variance > 0]
+    if not known:
+        return np.zeros(size)
+    total = sum(variance for variance, _ in known)
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in known)
+    return np.sqrt(total) * rng.standard_t(freedom, size)
+
+
+def seed_weights(seeds: int, size: int, rng: np.random.Generator) -> Array:
+    """Weights of a task's seeds that sum to 1, shape (size, seeds), the same for all its models.
+
+    A weighted mean is spread as Student's t with S - 1 degrees of freedom about the plain mean, with its standard
+    error: for statistics of many models at once, where ``noise`` has one number.
+    """
+    if seeds < 2:
+        return np.ones((size, seeds))
+    normal = rng.standard_normal((size, seeds))
+    normal -= normal.mean(1, keepdims=True)
+    scale = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, size=(size, 1)))
+    return 1 / seeds + normal * scale / np.sqrt(seeds * (seeds - 1))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values adjusted for the number of tests (Holm 1979, Scand. J. Statist. 6, 65-70), in the order given."""
+    adjusted = [0.0] * len(p)
+    worst = 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = worst
+    return adjusted
