@@ -128,7 +128,7 @@ def test_what_cannot_be_counted_is_named(config, tmp_path, monkeypatch):
     }
     text = plan.plan(study.load(config))
     assert "not counted: corpora whose file does not exist: dna, rna, protein, text" in text
-    assert "not counted: OOD examples of mine" in text
+    assert "rows of splits without a number, 1,000 assumed until prepared: mine" in text
 
 
 def test_plan_of_a_broken_config_is_one_message_and_exit_code_two(tmp_path, capsys):

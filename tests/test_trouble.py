@@ -555,7 +555,9 @@ def test_times_of_files_that_jumped_cost_no_training(copied: Clone) -> None:
     before = files.sha256(weights)
     copied.run("find", "results", "-exec", "touch", "-h", "-d", "2001-01-01", "{}", "+")  # a clock that was far behind
     assert copied.todo(target) == []
-    copied.run("find", f"results/{BASE}/checkpoint", "-exec", "touch", "-h", "-d", "2 days", "{}", "+")  # and one that is ahead
+    copied.run(
+        "find", f"results/{BASE}/checkpoint", "-exec", "touch", "-h", "-d", "2 days", "{}", "+"
+    )  # and one that is ahead
     said = copied.snakemake(target, code=1)
     assert "has older modification time" in said
     assert not weights.exists()

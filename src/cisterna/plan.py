@@ -9,24 +9,31 @@ assumptions where they are found below `results`. Not for what is already done: 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from cisterna import cost
 from cisterna import study as studies
 from cisterna.study import Model, Study
+from cisterna.tasks import catalog
 
 # An example of a built-in task takes 60 to 110 tokens: one a residue, one or two a common word.
 TOKENS_AN_EXAMPLE = 100
+ROWS = 1000  # of a split that is `all` of data that are not here yet
 # Bytes of a corpus per token: sequences are one token a residue, English text with a vocabulary of
 # about a thousand tokens is about three bytes a token.
 BYTES_A_TOKEN = {"dna": 1.0, "rna": 1.0, "protein": 1.0, "text": 3.0}
+MAX_LENGTH = 1024  # default of trl.SFTConfig
 MAX_COMPLETION_LENGTH = 512  # default of trl.GRPOConfig
 NUM_GENERATIONS = 8  # default of trl.GRPOConfig
 
+SWEEP_COLUMNS = ("sweep", "models", "cpt", "sft", "rl", "in no sweep above")
+SHARED_COLUMNS = ("work", "as planned", "without ladders and banks", "without sharing")
+COST_COLUMNS = ("stage", "GPU-hours", "GB on disk")
 STAGE_COLUMNS = ("stage", "recipe", "rung", "models", "lineages each", "examples", "tokens")
 TASK_COLUMNS = (
     "task",
@@ -38,7 +45,7 @@ TASK_COLUMNS = (
     "RL tokens",
     "tested",
 )
-WORDS = ("stage", "recipe", "rung", "task")  # columns of words; all others hold numbers
+WORDS = ("stage", "recipe", "rung", "task", "sweep", "work")  # columns of words; all others hold numbers
 
 
 def main(config: Path) -> None:
@@ -61,10 +68,18 @@ def plan(study: Study, results: Path = Path("results")) -> str:
     )
     stages = [_stage_row(study, facts, models, lineages) for models in _stages(study)]
     tasks = [_task_row(study, facts, task) for task in study.tasks]
+    sweeps = list(_sweep_rows(study))
+    shared = [
+        [row.what, *map(_short, (row.planned, row.alone, row.unshared))] for row in cost.passes(study, facts.size)
+    ]
+    costs = cost.estimates(study, lambda model: _work(study, facts, model), lambda task: _tested(study, facts, task))
     parts = [
         head,
+        *([_table(SWEEP_COLUMNS, sweeps, totals=SWEEP_COLUMNS[-1:])] if set(study.sweeps) != {""} else []),
         _table(STAGE_COLUMNS, stages, totals=("models",)),
         _table(TASK_COLUMNS, tasks, totals=TASK_COLUMNS[1:]),
+        _table(SHARED_COLUMNS, shared, totals=()),
+        _table(COST_COLUMNS, [[row.what, _short(row.hours), _short(row.gigabytes)] for row in costs], totals=()),
         _table(tuple(counts), [list(counts.values())], totals=()),
         "\n".join(_notes(study, facts)),
     ]
@@ -90,6 +105,7 @@ def jobs(study: Study) -> dict[str, int]:
         "perplexity": sum(model.backbone in tokenized for model in untuned),
         "gather": 1,
         "figures": 1,
+        "findings": 1,
     }
 
 
@@ -102,13 +118,17 @@ class _Facts:
     corpora: dict[tuple[str, str], float]  # (backbone, corpus) -> tokens
     counted: bool  # whether all of `corpora` is from cards, not from file sizes
 
+    def size(self, task: str, split: str) -> int:
+        """Rows of a split; ROWS where they are not known."""
+        return self.sizes.get((task, split), ROWS)
+
 
 def _facts(study: Study, results: Path) -> _Facts:
     sizes: dict[tuple[str, str], int] = {}
     for task in study.tasks:
         card = _json(results / "data" / task / "card.json")
-        for split in ("train", "id", "ood"):
-            size = study.config["tasks"][task][split]
+        for split in ("train", "validation", "id", "ood"):
+            size = study.config["tasks"][task].get(split)
             if card:
                 sizes[task, split] = card["splits"][split]["rows"]
             elif isinstance(size, int):  # else the groups that a user's table holds out
@@ -120,8 +140,8 @@ def _facts(study: Study, results: Path) -> _Facts:
             tokens = manifest.get("trained", {}).get("tokens")
             size = sizes.get((str(model.task), "train"))
             if tokens and size:
-                fraction = study.recipe("sft", str(model.sft))["fraction"]
-                sft_tokens[str(model.task)] = tokens / (model.epochs * _share(size, fraction))
+                rows = cost.used(study.recipe("sft", str(model.sft)), size)
+                sft_tokens[str(model.task)] = tokens / (model.epochs * rows)
     corpora: dict[tuple[str, str], float] = {}
     counted = True
     for backbone, name in study.tokenized:
@@ -149,11 +169,6 @@ def _bytes(path: Path) -> int:
         return int.from_bytes(stream.read(4), "little")
 
 
-def _share(size: int, fraction: float) -> int:
-    """A recipe's `fraction` of a training set, rounded up as SFT does."""
-    return -int(-size * fraction // 1)
-
-
 def _stages(study: Study) -> list[list[Model]]:
     """Models grouped by kind, recipe and rung: base, CPT, SFT, RL, rungs ascending."""
     groups: dict[tuple[str, str, int], list[Model]] = {}
@@ -178,6 +193,27 @@ def _lineages(study: Study) -> Counter[str]:
     return counts
 
 
+def _sweep_rows(study: Study) -> Iterator[list[Any]]:
+    """For each sweep its models that are trained, by stage, and how many of them no sweep before it has."""
+    before: set[str] = set()
+    for name, paths in study.sweeps.items():
+        trained = [study.model(path) for path in paths if study.model(path).kind != "base"]
+        kinds = Counter(model.kind for model in trained)
+        fresh = {model.path for model in trained} - before
+        before |= fresh
+        yield [name or "(none)", len(trained), kinds["cpt"], kinds["sft"], kinds["rl"], len(fresh)]
+
+
+def _tested(study: Study, facts: _Facts, task: str) -> float:
+    """Tokens that one evaluation of a task generates at most."""
+    rows = facts.size(task, "id") + facts.size(task, "ood")
+    return float(rows * study.config["evaluation"]["max_new_tokens"])
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def _stage_row(study: Study, facts: _Facts, models: list[Model], lineages: Counter[str]) -> list[Any]:
     first = models[0]
     through = sorted({lineages[model.path] for model in models})
@@ -200,7 +236,7 @@ def _task_row(study: Study, facts: _Facts, task: str) -> list[Any]:
     for kind in ("sft", "rl"):
         work = [_work(study, facts, model) for model in models if model.kind == kind]
         row += [sum(examples for examples, _ in work), sum(tokens for _, tokens in work)]
-    return [*row, evaluations * sum(facts.sizes.get((task, split), 0) for split in ("id", "ood"))]
+    return [*row, evaluations * sum(facts.size(task, split) for split in ("id", "ood"))]
 
 
 def _work(study: Study, facts: _Facts, model: Model) -> tuple[float, float]:
@@ -217,13 +253,19 @@ def _work(study: Study, facts: _Facts, model: Model) -> tuple[float, float]:
         tokens = recipe["num_train_epochs"] * sum(known)
         return tokens / recipe["block_size"], tokens
     passes = model.epochs - (study.model(model.previous).epochs if model.previous else 0)
-    size = facts.sizes[str(model.task), "train"]
+    rows = passes * cost.used(recipe, facts.size(str(model.task), "train"))
     if model.kind == "sft":
-        examples = passes * _share(size, recipe["fraction"])
-        return examples, examples * facts.sft_tokens.get(str(model.task), TOKENS_AN_EXAMPLE)
-    prompts = passes * (recipe["examples"] or size)
+        return rows, rows * facts.sft_tokens.get(str(model.task), _assumed(study, model))
+    prompts = rows
     length = recipe.get("max_completion_length") or MAX_COMPLETION_LENGTH
     return prompts, prompts * (recipe.get("num_generations") or NUM_GENERATIONS) * length
+
+
+def _assumed(study: Study, model: Model) -> int:
+    """Tokens of an example that nothing is known of: of a built-in task the usual number, of other data the most."""
+    if str(model.task) in catalog.LABELS:
+        return TOKENS_AN_EXAMPLE
+    return study.recipe("sft", str(model.recipe)).get("max_length") or MAX_LENGTH
 
 
 def _table(columns: Sequence[str], rows: list[list[Any]], totals: Sequence[str]) -> str:
@@ -244,7 +286,7 @@ def _notes(study: Study, facts: _Facts) -> list[str]:
     tuned = {str(model.task) for model in study.models if model.kind == "sft"}
     assumed = [task for task in study.tasks if task in tuned and task not in facts.sft_tokens]
     missing = [name for pair in study.tokenized if pair not in facts.corpora for name in pair[1:]]
-    unsized = [task for task in study.tasks if (task, "ood") not in facts.sizes]
+    unsized = [task for task in study.tasks if {(task, "train"), (task, "id"), (task, "ood")} - set(facts.sizes)]
     lines = [
         "lineages each: checkpoints with such a model in their lineage, itself included; it is",
         "  trained once for all of them. examples (cpt: blocks, sft: examples, rl: prompts) and",
@@ -256,13 +298,21 @@ def _notes(study: Study, facts: _Facts) -> list[str]:
     if facts.sft_tokens:
         lines.append(f"tokens of sft: measured for {', '.join(facts.sft_tokens)}")
     if assumed:
-        names = ", ".join(assumed)
-        lines.append(f"tokens of sft: {TOKENS_AN_EXAMPLE} an example, assumed for {names}")
+        usual = [task for task in assumed if task in catalog.LABELS]
+        most = [task for task in assumed if task not in catalog.LABELS]
+        if usual:
+            lines.append(f"tokens of sft: {TOKENS_AN_EXAMPLE} an example, assumed for {', '.join(usual)}")
+        if most:
+            lines.append(f"tokens of sft: at most; max_length an example, for {', '.join(most)}")
     if any(model.kind == "rl" for model in study.models):
         lines.append("tokens of rl: at most; prompts x num_generations x max_completion_length")
     if missing:
         names = ", ".join(dict.fromkeys(missing))
         lines.append(f"not counted: corpora whose file does not exist: {names}")
     if unsized:
-        lines.append(f"not counted: OOD examples of {', '.join(unsized)}, known once prepared")
-    return lines
+        lines.append(f"rows of splits without a number, {ROWS:,} assumed until prepared: {', '.join(unsized)}")
+    lines += [
+        "without ladders and banks: each rung a run of its own, the encoder in each step, rollout and test;",
+        "  without sharing: each checkpoint also trains its parents.",
+    ]
+    return [*lines, *cost.assumptions(study)]
