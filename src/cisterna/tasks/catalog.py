@@ -58,14 +58,14 @@ class Adapter(NamedTuple):
     residues: bool  # whether its prompts hold residues, which an encoder can read
 
 
+FLANK = {"flank": Option("int", 1024, "bases that are kept on each side of the variant", 1)}
+
 ADAPTERS: dict[str, Adapter] = {
     "kegg": Adapter(
         module="kegg",
         modality="dna",
         meaning="disease of a variant, reasoned along a KEGG pathway",
-        options={
-            "flank": Option("int", 1024, "bases that are kept on each side of the variant", 1),
-        },
+        options=FLANK,
         files=(1, 3),
         hub=True,
         splits=True,
@@ -75,9 +75,7 @@ ADAPTERS: dict[str, Adapter] = {
         module="variant_effect",
         modality="dna",
         meaning="effect of a coding variant",
-        options={
-            "flank": Option("int", 1024, "bases that are kept on each side of the variant", 1),
-        },
+        options=FLANK,
         files=(1, 2, 3),
         hub=True,
         splits=True,
@@ -87,9 +85,7 @@ ADAPTERS: dict[str, Adapter] = {
         module="variant_effect",
         modality="dna",
         meaning="effect of a variant that is not a single substitution",
-        options={
-            "flank": Option("int", 1024, "bases that are kept on each side of the variant", 1),
-        },
+        options=FLANK,
         files=(1, 2, 3),
         hub=True,
         splits=True,
