@@ -157,7 +157,7 @@ def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm,
                         assert torch.equal(at, table[item])
                     else:
                         # embeddings have a spread of 0.02; a mean may round to the next float16
-                        tolerance = {"atol": 1e-6 if pool in (None, 1) else 2e-4, "rtol": 1e-5}
+                        tolerance = {"atol": 1e-6 if pool in (None, 1) else 5e-4, "rtol": 1e-5}
                         torch.testing.assert_close(at, model.bridge(item.unsqueeze(0))[0], **tolerance)
 
 

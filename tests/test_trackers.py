@@ -76,7 +76,7 @@ def test_a_recipe_cannot_name_a_tracker(tmp_path):
 def test_who_watches_is_no_parameter_of_a_job(tmp_path):
     clone = make(tmp_path)
     jobs = params(clone)
-    assert len(jobs) == 36
+    assert len(jobs) == 37
     assert params(clone, CISTERNA_REPORT_TO="tensorboard") == jobs
 
 

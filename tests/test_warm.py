@@ -89,7 +89,7 @@ def endless(server, base, tmp_path):
         stack.callback(os.close, wait_until(lambda: writing_end(tmp_path / "pipe")))
         yield client, fork
         wait_until(lambda: not process.children())
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out" / "tokens").exists()
 
 
 def command(arguments, folder, path=None, **changes):

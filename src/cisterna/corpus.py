@@ -219,6 +219,7 @@ def tokenize(
     card: dict[str, object] = {"modality": modality, "source": source.name}
     if options:
         card["options"] = options
+    files.remove_leftovers(output)
     with files.new_folder(output) as folder, contextlib.ExitStack() as stack:
         names = {False: "train", True: "heldout"}
         streams = {part: stack.enter_context(_Stream(folder / f"{name}.npy")) for part, name in names.items()}
@@ -281,10 +282,15 @@ class _Stream:
     def __enter__(self) -> "_Stream":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.file.seek(0)
-        self._header(sum(self.lengths))
-        self.file.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Without an error, with the true length."""
+        try:
+            if kind is None:
+                self.file.seek(0)
+                self._header(sum(self.lengths))
+        finally:
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():  # what is left on a full disk
+                self.file.close()
 
     def _header(self, length: int) -> None:
         header = {"descr": "<u4", "fortran_order": False, "shape": (length,)}

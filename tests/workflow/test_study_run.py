@@ -99,9 +99,9 @@ def test_report_holds_every_figure_with_its_caption(finished: Clone, tmp_path: P
     page = tmp_path / "report.html"
     finished.snakemake("--report", str(page))
     text = page.read_text()
-    figures = finished.results / "studies" / "tiny" / "figures"
+    folder = finished.results / "studies" / "tiny"
     captions = {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")} - {"workflow"}
-    assert captions == {path.stem for path in figures.iterdir() if path.suffix in (".svg", ".html")}
+    assert captions == {path.stem for path in folder.rglob("*") if path.suffix in (".svg", ".html")}
     for caption in captions:
         source = (ROOT / "workflow" / "report" / f"{caption}.rst").read_text()
         words = re.search(r"[A-Za-z]{4,} [a-z]{2,} [a-z]{2,}", source)
