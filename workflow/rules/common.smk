@@ -76,6 +76,11 @@ def rewards(wildcards):
     return [checkpoint(model.path) for model in STUDY.models if model.kind == "rl" and STORED]
 
 
+def answers(wildcards):
+    """Input function: what the findings read. All of it is gathered before, so on a disk there."""
+    return [*evaluations(wildcards), *(f"results/data/{task}" for task in STUDY.tasks)] if STORED else []
+
+
 def signed(function):
     """Write a function's signature on it: Snakemake asks twice for it at every job, and it would be worked out anew."""
     function.__signature__ = inspect.signature(function)
@@ -136,12 +141,12 @@ def given(names):
     With a storage their content counts (`contents`) and not their age: a later clone's files are younger than results
     that were made of the same files.
     """
-    return signed(lambda wildcards: [local(ancient(name)) for name in names(wildcards)]) if STORED else names
+    return signed(lambda wildcards: [local(ancient(name)) for name in names(wildcards)]) if STORED else signed(names)
 
 
 def contents(names):
-    """Params function: with a storage, the hashes of the files that `names` lists."""
-    return signed(lambda wildcards: [digest(name) for name in names(wildcards)] if STORED else [])
+    """Param: with a storage, the hashes of the files that `names` lists."""
+    return signed(lambda wildcards: [digest(name) for name in names(wildcards)]) if STORED else []
 
 
 @functools.cache

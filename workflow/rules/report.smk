@@ -69,8 +69,8 @@ rule figures:
 # The answers themselves: what a claim compares is paired example by example.
 rule findings:
     input:
-        evaluations,
-        [f"results/data/{task}" for task in STUDY.tasks],
+        answers,
+        metrics=rules.gather.output.metrics,
     output:
         findings=f"{FOLDER}/findings.json",
         page=report(
