@@ -16,6 +16,7 @@ from clones import CONFIG, edited
 from tiny import ROOT
 
 PAPER = ROOT / "config" / "paper.yaml"
+MINI = ROOT / "config" / "mini.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def test_a_second_file_changes_only_what_it_names(tmp_path: Path) -> None:
     before, after = study.read(PAPER), study.load(config)
     assert [model.path for model in after.models] == [model.path for model in before.models]
     assert after.sources("cells") == ["elsewhere/cells.h5ad"]
+
+
+# --- The same axes on the data that ship ---
+
+
+def test_mini_study_has_the_sweeps_of_the_paper_with_three_seeds_of_every_modality(paper: study.Study) -> None:
+    mini = study.read(MINI)
+    trained = [model for model in mini.models if model.kind != "base"]
+    assert len(trained) >= 120
+    assert set(mini.sweeps) == set(paper.sweeps)
+    assert {model.seed for model in trained if model.kind != "cpt"} == {0, 1, 2}
+    modalities = {"promoter-expression": "dna", "splice-donor": "rna", "cell-type": "rna", "protein-fitness": "protein"}
+    for kind in ("sft", "rl"):
+        assert {modalities[str(model.task)] for model in trained if model.kind == kind} == {"dna", "rna", "protein"}
+    assert not [model.path for model in trained if model.kind == "rl" and model.sft is None]  # nothing to learn from
 
 
 # --- Budgets in examples ---
