@@ -158,7 +158,7 @@ def test_what_is_printed_is_what_is_written(
     written: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, results = written
-    advice.main(file, 8, results, tmp_path / "advice.json")
+    advice.main([file], 8, results, tmp_path / "advice.json")
     found = json.loads((tmp_path / "advice.json").read_text())
     text = capsys.readouterr().out
     assert found == advice.advise(load(config((0,), (TASK,))), results, 8)
@@ -189,7 +189,7 @@ def test_without_a_budget_the_budgets_are_listed(
     written: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, results = written
-    advice.main(file, None, results)
+    advice.main([file], None, results)
     assert "of which this study compares splits: 8" in capsys.readouterr().out
 
 

@@ -210,10 +210,10 @@ def test_progress_that_cannot_be_read_is_passed_over(clone):
 
 
 def test_only_jobs_below_a_folder_are_counted(clone, capsys):
-    status.main(Path("config/config.yaml"), Path("results/models/tiny/base/hairpin"))
+    status.main([Path("config/config.yaml")], Path("results/models/tiny/base/hairpin"))
     assert "0 of 9 jobs done, 9 waiting" in capsys.readouterr().out  # four models, each evaluated, and base
     with pytest.raises(UserError, match="makes nothing there"):
-        status.main(Path("config/config.yaml"), Path("results/models/tinny"))
+        status.main([Path("config/config.yaml")], Path("results/models/tinny"))
 
 
 # --- The page ---

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,11 +83,28 @@ def test_sweeps_of_the_table_add_up_to_the_models_of_the_study(paper: study.Stud
 
 
 def test_a_second_file_changes_only_what_it_names(tmp_path: Path) -> None:
-    config = yaml.safe_load(PAPER.read_text())
-    config["tasks"]["cells"]["file"] = "elsewhere/cells.h5ad"
-    before, after = study.read(PAPER), study.load(config)
+    (tmp_path / "lab.yaml").write_text("tasks: {cells: {file: elsewhere/cells.h5ad}}\nresources: {sft: {gpu: 4}}\n")
+    before, after = study.read(PAPER), study.read(PAPER, tmp_path / "lab.yaml")
     assert [model.path for model in after.models] == [model.path for model in before.models]
     assert after.sources("cells") == ["elsewhere/cells.h5ad"]
+    assert after.resources("sft") == before.resources("sft") | {"gpu": 4}
+    assert plan.plan(after, tmp_path) == plan.plan(before, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: {cells: {file: [\n", "lab.yaml:"),
+        ("tasks: {}\ntasks: {}\n", "lab.yaml:2: tasks: found the key again"),
+        ("tasks: {cells: {flie: x}}\n", "paper.yaml, {folder}/lab.yaml: tasks.cells.flie"),
+        ("[1]\n", "paper.yaml, {folder}/lab.yaml"),
+    ],
+)
+def test_a_mistake_in_a_second_file_is_told_with_its_name(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        study.read(PAPER, tmp_path / "lab.yaml")
+    assert said.format(folder=tmp_path) in str(caught.value)
 
 
 # --- The same axes on the data that ship ---

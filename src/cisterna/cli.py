@@ -20,6 +20,7 @@ from cisterna.errors import UserError, explain
 from cisterna.resume import SAVE_MINUTES
 from cisterna.stop import EXIT_CODE, Stopped
 
+DEFAULT = Path("config/config.yaml")
 HEAVY = frozenset(
     {"tokenize", "base", "encoder", "features", "cpt", "sft", "rl", "evaluate", "perplexity", "baselines", "predict"}
 )
@@ -75,6 +76,16 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _takes_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=f"the study (default: {DEFAULT}); given again, a file that changes what it names",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cisterna", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action="version", version=f"cisterna {__version__}")
@@ -86,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     plan = command("plan", _plan, "print what a study would train: models, jobs, shared stages, examples, tokens")
-    plan.add_argument(
-        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
-    )
+    _takes_config(plan)
 
     data = command("data", _data, "split a task's examples into train, validation, id, ood and audit them for leakage")
     data.add_argument("--task", required=True)
@@ -192,9 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--output", type=Path, required=True)
 
     advise = command("advise", _advise, "print what a study's answers say about a choice, and how surely")
-    advise.add_argument(
-        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
-    )
+    _takes_config(advise)
     advise.add_argument("--budget-epochs", type=int, metavar="N", help="epochs to divide between SFT and RL")
     advise.add_argument("--results", type=Path, default=Path("results"), help="(default: %(default)s)")
     advise.add_argument("--output", type=Path, help="JSON file for the same (default: none)")
@@ -220,9 +227,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = command("status", _status, "print what a running study does: stages under way, jobs done and failed")
     status.add_argument("path", type=Path, nargs="?", default=Path("results"), help="only jobs below this folder")
-    status.add_argument(
-        "--config", type=Path, default=Path("config/config.yaml"), help="the study (default: %(default)s)"
-    )
+    _takes_config(status)
     status.add_argument("--watch", action="store_true", help="show it, kept up to date, until Ctrl-C")
 
     warm = command("warm", _warm, "serve warm starts to the jobs of a local run (the Snakefile starts this)")
@@ -243,13 +248,13 @@ def _mapping(text: str) -> dict[str, Any]:
 def _plan(options: argparse.Namespace) -> None:
     from cisterna import plan
 
-    plan.main(options.config)
+    plan.main(*options.config or [DEFAULT])
 
 
 def _status(options: argparse.Namespace) -> None:
     from cisterna import status
 
-    status.main(options.config, options.path, options.watch)
+    status.main(options.config or [DEFAULT], options.path, options.watch)
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -397,7 +402,7 @@ def _findings(options: argparse.Namespace) -> None:
 def _advise(options: argparse.Namespace) -> None:
     from cisterna.report import advice
 
-    advice.main(options.config, options.budget_epochs, options.results, options.output)
+    advice.main(options.config or [DEFAULT], options.budget_epochs, options.results, options.output)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -409,7 +414,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _clean(options: argparse.Namespace) -> None:
     from cisterna import integrity
 
-    configs = options.config or [Path("config/config.yaml")]
+    configs = options.config or [DEFAULT]
     integrity.clean(configs, yes=options.yes, finished=options.finished)
 
 

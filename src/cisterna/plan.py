@@ -48,9 +48,9 @@ TASK_COLUMNS = (
 WORDS = ("stage", "recipe", "rung", "task", "sweep", "work")  # columns of words; all others hold numbers
 
 
-def main(config: Path) -> None:
-    """Print the plan of the study in a config file. UserError if the config is not valid."""
-    print(plan(studies.read(config)))
+def main(*configs: Path) -> None:
+    """Print the plan of the study in config files (`cisterna.study.read`). UserError if they are not valid."""
+    print(plan(studies.read(*configs)))
 
 
 def plan(study: Study, results: Path = Path("results")) -> str:

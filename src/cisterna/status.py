@@ -81,11 +81,11 @@ class Look:
     when: float
 
 
-def main(config: Path, below: Path = RESULTS, watch: bool = False) -> None:
-    """Print how the study in a config file is doing, of all jobs or those `below` a folder; or show it until Ctrl-C."""
+def main(configs: Sequence[Path], below: Path = RESULTS, watch: bool = False) -> None:
+    """Print how the study in config files is doing, of all jobs or those `below` a folder; or show it until Ctrl-C."""
     if watch and not sys.stdout.isatty():
         raise UserError("--watch: the output is not a terminal; leave --watch out to print the state once")
-    study = studies.read(config)
+    study = studies.read(*configs)
     chosen = _below(jobs(study), below, study.name)
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -210,6 +210,11 @@ class Study:
         shared = recipe["lr_scheduler_type"] in LADDERS
         return "results/.work/" + (model.path.rpartition("/")[0] if shared else model.path)
 
+    @property
+    def of_terms(self) -> list[str]:
+        """The tasks whose answers are sets of terms."""
+        return [task for task in self.tasks if catalog.of_terms(self.config["tasks"][task])]
+
     def reward_files(self, recipe: str) -> list[str]:
         """The files of the user's own rewards (PATH:FUNCTION) that an RL recipe names, relative to the clone."""
         names = self.recipe("rl", recipe)["rewards"]
@@ -232,10 +237,27 @@ class Study:
         return self._ladders[model.path]
 
 
-def read(path: Path) -> Study:
-    """The study in a YAML file. UserError if it is not readable or breaks a rule (all of them)."""
+def read(path: Path, *more: Path) -> Study:
+    """The study in a YAML file, of which each further file changes what it names.
+
+    As Snakemake joins the files of `--configfile`: mappings key by key, everything else as a whole. UserError if a file
+    is not readable or the study breaks a rule (all of them).
+    """
     given, lines, problems = configs.parse(Path(path))
-    return _study(configs.check(given, problems, lines))
+    if not more:
+        return _study(configs.check(given, problems, lines))
+    problems.stop()
+    for other in more:
+        change, _, found = configs.parse(Path(other))
+        found.stop()
+        given = _changed(given, change)
+    return _study(configs.check(given, configs.Problems(", ".join(map(str, (path, *more)))), {}))
+
+
+def _changed(given: Any, change: Any) -> Any:
+    if isinstance(given, dict) and isinstance(change, dict):
+        return given | {key: _changed(given.get(key), value) for key, value in change.items()}
+    return change
 
 
 def load(config: Mapping[str, Any], where: str = "config") -> Study:

@@ -57,12 +57,14 @@ class Stages:
     scores: Mapping[str, Scores]
 
 
-def main(config: Path, budget: int | None, results: Path = Path("results"), output: Path | None = None) -> None:
-    """Print the advice of the study in a config file, and write it to the JSON file ``output`` if one is given.
+def main(
+    configs: Sequence[Path], budget: int | None, results: Path = Path("results"), output: Path | None = None
+) -> None:
+    """Print the advice of the study in config files, and write it to the JSON file ``output`` if one is given.
 
     UserError if the config is not valid, or if none of its evaluations is in ``results``.
     """
-    found = advise(studies.read(config), results, budget)
+    found = advise(studies.read(*configs), results, budget)
     if output:
         files.write_json(output, found)
     console = Console(highlight=False)
