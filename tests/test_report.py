@@ -11,7 +11,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from cisterna import files, metrics
+from cisterna import files, metrics, ontology
 from cisterna.errors import UserError
 from cisterna.report import CELLS, FIGURES, GAINS, METRICS, REWARDS, TABLE
 from cisterna.report import figures as drawing
@@ -19,6 +19,7 @@ from cisterna.report.figures import figures
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.study import Model, Study, load
 from cisterna.tasks import catalog
+from terms import OBO
 
 DEFAULT = Path(__file__).parent.parent / "config" / "config.yaml"
 SIZE = 120
@@ -49,7 +50,7 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
             ).sample(frac=1, random_state=code)
             (results / folder).mkdir(parents=True, exist_ok=True)
             frame.to_parquet(results / folder / f"{split}.parquet", index=False)
-            scores[split] = metrics.score(gold, predicted, labels, resamples=200)
+            scores[split] = _score(results, task, gold, predicted, labels)
         files.write_json(results / folder / "metrics.json", scores)
     for model in study.models:
         if model.kind in ("base", "cpt"):
@@ -71,7 +72,7 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
                 predicted = np.where(rng.random(size) < (skill or 0) * drop, gold, blind)
                 if skill is None:
                     predicted = np.full(size, labels[0])
-                scores[name][split] = metrics.score(gold, predicted, labels, resamples=200)
+                scores[name][split] = _score(results, task, gold, predicted, labels)
         files.write_json(results / "baselines" / task / "metrics.json", scores)
 
 
@@ -86,7 +87,16 @@ def history(model: Model) -> list[dict[str, float]]:
     return [*logged, {"step": 16 * model.rl_epochs, "epoch": model.rl_epochs, "train_loss": 0.1}]
 
 
+def _score(results: Path, task: str, gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict:
+    terms = results / "data" / task / ontology.FILE
+    if terms.is_file():
+        return ontology.score(gold, predicted, ontology.load(terms), resamples=200)
+    return metrics.score(gold, predicted, labels, resamples=200)
+
+
 def _labels(study: Study, task: str) -> list[str]:
+    if task in study.of_terms:
+        return ["GO:0000004", "GO:0000003, GO:0000014", "GO:0000012", "GO:0000005"]
     return list(study.config["tasks"][task].get("labels") or catalog.LABELS[task])
 
 
@@ -119,6 +129,7 @@ def config(**changes: object) -> dict:
     given["recipes"]["sft"]["brief"]["epochs"] = [1, 2, 4, 8]
     given["recipes"]["rl"]["grpo"]["epochs"] = [1]
     lineage = {
+        "sweep": "small",
         "tasks": ["splice-donor", "cell-type"],
         "backbones": ["nano"],
         "cpt": ["none", "bio"],
@@ -262,26 +273,76 @@ def test_metrics_of_groups_and_of_no_examples_have_rows_of_their_own(tmp_path: P
     ]
 
 
-def test_sets_of_terms_are_compared_as_texts_where_there_are_no_labels(tmp_path: Path) -> None:
-    study = load(config(cpt=["none"], tasks=["splice-donor"], rl=[{"recipe": "grpo", "from": [1]}]))
-    plant(study, tmp_path, size=40)
-    start = tmp_path / "models/nano/base/splice-donor/s0/sft-brief/e1"
-    for folder in (start / "eval", start / "rl-grpo/e1/eval"):
-        written = files.read_json(folder / "metrics.json")
-        for split in ("id", "ood"):
-            mine = {name: summary for name, summary in written[split].items() if ":" not in name}
-            written[split] = mine | {"gold_terms": mine["accuracy"]}
-        files.write_json(folder / "metrics.json", written)
-    gather(study, tmp_path, tmp_path / "study")
-    gains = pd.read_parquet(tmp_path / "study" / GAINS).set_index(["split", "metric"])
-    assert set(gains.index.get_level_values("metric")) == {"accuracy", "well_formed"}
+@pytest.fixture
+def functions(tmp_path: Path) -> Study:
+    """A study of a task of labels and of one whose answers are sets of terms, with planted results."""
+    given = config(tasks=["splice-donor", "functions"], cpt=["none"])
+    given["tasks"]["functions"] = {
+        "adapter": "go-terms",
+        "file": "proteins.csv",
+        "options": {"ontology": "go.obo"},
+        "ood": ["Danio rerio"],
+    }
+    study = load(given)
+    (tmp_path / "go.obo").write_text(OBO)
+    (tmp_path / "data/functions").mkdir(parents=True)
+    ontology.read(tmp_path / "go.obo").write(tmp_path / "data/functions" / ontology.FILE)
+    plant(study, tmp_path)
+    return study
+
+
+def test_sets_of_terms_are_compared_by_what_they_imply(functions: Study, tmp_path: Path) -> None:
+    gather(functions, tmp_path, tmp_path / "study")
+    gains = pd.read_parquet(tmp_path / "study" / GAINS).set_index(["model", "split", "metric"])
+    table = pd.read_parquet(tmp_path / "study" / METRICS).set_index(["model", "task", "split", "metric"])
+    start = "nano/base/functions/s0/sft-brief/e1"
+    child = f"{start}/rl-grpo/e1"
     for split in ("id", "ood"):
-        right = {}
-        for name, folder in {"before": start / "eval", "after": start / "rl-grpo/e1/eval"}.items():
-            frame = pd.read_parquet(folder / f"{split}.parquet")
-            right[name] = (frame.predicted == frame.answer).mean(), frame.predicted.notna().mean()
-        for place, metric in enumerate(("accuracy", "well_formed")):
-            assert gains.value[split, metric] == pytest.approx(right["after"][place] - right["before"][place])
+        for metric in ("f1_micro", "precision_micro", "recall_micro", "accuracy"):
+            row = gains.loc[child, split, metric]
+            after, before = (table.value[model, "functions", split, metric] for model in (child, start))
+            assert row.value == pytest.approx(after - before)
+            assert row.low < row.value < row.high or (row.low == row.high == row.value)
+    assert "skill" not in gains.loc[child].index.get_level_values("metric")
+    missing = tmp_path / "data/functions" / ontology.FILE
+    missing.unlink()
+    with pytest.raises(UserError, match=r"functions/terms\.json"):
+        gather(functions, tmp_path, tmp_path / "study")
+
+
+def test_a_task_of_sets_of_terms_has_micro_f1_in_every_figure_and_table(functions: Study, tmp_path: Path) -> None:
+    table = shown(functions, tmp_path, tmp_path / "study")
+    ladder = drawing.sft_ladder(table, "accuracy")
+    assert [axes.get_ylabel() for axes in ladder.axes[::2]] == ["accuracy", "micro F1"]
+    assert ladder.texts[0].get_text() == "Accuracy and micro F1 against SFT epochs"
+    assert {title.split(" · ")[0] for title in titles(drawing.sft_ladder(table, "balanced_accuracy"))} == {
+        "splice-donor"
+    }
+    gaps = [title.split(" · ")[1] for title in titles(drawing.generalization_gap(table))]
+    assert [gap.split(" (")[0] for gap in gaps] == ["accuracy", "balanced accuracy", "micro F1", "micro precision"]
+    assert all(title.startswith("splice-donor") for title in titles(drawing.label_prior(table)))
+    gains = drawing._means(pd.read_parquet(tmp_path / "study" / GAINS), functions.tasks)
+    assert titles(drawing.rl_gain(gains)) == [
+        "accuracy gain",
+        "= shift of the label prior",
+        "+ skill",
+        "micro F1 gain",
+        "micro precision",
+        "micro recall",
+    ]
+    draw(functions, tmp_path / "study")
+    parts = (tmp_path / "study" / "figures" / TABLE).read_text().split("<h2>")[1:]
+    for part in parts:
+        assert ("micro F1" in part) == part.startswith("functions")
+        assert ("MCC" in part) == part.startswith("splice-donor")
+
+
+def test_a_study_of_sets_of_terms_alone_has_figures_that_say_what_it_lacks(functions: Study, tmp_path: Path) -> None:
+    table = shown(functions, tmp_path, tmp_path / "study")
+    alone = table[table.task == "functions"]
+    for figure in (drawing.sft_ladder(alone, "balanced_accuracy"), drawing.label_prior(alone)):
+        (text,) = figure.texts
+        assert "labels" in text.get_text() or "sets of terms" in text.get_text()
 
 
 @pytest.mark.parametrize(
@@ -512,6 +573,75 @@ def test_cold_rl_with_features_and_a_task_of_features_alone_are_drawn(tmp_path: 
     table = shown(alone, tmp_path, tmp_path / "alone")
     assert [title.split(" · ")[1] for title in titles(drawing.sft_ladder(table, "accuracy"))] == ["features"] * 2
     draw(alone, tmp_path / "alone")
+
+
+def test_two_encoders_of_a_task_are_never_one_line(tmp_path: Path) -> None:
+    given = config(cpt=["none"], sequences=["features"], tasks=["splice-donor"], rl=[{"recipe": "grpo", "from": [8]}])
+    given["encoders"]["other-esm"] = given["encoders"]["nano-esm"]
+    given["tasks"]["splice-donor"] |= {"sequences": ["features"], "encoder": ["nano-esm", "other-esm"]}
+    study = load(given)
+    plant(study, tmp_path, size=40)
+    gather(study, tmp_path, tmp_path / "study")
+    everything = drawing._formed(pd.read_parquet(tmp_path / "study" / METRICS))
+    table = drawing._means(everything[everything.metric != "perplexity"], study.tasks)
+    assert all(len(values) == 1 for values in table.each)  # one seed: a mean of two would mix encoders
+    forms = [f"features of {name}" for name in ("nano-esm", "other-esm")]
+    assert [title.split(" · ")[1] for title in titles(drawing.sft_ladder(table, "accuracy"))[::2]] == forms
+    words = {text.get_text() for text in drawing.sequences(table).axes[0].texts}
+    assert {f"● {form}" for form in forms} <= words
+    draw(study, tmp_path / "study")
+
+
+# --- Sweeps ---
+
+
+def test_a_sweep_has_a_row_of_panels_with_every_stage_of_every_task_once(tmp_path: Path) -> None:
+    given = config()
+    (lineage,) = given["lineages"]
+    given["seeds"] = [0, 1]
+    given["recipes"]["sft"]["half"] = given["recipes"]["sft"]["brief"] | {"epochs": [4], "fraction": 0.5}
+    given["lineages"] = [
+        lineage | {"sweep": "epochs", "cpt": ["none"], "rl": []},
+        lineage | {"sweep": "data", "tasks": ["cell-type"], "cpt": ["none"], "sft": ["half"], "rl": []},
+        lineage | {"sweep": "rl", "tasks": ["cell-type"], "cpt": ["none"]},
+    ]
+    study = load(given)
+    plant(study, tmp_path, size=40)
+    table = shown(study, tmp_path, tmp_path / "study")
+    figure = drawing.sweeps(table, study)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in drawn] == ["splice-donor", "cell-type", "cell-type", "cell-type"]
+    heads = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert heads == ["epochs", "data", "rl"]
+    rows = [[label.get_text() for label in axes.get_yticklabels()] for axes in (drawn[0], drawn[2], drawn[3])]
+    assert rows[0] == [f"no CPT · SFT brief e{epochs}" for epochs in (1, 2, 4, 8)]
+    assert rows[1] == ["no CPT · SFT half e4"]
+    assert rows[2][-1] == "no CPT · SFT brief e8 → RL e1"
+    wanted = table[(table.metric == "balanced_accuracy") & (table.task == "splice-donor") & (table.split == "ood")]
+    wanted = wanted[(wanted.kind == "sft") & (wanted.cpt == "none")].sort_values("sft_epochs").value
+    marks = drawn[0].containers[1].lines[0].get_xdata()
+    assert list(marks) == pytest.approx(list(wanted))
+
+
+def test_lineages_without_a_sweep_are_not_drawn_as_one(tmp_path: Path) -> None:
+    given = config(tasks=["cell-type"], cpt=["none"], rl=[])
+    del given["lineages"][0]["sweep"]
+    study = load(given)
+    plant(study, tmp_path, size=40)
+    (text,) = drawing.sweeps(shown(study, tmp_path, tmp_path / "study"), study).texts
+    assert text.get_text() == "The lineages of this study name no sweep."
+
+
+def test_recipes_of_one_rung_are_no_ladders_where_there_are_ladders(tmp_path: Path) -> None:
+    given = config(cpt=["none"], sft=["brief", "once"], rl=[])
+    given["recipes"]["sft"]["once"] = given["recipes"]["sft"]["brief"] | {"epochs": [4]}
+    study = load(given)
+    plant(study, tmp_path, size=40)
+    table = shown(study, tmp_path, tmp_path / "study")
+    for figure in (drawing.sft_ladder(table, "accuracy"), drawing.generalization_gap(table)):
+        assert not any("once" in title for title in titles(figure))
+    one = table[table.sft != "brief"]
+    assert any("cell-type" in title for title in titles(drawing.sft_ladder(one, "accuracy")))
 
 
 # --- Reward while RL trains ---

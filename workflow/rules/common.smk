@@ -4,6 +4,7 @@ import gc
 import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys

@@ -7,6 +7,7 @@ FIGURES = {
     "generalization_gap": ("Generalization", "ID minus OOD"),
     "label_prior": ("Generalization", "answers against truth"),
     "sequences": ("Sequences", "tokens against features"),
+    "sweeps": ("Study", "every sweep, every stage"),
     "lineage": ("Study", "family tree"),
 }
 
@@ -15,6 +16,7 @@ rule gather:
     input:
         evaluations,
         [f"results/baselines/{task}" for task in STUDY.tasks],
+        [f"results/data/{task}" for task in STUDY.of_terms],
         PERPLEXITIES,
         rewards,
     output:
@@ -152,9 +154,12 @@ rule partial:
 
 
 onerror:
+    given = [shlex.quote(str(path)) for path in workflow.overwrite_configfiles]
+    asked = "".join(f" --config {path}" for path in given)
+    same = f" --configfile {' '.join(given)}" if given else ""
     print(
-        "Some jobs failed; `cisterna status` says which, and why. A report of what is there:\n"
-        "    snakemake --cores 1 --forceall partial\n"
-        "    snakemake --report results/report.html partial",
+        f"Some jobs failed; `cisterna status{asked}` says which, and why. A report of what is there:\n"
+        f"    snakemake --cores 1 --forceall partial{same}\n"
+        f"    snakemake --report results/report.html partial{same}",
         file=sys.stderr,
     )

@@ -17,6 +17,7 @@ FIGURES = (
     "generalization_gap",
     "label_prior",
     "sequences",
+    "sweeps",
     "lineage",
 )
 """Names of the figures; each is written as .svg and .png."""

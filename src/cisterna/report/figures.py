@@ -12,7 +12,9 @@ Not for computing metrics of a model (``cisterna.metrics``).
 """
 
 import html
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,12 @@ METRICS = {
     "macro_f1": "macro-F1",
     "mcc": "MCC",
 }
+TERM_METRICS = {  # of tasks whose answers are sets of terms
+    "f1_micro": "micro F1",
+    "precision_micro": "micro precision",
+    "recall_micro": "micro recall",
+    "accuracy": "exact sets",
+}
 STAGES = ["backbone", "sequences", "cpt", "sft", "sft_epochs", "rl", "rl_epochs"]
 FORMS = {"tokens": "tokens", "features": "features", "both": "both forms"}
 FORM_LINES: dict[str, Any] = {"tokens": "-", "features": "--", "both": ":"}
@@ -68,6 +76,7 @@ STYLE: dict[Any, Any] = {
 }
 _GLYPHS = {("o", False): "○", ("o", True): "●", ("s", False): "□", ("s", True): "■"}
 _KINDS = {"base": "base", "cpt": "CPT", "sft": "SFT", "rl": "RL"}
+PANELS = 4  # tasks side by side
 ROWS_OF_TREE = 60  # above this the tree counts what it does not draw
 
 
@@ -97,13 +106,13 @@ def figures(study: Study, tables: Path, output: Path) -> None:
     ``tables`` is the folder that ``cisterna.report.gather`` wrote, ``output`` is a folder. A figure
     about something that the study does not have is written, and says so.
     """
-    everything = pd.read_parquet(tables / report.METRICS)
+    everything = _formed(pd.read_parquet(tables / report.METRICS))
     everything = everything[everything.group.isna()]
     cells = pd.read_parquet(tables / report.CELLS)
     perplexity = everything[everything.metric == "perplexity"]
     table = _means(everything[everything.metric != "perplexity"], study.tasks)
-    paired = _means(pd.read_parquet(tables / report.GAINS), study.tasks)
-    rewards = pd.read_parquet(tables / report.REWARDS)
+    paired = _means(_formed(pd.read_parquet(tables / report.GAINS)), study.tasks)
+    rewards = _formed(pd.read_parquet(tables / report.REWARDS))
     drawings: dict[str, Callable[[], Figure]] = {
         "sft_accuracy": lambda: sft_ladder(table, "accuracy"),
         "sft_balanced_accuracy": lambda: sft_ladder(table, "balanced_accuracy"),
@@ -112,6 +121,7 @@ def figures(study: Study, tables: Path, output: Path) -> None:
         "generalization_gap": lambda: generalization_gap(table),
         "label_prior": lambda: label_prior(table),
         "sequences": lambda: sequences(table),
+        "sweeps": lambda: sweeps(table, study),
         "lineage": lambda: lineage(study),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -123,18 +133,21 @@ def figures(study: Study, tables: Path, output: Path) -> None:
 
 
 def sft_ladder(table: pd.DataFrame, metric: str) -> Figure:
-    """A metric against SFT epochs: a row a task and form, ID left, OOD right, baselines thin."""
-    shown = table[(table.metric == metric) & (table.rl == "none") & (table.kind != "baseline")]
-    ladders = _distinct(shown[shown.kind == "sft"], ["task", "backbone", "sequences", "sft"])
-    if not ladders:
+    """A metric against SFT epochs: a row a task, form and ladder, ID left, OOD right, baselines thin."""
+    if not (table.kind == "sft").any():
         return _nothing("This study has no SFT stage.")
+    numbers = _chosen(table, metric)
+    shown = numbers[(numbers.rl == "none") & (numbers.kind != "baseline")]
+    ladders = _long(shown[shown.kind == "sft"], ["task", "backbone", "sequences", "sft"])
+    if not ladders:
+        return _nothing(f"No task of this study has a {METRICS[metric]}: their answers are sets of terms.")
     names = _Names(shown)
     right = _room(names.cpt(cpt) for cpt in shown.cpt.unique())
     figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=names.gap)
     for row, (task, backbone, form, sft) in zip(panels, ladders, strict=True):
         mine = _rows(shown, task=task, backbone=backbone, sequences=form, sft=(sft, "none"))
         variants = [cpt for (cpt,) in _distinct(mine[mine.kind == "sft"], ["cpt"])]
-        baselines = table[(table.metric == metric) & (table.task == task)]
+        baselines = numbers[numbers.task == task]
         tags: dict[str, list[Tag]] = {}
         for axes, split in zip(row, SPLITS, strict=True):
             here = mine[mine.split == split]
@@ -153,13 +166,13 @@ def sft_ladder(table: pd.DataFrame, metric: str) -> Figure:
         _share_y(row)
         for axes, split in zip(row, SPLITS, strict=True):
             _tag(axes, tags[split])
-        row[0].set_ylabel(METRICS[metric])
+        row[0].set_ylabel(_word(mine))
     for axes in panels[-1]:
         axes.set_xlabel("SFT epochs (0 = the parent checkpoint, before SFT)")
-    title = f"{METRICS[metric].capitalize()} against SFT epochs"
+    words = " and ".join(dict.fromkeys(_word(shown[shown.task == task]) for task, *_ in ladders))
     _head(
         figure,
-        title,
+        f"{words[0].upper()}{words[1:]} against SFT epochs",
         "Open marks, solid: without CPT; filled marks, broken: with CPT. Dotted: baselines fitted "
         f"on the same training split.\n{_note(table)}",
     )
@@ -171,23 +184,21 @@ def rl_gain(paired: pd.DataFrame) -> Figure:
     tasks = [task for (task,) in _distinct(paired, ["task"])]
     if not tasks:
         return _nothing("This study has no RL stage.")
-    parts = {
-        "accuracy": "accuracy gain",
-        "prior_accuracy": "= shift of the label prior",
-        "skill": "+ skill",
-    }
+    labels = {"accuracy": "accuracy gain", "prior_accuracy": "= shift of the label prior", "skill": "+ skill"}
+    terms = {"f1_micro": "micro F1 gain", "precision_micro": "micro precision", "recall_micro": "micro recall"}
+    parts = {task: terms if task in _of_terms(paired) else labels for task in tasks}
     starts = {task: _distinct(paired[paired.task == task], STAGES) for task in tasks}
     heights = [0.55 + 0.4 * len(starts[task]) for task in tasks]
     names = _Names(paired)
     left = 0.1 + _room(names.row(start) for some in starts.values() for start in some)
     figure, panels = _grid(heights, 3, left, between=0.25, right=0.25, gap=0.85, top=1.5)
-    shown = paired[paired.metric.isin(parts)]
+    shown = pd.concat([paired[(paired.task == task) & paired.metric.isin(parts[task])] for task in tasks])
     edge = 1.08 * max(shown.low.abs().max(), shown.high.abs().max(), 0.02)
     for row, task in zip(panels, tasks, strict=True):
         mine = shown[shown.task == task]
         y = np.arange(len(starts[task]))[::-1]
         sizes = _sizes(mine)
-        for axes, (metric, head) in zip(row, parts.items(), strict=True):
+        for place, (axes, (metric, head)) in enumerate(zip(row, parts[task].items(), strict=True)):
             for split, shift in zip(SPLITS, (0.17, -0.17), strict=True):
                 points = mine[(mine.metric == metric) & (mine.split == split)]
                 points = points.set_index(STAGES).loc[starts[task]].reset_index()
@@ -201,7 +212,7 @@ def rl_gain(paired: pd.DataFrame) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             axes.grid(axis="x", color=PALE)
-            axes.set_title(head, loc="left", color=INK if metric == "accuracy" else FAINT)
+            axes.set_title(head, loc="left", color=FAINT if place else INK)
         row[0].set_yticklabels([names.row(start) for start in starts[task]])
         _above(row[0], f"{task}  ({sizes})")
     for axes in panels[-1]:
@@ -224,21 +235,24 @@ def generalization_gap(table: pd.DataFrame) -> Figure:
     models = gaps[gaps.kind != "baseline"]
     if models.empty:
         return _nothing("No evaluation of a model is there.")
-    ladders = _ladders(models, "sequences")
-    metrics = ("accuracy", "balanced_accuracy")
+    columns = ["task", "backbone", "sequences", "sft"]
+    shown = set(_long(models[models.kind == "sft"], columns))
+    ladders = [key for key in _ladders(models, "sequences") if key in shown or key[-1] == "none"]
+    terms = _of_terms(table)
     names = _Names(models)
     right = _room(names.cpt(cpt) for cpt in models.cpt.unique())
     figure, panels = _grid([1.85] * len(ladders), 2, 0.8, right + 0.45, right, gap=names.gap)
     for row, (task, backbone, form, sft) in zip(panels, ladders, strict=True):
         mine = _rows(models, task=task, backbone=backbone, sequences=form, sft=(sft, "none"))
         tags: list[list[Tag]] = []
-        for axes, metric in zip(row, metrics, strict=True):
+        metrics = TERM_METRICS if task in terms else METRICS
+        for axes, metric in zip(row, list(metrics)[:2], strict=True):
             here = mine[mine.metric == metric]
             tags.append(_gap_panel(axes, here, names))
             tags[-1] += _baselines(axes, gaps[(gaps.task == task) & (gaps.metric == metric)], FAINT)
             axes.axhline(0, color=INK, linewidth=0.8)
             _epochs(axes, here.sft_epochs)
-            title = " · ".join([task, *names.form(form), *names.few(backbone=backbone, sft=sft), METRICS[metric]])
+            title = " · ".join([task, *names.form(form), *names.few(backbone=backbone, sft=sft), metrics[metric]])
             size = f" ({_size(here)})" if axes is row[0] else ""
             axes.set_title(title + size, loc="left", pad=names.pad)
             axes.grid(axis="y", color=PALE)
@@ -264,7 +278,7 @@ def label_prior(table: pd.DataFrame) -> Figure:
     shares = table[table.metric.str.startswith(("predicted:", "gold:")) & (table.kind != "baseline")]
     tasks = [task for (task,) in _distinct(shares, ["task"])]
     if not tasks:
-        return _nothing("No evaluation of a model is there.")
+        return _nothing("No evaluation of a model on labels is there.")
     stages = {task: _milestones(shares[shares.task == task]) for task in tasks}
     heights = [0.25 + 0.2 * (len(stages[task]) + 1) for task in tasks]
     names = _Names(shares)
@@ -309,22 +323,23 @@ def label_prior(table: pd.DataFrame) -> Figure:
 
 
 def sequences(table: pd.DataFrame) -> Figure:
-    """Accuracy of the forms of one task against SFT epochs, all else the same: ID left, OOD right."""
-    models = table[(table.metric == "accuracy") & (table.kind != "baseline")]
+    """Accuracy (of terms micro F1) of the forms of a task against SFT epochs, all else the same: ID left, OOD right."""
+    numbers = _chosen(table, "accuracy")
+    models = numbers[numbers.kind != "baseline"]
     ladders = {key: _ladder(models, *key) for key in _ladders(models, "cpt")}
     forms = {key: _order(_rows(ladder, kind=("sft", "rl")).sequences) for key, ladder in ladders.items()}
     compared = [key for key in ladders if len(forms[key]) > 1]
     if not compared:
         return _nothing("No task of this study has its sequences in more than one form.")
     names = _Names(models)
-    right = _room(f"● {FORMS[form]}" for key in compared for form in forms[key])
+    right = _room(f"● {_form_words(form)}" for key in compared for form in forms[key])
     figure, panels = _grid([2.1] * len(compared), 2, 0.8, right + 0.45, right, gap=0.85, top=1.6)
     for row, key in zip(panels, compared, strict=True):
         (task, backbone, cpt, sft), mine = key, ladders[key]
         tags: dict[str, list[Tag]] = {}
         for axes, split in zip(row, SPLITS, strict=True):
             here = mine[mine.split == split]
-            baselines = table[(table.metric == "accuracy") & (table.task == task) & (table.split == split)]
+            baselines = numbers[(numbers.task == task) & (numbers.split == split)]
             tags[split] = [*_forms_panel(axes, here, forms[key]), *_baselines(axes, baselines, FAINT)]
             _epochs(axes, here.sft_epochs)
             axes.set_xlim(left=-1.5)
@@ -333,7 +348,7 @@ def sequences(table: pd.DataFrame) -> Figure:
         _share_y(row)
         for axes, split in zip(row, SPLITS, strict=True):
             _tag(axes, tags[split])
-        row[0].set_ylabel("accuracy")
+        row[0].set_ylabel(_word(mine))
         encoders = [name for name in _order(mine.encoder) if name != "none"]
         where = [names.cpt(cpt), *names.few(backbone=backbone, sft=sft), f"encoder {', '.join(encoders)}"]
         _above(row[0], f"{task}  ({' · '.join(where)})")
@@ -346,6 +361,57 @@ def sequences(table: pd.DataFrame) -> Figure:
         f"the raw sequences.\n{_note(table)}",
     )
     _key(figure, {"● SFT": FAINT} | ({"◆ after RL": FAINT} if (models.rl != "none").any() else {}))
+    return figure
+
+
+def sweeps(table: pd.DataFrame, study: Study) -> Figure:
+    """Every trained stage of every sweep: a row a sweep, a panel a task, balanced accuracy (of terms micro F1)."""
+    numbers = pd.concat([table[table.metric == "balanced_accuracy"], table[table.metric == "f1_micro"]])
+    numbers = _rows(numbers, kind=("sft", "rl"))
+    rows = [
+        (sweep, tasks[start : start + PANELS], mine)
+        for sweep, mine in _swept(numbers, study)
+        for tasks in [_order(mine.task)]
+        for start in range(0, len(tasks), PANELS)
+    ]
+    if not rows:
+        return _nothing("The lineages of this study name no sweep.")
+    names = _Names(numbers)
+    stages = [_distinct(_rows(mine, task=tuple(shown)), STAGES) for _, shown, mine in rows]
+    left = 0.1 + _room(names.row(stage) for some in stages for stage in some)
+    heights = [0.3 + 0.21 * len(some) for some in stages]
+    columns = max(len(tasks) for _, tasks, _ in rows)
+    figure, panels = _grid(heights, columns, left, between=0.2, right=0.25, gap=0.95, top=1.45)
+    low, high = numbers.low.min() - 0.02, numbers.high.max() + 0.02
+    for row, (sweep, tasks, mine), some in zip(panels, rows, stages, strict=True):
+        y = np.arange(len(some))[::-1]
+        for axes, task in itertools.zip_longest(row, tasks):
+            if task is None:
+                axes.set_axis_off()
+                continue
+            for split, shift in zip(SPLITS, (0.13, -0.13), strict=True):
+                points = _rows(mine, task=task, split=split).set_index(STAGES)
+                found = [place for place, stage in zip(y, some, strict=True) if stage in points.index]
+                points = points.loc[[stage for stage in some if stage in points.index]]
+                _points(axes, points, np.array(found) + shift, split)
+            for stripe in y[::2]:
+                axes.axhspan(stripe - 0.5, stripe + 0.5, color="#f6f6f6", zorder=0)
+            axes.set_xlim(low, high)
+            axes.set_ylim(-0.6, len(y) - 0.4)
+            axes.set_yticks(y, [names.row(stage) for stage in some] if axes is row[0] else [])
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+            axes.grid(axis="x", color=PALE)
+            axes.set_title(task, loc="left")
+        _above(row[0], sweep)
+    _head(
+        figure,
+        "Every sweep, every stage",
+        "Balanced accuracy, which a shift of the label prior alone does not raise; of sets of terms micro F1.\n"
+        f"{_note(table)}",
+    )
+    glyphs = {"id": "●", "ood": "■"}
+    _key(figure, {f"{glyphs[split]} {SPLITS[split]}": SPLIT_COLOURS[split] for split in SPLITS})
     return figure
 
 
@@ -368,7 +434,7 @@ def rl_reward(rewards: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         for run in some:
             log = _rows(mine, **dict(zip(STAGES, run, strict=True)))
             colour, form = colours[names.stages(run)], log.sequences.iloc[0]
-            first, last, end = _reward_line(axes, log, colour, FORM_LINES[form])
+            first, last, end = _reward_line(axes, log, colour, FORM_LINES[_kind(form)])
             tags.append(Tag(end, f"{first:.2f} → {last:.2f}  {names.row(run)}", colour))
         lengths = mine.groupby("model").step.agg(["max", "size"])
         steps, values = (_span(lengths[column]) for column in lengths)
@@ -386,7 +452,7 @@ def rl_reward(rewards: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         "Mean reward of the completions sampled from train. Thin: as logged; thick: centred moving mean over a quarter "
         f"of the steps.\nNumbers: mean of the first → of the last quarter of the steps. {several}",
     )
-    forms = [form for form in FORMS if form in set(rewards.sequences)]
+    forms = [form for form in FORMS if form in set(map(_kind, rewards.sequences))]
     if len(forms) > 1:
         _key(figure, {f"{FORM_DASHES[form]} {FORMS[form]}": FAINT for form in forms})
     return figure
@@ -418,6 +484,7 @@ def results_table(
 ) -> str:
     """One HTML page: what is missing, every model x task x split, baselines beside, what RL added, perplexities."""
     body = [_missing(cells)]
+    terms = _of_terms(table)
     names = _Names(table[table.kind != "baseline"])
     for (task,) in _distinct(table, ["task"]):
         mine = table[table.task == task]
@@ -429,7 +496,7 @@ def results_table(
             rows.append(Row(name, _form(numbers), kind, numbers))
         first = [*BASELINES.values()]
         rows.sort(key=lambda row: first.index(row.name) if row.name in first else len(first))
-        body.append(_html_rows(rows, METRICS))
+        body.append(_html_rows(rows, TERM_METRICS if task in terms else METRICS))
     if len(paired):
         body.append("<h1>What RL adds: RL minus the checkpoint it started from</h1>")
         body.append(
@@ -448,7 +515,8 @@ def results_table(
             starts = [
                 Row(names.stages(stage), _form(row), "rl", row) for stage, row in mine.groupby(STAGES, sort=False)
             ]
-            body.append(f"<h2>{html.escape(task)}</h2>" + _html_rows(starts, columns, "+.3f"))
+            shown = TERM_METRICS if task in terms else columns
+            body.append(f"<h2>{html.escape(task)}</h2>" + _html_rows(starts, shown, "+.3f"))
     if len(perplexity):
         body.append("<h1>Perplexity on the held-out part of each corpus</h1>")
         body.append("<p>Per token; bootstrap over blocks. An untrained model is near the size of its vocabulary.</p>")
@@ -535,7 +603,7 @@ def _form(frame: pd.DataFrame) -> str:
     form, encoder = frame.sequences.iloc[0], frame.encoder.iloc[0]
     if form == "none":
         return ""
-    return FORMS[form] if encoder == "none" else f"{FORMS[form]} ({encoder})"
+    return FORMS[form] if encoder == "none" else f"{FORMS[_kind(form)]} ({encoder})"
 
 
 def _html_rows(rows: Sequence[Row], columns: dict[str, str], number: str = ".3f") -> str:
@@ -589,7 +657,7 @@ class _Names:
         return "no CPT" if cpt == "none" else f"CPT {cpt}"
 
     def form(self, form: str) -> list[str]:
-        return [] if form == "tokens" else [FORMS[form]]
+        return [] if form == "tokens" else [_form_words(form)]
 
     def row(self, values: Sequence[Any]) -> str:
         """Words for values of the columns ``STAGES``, the form first."""
@@ -634,14 +702,14 @@ class _Tree:
             if model.backbone == first.backbone
             and model.task in (None, first.task)
             and model.seed in (None, first.seed)
-            and (model.task is None or model.sequences == first.sequences)
+            and (model.task is None or _form_of(model) == _form_of(first))
         ]
         self.children: dict[str | None, list[Model]] = {}
         for model in self.kept:
             self.children.setdefault(model.parent, []).append(model)
         for root in self.children[None]:
             self._place(root)
-        forms = _order(model.sequences for model in owned)
+        forms = _order(map(_form_of, owned))
         said = [f"{word} {name}" for word, name in self._where(first) if name is not None]
         said = said[: None if len(forms) > 1 else -1]
         self.note = f"Drawn: {', '.join(said)}."
@@ -659,7 +727,7 @@ class _Tree:
 
     @staticmethod
     def _where(model: Model) -> tuple[tuple[str, Any], ...]:
-        return ("task", model.task), ("backbone", model.backbone), ("seed", model.seed), ("form", model.sequences)
+        return ("task", model.task), ("backbone", model.backbone), ("seed", model.seed), ("form", _form_of(model))
 
     def _place(self, model: Model) -> None:
         """Give a checkpoint the next free row, or its first child's row, from the top down."""
@@ -731,6 +799,7 @@ def _means(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """
     frame = frame.assign(model=frame.model.where(frame.kind == "baseline", ""))
     frame = frame.fillna({"sequences": "none", "encoder": "none"})
+    forms = sorted(set(frame.sequences) - {"none"}, key=lambda form: ([*FORMS].index(_kind(form)), form))
     keys = ["model", "kind", "task", "modality", "encoder", *STAGES, "split", "metric"]
     means = (
         frame.groupby(keys, sort=False)
@@ -744,8 +813,75 @@ def _means(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
         )
         .reset_index()
     )
-    places = {"task": [*tasks], "sequences": [*FORMS, "none"]}
+    places = {"task": [*tasks], "sequences": [*forms, "none"]}
     return means.sort_values(list(places), key=lambda names: names.map(places[str(names.name)].index), kind="stable")
+
+
+def _formed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the encoder's name behind the form of the sequences, in tasks that have more than one encoder."""
+    several = [task for task, names in frame.groupby("task").encoder if len(set(names.dropna())) > 1]
+    named = frame.task.isin(several) & frame.encoder.notna()
+    return frame.assign(sequences=frame.sequences.mask(named, frame.sequences + " " + frame.encoder))
+
+
+def _kind(form: str) -> str:
+    """A form without the encoder that `_formed` wrote behind it."""
+    return form.partition(" ")[0]
+
+
+def _form_words(form: str) -> str:
+    kind, _, encoder = form.partition(" ")
+    return f"{FORMS[kind]} of {encoder}" if encoder else FORMS[kind]
+
+
+def _form_of(model: Model) -> str:
+    return f"{model.sequences} of {model.encoder}" if model.encoder else str(model.sequences)
+
+
+def _of_terms(table: pd.DataFrame) -> set[str]:
+    """The tasks whose answers are sets of terms."""
+    return set(table.task[table.metric == next(iter(TERM_METRICS))])
+
+
+def _chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric of labels; of tasks whose answers are sets of terms micro F1 in the place of accuracy."""
+    terms = table.task.isin(_of_terms(table))
+    mine = table.metric == metric
+    if metric == "accuracy":
+        return table[(mine & ~terms) | (terms & (table.metric == next(iter(TERM_METRICS))))]
+    return table[mine]
+
+
+def _word(rows: pd.DataFrame) -> str:
+    """The name of the one metric of some rows."""
+    return (TERM_METRICS | METRICS)[rows.metric.iloc[0]]
+
+
+def _long(sft: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    """Values of ``columns``, the last of which is the SFT recipe, of the recipes with two rungs or more.
+
+    A task that has none is there with all its recipes.
+    """
+    rungs = Counter(tuple(key) for *key, _ in _distinct(sft, [*columns, "sft_epochs"]))
+    tasks = {key[0] for key, count in rungs.items() if count > 1}
+    return [key for key, count in rungs.items() if count > 1 or key[0] not in tasks]
+
+
+def _swept(numbers: pd.DataFrame, study: Study) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each named sweep with the rows of its stages."""
+    keys = ["task", *STAGES]
+    several = {task for task, *_ in _distinct(numbers[numbers.sequences.str.contains(" ")], ["task"])}
+    for sweep, paths in study.sweeps.items():
+        wanted: dict[tuple[Any, ...], None] = {}
+        for model in map(study.model, paths):
+            form = f"{model.sequences} {model.encoder}" if model.encoder and model.task in several else model.sequences
+            stage = (model.sft or "none", model.sft_epochs, model.rl or "none", model.rl_epochs)
+            wanted[(model.task, model.backbone, form, model.cpt or "none", *stage)] = None
+        places = {key: place for place, key in enumerate(wanted)}
+        found = [places.get(key, -1) for key in numbers[keys].itertuples(index=False, name=None)]
+        mine = numbers.assign(place=found).query("place >= 0").sort_values("place", kind="stable")
+        if sweep and len(mine):
+            yield sweep, mine
 
 
 def _last_rungs(rewards: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -801,7 +937,7 @@ def _gaps(table: pd.DataFrame) -> pd.DataFrame:
 def _gap_panel(axes: Axes, here: pd.DataFrame, names: _Names) -> list[Tag]:
     """SFT ladders as lines and what RL made of their rungs as diamonds; returns the lines' tags."""
     tags = []
-    variants = _order(here.cpt)
+    variants = _order(_rows(here, kind=("sft", "rl")).cpt) or _order(here.cpt)
     recipes = _distinct(here[here.rl != "none"], ["rl", "rl_epochs"])
     step = min(0.13, 0.8 / (len(variants) * (1 + len(recipes))))
     for position, cpt in enumerate(variants):
@@ -833,12 +969,14 @@ def _forms_panel(axes: Axes, here: pd.DataFrame, forms: Sequence[str]) -> Iterat
     left = -step * (count - 1) / 2
     for position, form in enumerate(forms):
         mine = here[here.sequences == form]
-        colour, filled = FORM_COLOURS[form], form != "tokens"
+        with_encoder = [name for name in forms if " " in name]
+        colour = RUN_COLOURS[with_encoder.index(form) % len(RUN_COLOURS)] if " " in form else FORM_COLOURS[form]
+        filled = form != "tokens"
         line = mine[mine.rl == "none"].sort_values("sft_epochs")
         x = _log(line.sft_epochs) + left + step * position
-        _series(axes, x, line, colour, "o", (FORM_LINES[form], filled))
+        _series(axes, x, line, colour, "o", (FORM_LINES[_kind(form)], filled))
         last = line if len(line) else mine
-        yield Tag(last.value.iloc[-1], f"{_GLYPHS['o', filled]} {FORMS[form]}", colour, True)
+        yield Tag(last.value.iloc[-1], f"{_GLYPHS['o', filled]} {_form_words(form)}", colour, True)
         for turn, (rl, epochs) in enumerate(recipes, start=1):
             after = mine[(mine.rl == rl) & (mine.rl_epochs == epochs)]
             x = _log(after.sft_epochs) + left + step * (turn * len(forms) + position)
@@ -890,7 +1028,7 @@ def _milestones(shares: pd.DataFrame) -> list[tuple[Any, ...]]:
 
     def place(stage: tuple[Any, ...]) -> tuple[Any, ...]:
         backbone, form, cpt, _, _, rl, _ = stage
-        return backbone, [*FORMS].index(form), cpt != "none", cpt, rl != "none"
+        return backbone, [*FORMS].index(_kind(form)), form, cpt != "none", cpt, rl != "none"
 
     return sorted(filter(kept, _distinct(shares, STAGES)), key=place)
 

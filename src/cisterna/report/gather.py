@@ -20,9 +20,9 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna import status
+from cisterna import ontology, status
 from cisterna.errors import UserError
-from cisterna.metrics import difference, means
+from cisterna.metrics import difference
 from cisterna.report import CELLS, GAINS, METRICS, REWARDS
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
@@ -97,7 +97,7 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     null for tokens. ``group`` is null for a metric of all examples of the split, else the group of
     the data that the row is of. Where n is 0 there are no numbers. rl_gains.parquet has ``parent``
     beside ``model``, and its numbers are paired differences (``cisterna.metrics.difference``; where
-    answers are sets of terms, of accuracy as equal texts and of well_formed alone).
+    answers are sets of terms ``cisterna.ontology.difference``).
 
     Columns of rl_rewards.parquet are ``IDENTITY`` and ``LOGGED``, as TRL's GRPOTrainer logs them:
     means over the steps since the row before, of a completion's reward, of its standard deviation in
@@ -315,13 +315,20 @@ def _gains(study: Study, results: Path) -> Iterator[Cell]:
             *(results / folder / name for folder in (child, parent) for name in names),
         ]
         resamples = study.config["evaluation"]["bootstrap"]
-        rows = bind(_gain, identity, results / child, results / parent, resamples)
-        yield Cell("rl_gain", identity, GAINS, tuple(read), (child, parent), rows)
+        terms = results / "data" / task / ontology.FILE if task in study.of_terms else None
+        read += [terms] if terms else []
+        rows = bind(_gain, identity, results / child, results / parent, resamples, terms)
+        yield Cell("rl_gain", identity, GAINS, tuple(read), (child, parent, f"data/{task}"), rows)
 
 
-def _gain(identity: dict[str, Any], child: Path, parent: Path, resamples: int) -> Iterator[dict[str, Any]]:
+def _gain(
+    identity: dict[str, Any], child: Path, parent: Path, resamples: int, terms: Path | None
+) -> Iterator[dict[str, Any]]:
     file = child / "metrics.json"
-    labels = _labels(_read(file, file.parent), file)
+    if terms is None:
+        paired = bind(difference, labels=_labels(_read(file, file.parent), file))
+    else:
+        paired = bind(ontology.difference, ontology=ontology.load(terms))
     for split in SPLITS:
         after = _predictions(child / f"{split}.parquet")
         before = _predictions(parent / f"{split}.parquet")
@@ -330,14 +337,7 @@ def _gain(identity: dict[str, Any], child: Path, parent: Path, resamples: int) -
                 f"{child} and {parent} answer different {split} examples; delete both folders and run snakemake again"
             )
         gold, first, last = after["answer"], before["predicted"], after["predicted"]
-        if labels:
-            gains = difference(gold.tolist(), first.tolist(), last.tolist(), labels, seed=0, resamples=resamples)
-        else:
-            gained = {
-                "accuracy": (last == gold).astype(float) - (first == gold),
-                "well_formed": last.notna().astype(float) - first.notna(),
-            }
-            gains = means(gained, seed=0, resamples=resamples)
+        gains = paired(gold.tolist(), first.tolist(), last.tolist(), seed=0, resamples=resamples)
         for metric, summary in gains.items():
             yield identity | {"split": split, "metric": metric} | summary
 
@@ -425,9 +425,9 @@ def _read(file: Path, output: Path | None = None) -> Any:
 
 
 def _labels(splits: Any, file: Path) -> list[str]:
-    """The answer space, as the evaluation wrote it; none where answers are sets of terms."""
+    """The answer space, as the evaluation wrote it."""
     labels = [name.removeprefix("gold:") for name in splits["id"] if name.startswith("gold:")]
-    if not labels and "gold_terms" not in splits["id"]:
+    if not labels:
         raise UserError(f"{file}: names no gold labels; delete {file.parent} and run snakemake again")
     return labels
 
