@@ -98,6 +98,13 @@ def test_estimates_say_what_they_rest_on(config, tmp_path, monkeypatch):
     text = plan.plan(loaded)
     assert rows(text)["cpt", "bio"][2:] == ["10", "1,000"]
     assert "estimated from file sizes" in text
+    for documents, tokens in ((1, "1,000"), (7, "1,000")):
+        few = config | {"corpora": {"dna": config["corpora"]["dna"] | {"train_documents": documents}}}
+        assert rows(plan.plan(study.load(few)))["cpt", "bio"][2:] == ["10", tokens]
+    away = config | {"corpora": {"dna": {"file": "not-here.jsonl", "modality": "text", "train_documents": 7}}}
+    absent = plan.plan(study.load(away))
+    assert rows(absent)["cpt", "bio"][2:] == ["70", "7,000"]
+    assert "1,000 a document, assumed for dna" in absent
     assert "100 an example, assumed for splice-donor" in text
 
     card = tmp_path / "results" / "tokens" / "nano" / "dna" / "card.json"

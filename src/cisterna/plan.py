@@ -7,6 +7,7 @@ assumptions where they are found below `results`. Not for what is already done: 
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ ROWS = 1000  # of a split that is `all` of data that are not here yet
 # Bytes of a corpus per token: sequences are one token a residue, English text with a vocabulary of
 # about a thousand tokens is about three bytes a token.
 BYTES_A_TOKEN = {"dna": 1.0, "rna": 1.0, "protein": 1.0, "text": 3.0}
+TOKENS_A_DOCUMENT = 1000  # of a corpus that says how many documents are trained on; a web page has about as many
 MAX_LENGTH = 1024  # default of trl.SFTConfig
 MAX_COMPLETION_LENGTH = 512  # default of trl.GRPOConfig
 NUM_GENERATIONS = 8  # default of trl.GRPOConfig
@@ -116,7 +118,8 @@ class _Facts:
     sizes: dict[tuple[str, str], int]  # (task, split) -> examples
     sft_tokens: dict[str, float]  # task -> tokens an example, measured
     corpora: dict[tuple[str, str], float]  # (backbone, corpus) -> tokens
-    counted: bool  # whether all of `corpora` is from cards, not from file sizes
+    from_files: list[str]  # the corpora whose tokens are estimated from the size of the file
+    from_documents: list[str]  # those whose tokens are estimated from the number of documents
 
     def size(self, task: str, split: str) -> int:
         """Rows of a split; ROWS where they are not known."""
@@ -143,17 +146,21 @@ def _facts(study: Study, results: Path) -> _Facts:
                 rows = cost.used(study.recipe("sft", str(model.sft)), size)
                 sft_tokens[str(model.task)] = tokens / (model.epochs * rows)
     corpora: dict[tuple[str, str], float] = {}
-    counted = True
+    from_files: dict[str, None] = {}
+    from_documents: dict[str, None] = {}
     for backbone, name in study.tokenized:
         corpus = study.config["corpora"][name]
         card = _json(results / "tokens" / backbone / name / "card.json")
         if card:
             corpora[backbone, name] = card["train"]["tokens"]
-        elif Path(corpus["file"]).is_file():
-            counted = False
-            size = _bytes(Path(corpus["file"]))
-            corpora[backbone, name] = size / BYTES_A_TOKEN[corpus["modality"]]
-    return _Facts(sizes, sft_tokens, corpora, counted)
+            continue
+        most = corpus.get("train_documents", math.inf) * TOKENS_A_DOCUMENT
+        file = Path(corpus["file"])
+        whole = _bytes(file) / BYTES_A_TOKEN[corpus["modality"]] if file.is_file() else math.inf
+        if min(most, whole) < math.inf:
+            corpora[backbone, name] = min(most, whole)
+            (from_files if whole <= most else from_documents)[name] = None
+    return _Facts(sizes, sft_tokens, corpora, list(from_files), list(from_documents))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -292,9 +299,14 @@ def _notes(study: Study, facts: _Facts) -> list[str]:
         "  trained once for all of them. examples (cpt: blocks, sft: examples, rl: prompts) and",
         "  tokens of a rung are those beyond the rung before.",
     ]
-    if facts.corpora:
-        sizes = "estimated from file sizes: 1 byte a residue, 3 bytes a token of text"
-        lines.append(f"tokens of cpt: {'counted' if facts.counted else sizes}")
+    if facts.from_files:
+        lines.append("tokens of cpt: estimated from file sizes: 1 byte a residue, 3 bytes a token of text, for")
+        lines.append(f"  {', '.join(facts.from_files)}")
+    if facts.from_documents:
+        documents = f"{TOKENS_A_DOCUMENT:,} a document, assumed for"
+        lines.append(f"tokens of cpt: {documents} {', '.join(facts.from_documents)}")
+    if facts.corpora and not facts.from_files + facts.from_documents:
+        lines.append("tokens of cpt: counted")
     if facts.sft_tokens:
         lines.append(f"tokens of sft: measured for {', '.join(facts.sft_tokens)}")
     if assumed:
