@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cisterna import baselines, corpus
+from cisterna import baselines, corpus, similarity
 from cisterna.answers import Labels
 from cisterna.errors import UserError
 
@@ -60,6 +60,13 @@ def test_logistic_regression_finds_a_planted_signal(tmp_path, length, modality, 
     for split in ("id", "ood"):
         logistic = scores["logistic"][split]["accuracy"]
         assert logistic["low"] > scores["majority"][split]["accuracy"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("length", "features"), [(similarity.ALIGNED, "positions"), (similarity.ALIGNED + 1, "3-mers")]
+)
+def test_long_sequences_of_one_length_are_not_taken_for_aligned(length, features):
+    assert baselines._features(pd.Series(["A" * length, "C" * length]), "dna")[0] == features
 
 
 def test_logistic_regression_finds_a_marker_gene_in_a_list_of_words(tmp_path):

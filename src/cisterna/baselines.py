@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from threadpoolctl import threadpool_limits
 
-from cisterna import answers, files, metrics, ontology
+from cisterna import answers, files, metrics, ontology, similarity
 from cisterna.answers import Answers, Terms
 from cisterna.errors import UserError
 from cisterna.ontology import Ontology
@@ -97,12 +97,13 @@ def _read(path: Path) -> pd.DataFrame:
 def _features(sequences: pd.Series, modality: str) -> tuple[str, Analyzer]:
     """Name and function of the features: words, letters by position, or k-mers.
 
-    Lists of words (a cell's genes) are bags of words. Sequences of one length are aligned, so a
-    letter counts by its position (one-hot). All others are bags of k-mers. `train` decides.
+    Lists of words (a cell's genes) are bags of words. Sequences of one length of at most `similarity.ALIGNED` letters
+    are aligned, so a letter counts by its position (one-hot). All others are bags of k-mers. `train` decides.
     """
     if sequences.str.contains(" ", regex=False).any():
         return "words", str.split
-    if len(set(map(len, sequences))) == 1:
+    lengths = set(map(len, sequences))
+    if len(lengths) == 1 and max(lengths) <= similarity.ALIGNED:
         return "positions", _positions
     size = KMER[modality]
     return f"{size}-mers", lambda sequence: _kmers(sequence, size)

@@ -1,0 +1,90 @@
+"""A task whose answers are sets of GO terms, from the file of proteins to the report."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cisterna.report import GAINS, METRICS, TABLE
+from clones import CONFIG, Clone, edited, make
+from terms import OBO
+
+DOMAINS = {"IPR000719: Protein kinase domain": "GO:0000005", "IPR001425: Rhodopsin pore": "GO:0000025"}
+
+
+def proteins(path: Path, count: int = 120) -> None:
+    """A table with the columns of BioReason-Pro's data: the domain says the function; every fourth protein is a fish's."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        domain, term = draw.choice(list(DOMAINS.items()))
+        rows.append(
+            {
+                "protein_id": f"P{number:05}",
+                "sequence": "M" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=12)),
+                "organism": "Danio rerio" if number % 4 == 0 else "Homo sapiens",
+                "interpro_formatted": domain,
+                "go_pred": "",
+                "reasoning": "domain",
+                "go_mf": term if term == "GO:0000005" else "",
+                "go_bp": "",
+                "go_cc": term if term == "GO:0000025" else "",
+            }
+        )
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    task = {
+        "adapter": "go-terms",
+        "file": "tables/proteins.csv",
+        "options": {"ontology": "tables/go.obo", "weights": "train"},
+        "ood": ["Danio rerio"],
+        "train": 64,
+        "validation": 8,
+        "id": 18,
+    }
+    config = edited(
+        study="functions",
+        tasks={"functions": task},
+        lineages=[{"sweep": "rl", "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [4]}]}],
+        evaluation__max_new_tokens=24,
+        recipes__rl__grpo=CONFIG["recipes"]["rl"]["grpo"]
+        | {"rewards": {"go_f1": 1.0, "tags": 0.5}, "max_completion_length": 24},
+    )
+    clone = make(tmp_path_factory.mktemp("functions") / "study", config)
+    proteins(clone.folder / "tables" / "proteins.csv")
+    (clone.folder / "tables" / "go.obo").write_text(OBO)
+    clone.snakemake()
+    return clone
+
+
+def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
+    study = functions.results / "studies" / "functions"
+    table = pd.read_parquet(study / METRICS)
+    learned = table[(table.kind == "sft") & (table.sft_epochs == 4) & table.group.isna() & (table.split == "id")]
+    scores = learned.set_index("metric").value
+    assert scores["well_formed"] > 0.5
+    assert scores["f1_micro"] > 0
+    gains = pd.read_parquet(study / GAINS)
+    assert {"f1_micro", "precision_micro", "recall_micro"} <= set(gains.metric)
+    assert "skill" not in set(gains.metric)
+    page = (study / "figures" / TABLE).read_text()
+    assert "micro F1" in page
+    assert "MCC" not in page
+    claims = json.loads((study / "findings.json").read_text())["claims"]
+    (part,) = [part for claim in claims for part in claim["parts"] if part["part"] == "sft_raises_id"]
+    assert part["effect"]["f1_micro"] is not None
+
+
+def test_second_run_of_go_terms_has_nothing_to_do_and_the_report_is_written(functions: Clone) -> None:
+    assert "Nothing to be done" in functions.snakemake()
+    functions.snakemake("--report", "report.html")
+    assert "micro F1" in (functions.folder / "report.html").read_text()
