@@ -16,7 +16,7 @@ DOMAINS = {"IPR000719: Protein kinase domain": "GO:0000005", "IPR001425: Rhodops
 
 
 def proteins(path: Path, count: int = 120) -> None:
-    """A table with the columns of BioReason-Pro's data: the domain says the function; every fourth protein is a fish's."""
+    """A table with the columns of BioReason-Pro: the domain says the function, and every fourth protein is a fish's."""
     draw = random.Random(0)
     rows = []
     for number in range(count):
