@@ -153,6 +153,22 @@ def contrasts(study: Study, name: str) -> list[claims.Contrast]:
     return [one for claim in asked(study) for part in claim.parts if part.name == name for one in part.contrasts]
 
 
+def test_strong_sft_is_the_most_that_rl_began_from_where_there_is_less_or_no_more() -> None:
+    def strong(rungs: list[int], *begun: tuple[str, list[int]]) -> set[int]:
+        given = config((0,), (TASK,))
+        sft = given["recipes"]["sft"]["brief"]
+        given["recipes"]["sft"] = {"brief": sft | {"epochs": [4]}, "ladder": sft | {"epochs": rungs}}
+        rl = [{"tasks": [TASK], "sft": [name], "rl": [{"recipe": "low", "from": starts}]} for name, starts in begun]
+        given["lineages"] = [{"tasks": [TASK], "sft": ["ladder"]}, *rl]
+        study = load(given)
+        return {study.model(one.fixed[0][0]).sft_epochs for one in contrasts(study, "rl_from_strong_sft")}
+
+    assert strong([1, 4, 16], ("brief", [4]), ("ladder", [1, 16])) == {16}
+    assert strong([1, 4, 16, 32], ("brief", [4]), ("ladder", [1, 16])) == {16}  # later than the others
+    assert strong([1, 4], ("ladder", [4])) == {4}  # the last rung
+    assert strong([1, 2, 8], ("ladder", [2])) == set()  # an early start alone
+
+
 def test_every_claim_compares_the_cells_it_speaks_of() -> None:
     study = studied((0,), (TASK,))
     start = f"models/nano/base/{TASK}/s0"

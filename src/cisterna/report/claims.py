@@ -112,23 +112,23 @@ def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
                 Part(
                     "rl_from_strong_sft",
                     "ood",
-                    "RL from the last rung of SFT minus that rung",
-                    "RL that starts from the last rung of an SFT recipe",
+                    "RL from strong SFT minus the checkpoint it began from",
+                    "RL from the last rung of SFT, or from a late and an early one",
                     whole(_strong(every)),
                 ),
                 Part(
                     "rl_strong_against_early",
                     "ood",
-                    "gain of RL from the last rung minus gain of the same RL from the earliest rung",
-                    "the same RL recipe from the last rung and from an earlier one",
+                    "gain of RL from strong SFT minus gain of the same RL from the earliest rung",
+                    "the same RL recipe from a late rung of an SFT recipe and from an earlier one",
                     whole(_strong_against_early(every)),
                     decides=False,
                 ),
                 Part(
                     "rl_strong_against_cold",
                     "ood",
-                    "RL from the last rung minus the same RL from cold (levels: its parent knows no form of answer)",
-                    "the same RL recipe from the last rung of SFT and from cold",
+                    "RL from strong SFT minus the same RL from cold (levels: its parent knows no form of answer)",
+                    "the same RL recipe from strong SFT and from cold",
                     whole(_strong_against_cold(every)),
                     decides=False,
                 ),
@@ -229,24 +229,33 @@ def _rl(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
     return {key: dict(sorted(of.items())) for key, of in starts.items()}
 
 
-def _last_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
-    """Key and starts of ``_rl``, the model that began from the last rung of SFT, and words for it."""
-    ends = {key: max(rungs) for key, rungs in _rungs(found).items()}
+def _strong_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
+    """Key and starts of ``_rl``, the model that began from strong SFT, and words for it.
+
+    Strong is the most epochs of SFT that any RL of the same origin began from, whatever the recipes, if others began
+    from fewer or if no SFT there has more.
+    """
+    begun: dict[Any, set[int]] = defaultdict(set)
+    trained: dict[Any, set[int]] = defaultdict(set)
+    for task, m in found:
+        if m.sft is not None:
+            (begun if m.kind == "rl" else trained)[_origin(task, m)].add(m.sft_epochs)
     for key, starts in _rl(found).items():
-        *origin, sft, _, _ = key
-        strong = starts.get(ends.get((*origin, sft), 0))
-        if sft is not None and strong is not None:
+        *where, sft, _, _ = key
+        epochs = begun[tuple(where)]
+        strong = starts.get(max(epochs)) if sft is not None else None
+        if strong is not None and (len(epochs) > 1 or max(epochs) >= max(trained[tuple(where)])):
             words = _words(strong, _stage("SFT", sft, strong.sft_epochs), _stage("RL", strong.rl, strong.rl_epochs))
             yield key, starts, strong, words
 
 
 def _strong(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    for (task, seed, *_), _, strong, words in _last_starts(found):
+    for (task, seed, *_), _, strong, words in _strong_starts(found):
         yield Contrast(task, words, seed, _one(strong.path), {"parent": _one(str(strong.parent))})
 
 
 def _strong_against_early(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    for (task, seed, *_), starts, strong, words in _last_starts(found):
+    for (task, seed, *_), starts, strong, words in _strong_starts(found):
         early = next(iter(starts.values()))
         if early is not strong:
             yield Contrast(task, words, seed, _gain(strong), {f"from e{early.sft_epochs}": _gain(early)})
@@ -254,7 +263,7 @@ def _strong_against_early(found: Sequence[tuple[str, Model]]) -> Iterable[Contra
 
 def _strong_against_cold(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
     starts = _rl(found)
-    for (task, seed, *origin, _, rl, epochs), _, strong, words in _last_starts(found):
+    for (task, seed, *origin, _, rl, epochs), _, strong, words in _strong_starts(found):
         cold = starts.get((task, seed, *origin, None, rl, epochs))
         if cold:
             yield Contrast(task, words, seed, _one(strong.path), {"cold": _one(cold[0].path)})
