@@ -45,7 +45,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     task = {
         "adapter": "go-terms",
         "file": "tables/proteins.csv",
-        "options": {"ontology": "tables/go.obo", "weights": "train"},
+        "options": {"ontology": "tables/go.obo"},
         "ood": ["Danio rerio"],
         "train": 64,
         "validation": 8,
@@ -54,8 +54,9 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     config = edited(
         study="functions",
         tasks={"functions": task},
-        lineages=[{"sweep": "rl", "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [4]}]}],
+        lineages=[{"sweep": "rl", "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [16]}]}],
         evaluation__max_new_tokens=24,
+        recipes__sft__brief__epochs=[2, 16],
         recipes__rl__grpo=CONFIG["recipes"]["rl"]["grpo"]
         | {"rewards": {"go_f1": 1.0, "tags": 0.5}, "max_completion_length": 24},
     )
@@ -69,7 +70,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
     study = functions.results / "studies" / "functions"
     table = pd.read_parquet(study / METRICS)
-    learned = table[(table.kind == "sft") & (table.sft_epochs == 4) & table.group.isna() & (table.split == "id")]
+    learned = table[(table.kind == "sft") & (table.sft_epochs == 16) & table.group.isna() & (table.split == "id")]
     scores = learned.set_index("metric").value
     assert scores["well_formed"] > 0.5
     assert scores["f1_micro"] > 0
