@@ -82,7 +82,8 @@ def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
     assert "MCC" not in page
     claims = json.loads((study / "findings.json").read_text())["claims"]
     (part,) = [part for claim in claims for part in claim["parts"] if part["part"] == "sft_raises_id"]
-    assert part["effect"]["f1_micro"] is not None
+    assert part["tasks"]["functions"]["primary_metric"] == "f1_micro"
+    assert part["status"] == "measured"
 
 
 def test_second_run_of_go_terms_has_nothing_to_do_and_the_report_is_written(functions: Clone) -> None:
