@@ -144,6 +144,16 @@ def test_the_luck_of_training_makes_advice_less_sure() -> None:
     assert sure(0.6) > 2 * sure(0.0)
 
 
+def test_an_interval_of_a_share_stays_between_0_and_1() -> None:
+    def nearly_all(model: Model, split: str) -> float:
+        return 3.5
+
+    found = weighed(studied(tasks=(TASK,)), nearly_all, size=100, luck=1.5)["budget"]["comparisons"][0]
+    numbers = [one[split][end] for one in found["allocations"] for split in ("id", "ood") for end in ("low", "high")]
+    assert min(numbers) >= 0
+    assert max(numbers) == 1
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("advice")

@@ -184,7 +184,8 @@ def _undominated(first: Array, second: Array) -> np.ndarray:
 
 def _estimate(scores: Scores, place: int) -> dict[str, float]:
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(scores.drawn[:, place], [tail, 100 - tail])
+    # A score is a share; the tails of Student's t, which stand for other training seeds, do not know that.
+    low, high = np.clip(np.percentile(scores.drawn[:, place], [tail, 100 - tail]), 0, 1)
     return {"value": float(scores.observed[place]), "low": float(low), "high": float(high)}
 
 
