@@ -1,5 +1,6 @@
 """What Snakemake runs and what it leaves alone: a tiny study run for real, then changed as users change one."""
 
+import json
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+import goldens
 from cisterna import files, plan, study
 from cisterna.checkpoint import MANIFEST
 from clones import CONFIG, Clone, Job, edited, environment, snakemake
@@ -93,6 +95,13 @@ def test_same_seed_from_nothing_gives_the_same_metrics(finished: Clone, untouche
         path = Path("results") / "studies" / "tiny" / name
         assert (untouched.folder / path).read_bytes() == (finished.folder / path).read_bytes()
     assert weights(untouched.results / "models") == weights(finished.results / "models")
+
+
+def test_published_bytes_are_the_golden_ones(finished: Clone) -> None:
+    golden = json.loads((goldens.HERE / "tiny-study.json").read_text())
+    if golden["machine"] != goldens.machine():
+        pytest.skip(f"the golden hashes are of another kind of processor ({golden['machine']})")
+    assert goldens.hashes(finished.results) == golden["files"]
 
 
 def test_report_holds_every_figure_with_its_caption(finished: Clone, tmp_path: Path) -> None:
