@@ -1,4 +1,4 @@
-# The table of contents of a study: config, rules, targets. What a study consists of is decided in src/cisterna/study.py.
+# The table of contents of a study: config, rules, targets. What a study consists of is decided in src/cisterna/study.
 from snakemake.utils import min_version
 
 min_version("9.0")

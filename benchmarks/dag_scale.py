@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cisterna import plan, study
+from cisterna import study
+from cisterna.ops import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"

@@ -27,7 +27,8 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from cisterna import files, study
+from cisterna import study
+from cisterna.artifacts import files
 
 # Nothing here may import torch: Linux counts the memory of the process that starts a run as memory of the run.
 
@@ -222,7 +223,8 @@ def counted(path: Path, words: list[str]) -> int:
     """Run a `cisterna` command in this process, noting in `path` the passes of the encoder and the seconds of steps."""
     import transformers
 
-    from cisterna import cli, encoders
+    from cisterna import cli
+    from cisterna.sequences import encoders
     from gpu import Clock, device_name, versions
 
     counts = {"calls": 0, "sequences": 0, "parameters": 0}

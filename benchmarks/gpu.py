@@ -30,7 +30,8 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from cisterna import models, tokenizer
+from cisterna import models
+from cisterna.sequences import tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "resources" / "corpora" / "text.txt"

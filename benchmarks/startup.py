@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/startup.py [--repeats 5]
 
 Needs the default study's results (the job measures the base model's perplexity on one corpus). Cold jobs import torch,
-transformers and the rest by themselves; warm jobs are forks of a server that did (`cisterna.warm`). Printed: the median
-wall seconds of both and their ratio, and from the study's own benchmark files the seconds that all its jobs took, with
+transformers and the rest by themselves; warm jobs are forks of a server that did (`cisterna.runtime.fork_server`).
+Printed: the median wall seconds of both and their ratio, and from the study's own benchmark files the seconds that all
+its jobs took, with
 what they would have taken cold. Not for the speed of training: see `gpu.py`.
 """
 

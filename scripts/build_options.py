@@ -1,8 +1,8 @@
-"""Write src/cisterna/options.json: the options a recipe may pass through, with their types.
+"""Write src/cisterna/study/library_options.json: the options a recipe may pass through, with their types.
 
     python scripts/build_options.py
 
-`cisterna.config` checks a config in well under a second, so it cannot import transformers and trl
+`cisterna.study.config` checks a config in well under a second, so it cannot import transformers and trl
 (8 s of CPU) to learn what their options are called. This script asks the installed classes once;
 `tests/test_study.py` asks them again and fails if the file is out of date. Not for run time.
 

@@ -30,15 +30,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cisterna import files
-from cisterna.tasks import (
-    cell_type,
-    load,
-    promoter_expression,
-    protein_fitness,
-    quotable,
-    splice_donor,
-)
+from cisterna.artifacts import files
+from cisterna.tasks import load, quotable
+from cisterna.tasks.builtin import cell_type, promoter_expression, protein_fitness, splice_donor
 from cisterna.tasks.catalog import LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,7 +219,7 @@ def text(tables: dict[str, pd.DataFrame]) -> str:
 
     The answers are the labels in turn, not those of the rows.
 
-    Only rows that `cisterna.data` keeps out of validation and id (`cisterna.tasks.quotable`); none
+    Only rows that `cisterna.data.splits` keeps out of validation and id (`cisterna.tasks.quotable`); none
     out of domain.
     """
     lines = []

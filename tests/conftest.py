@@ -31,11 +31,11 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def splice(tmp_path_factory) -> Path:
     """The prepared task .../data/splice-donor, with the sizes SIZES. Read only."""
-    from cisterna import data
+    from cisterna.data import splits
 
     folder = tmp_path_factory.mktemp("results") / "data" / "splice-donor"
     with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
-        data.prepare("splice-donor", SIZES, 0, folder)
+        splits.prepare("splice-donor", SIZES, 0, folder)
     return folder
 
 
@@ -48,7 +48,7 @@ def esm(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bank(esm, splice, tmp_path_factory) -> Path:
     """The bank .../features/tiny-esm/splice-donor of the small task. Read only."""
-    from cisterna import inputs
+    from cisterna.sequences import inputs
 
     root = tmp_path_factory.mktemp("results")
     folder = root / "features" / "tiny-esm" / "splice-donor"

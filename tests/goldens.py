@@ -44,7 +44,8 @@ def models(config: Path) -> list[dict[str, Any]]:
 def jobs(config: Path, folder: Path) -> list[dict[str, str]]:
     """Every job of a study, sorted by output: rule, input, output, log and shell line, as a dry run prints them.
 
-    Of rule all its inputs, which are what a study is made of. Runs in `folder`, a clone without results, where files that the config names and nobody ships are made, empty.
+    Of rule all its inputs, which are what a study is made of. Runs in `folder`, a clone without results, where files
+    that the config names and nobody ships are made, empty.
     """
     for name in ("config", "resources", "docs"):
         (folder / name).symlink_to(ROOT / name)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cisterna import progress, stop
+from cisterna.artifacts import progress, shutdown
 from runs import CPT, RL, SFT, SOLVE, Run
 from tiny import READING, ROOT, SIZES, backbone, encoder
 
@@ -34,7 +34,7 @@ forks.set_forkserver_preload(
         "transformers.models.qwen3.modeling_qwen3",
         "trl.trainer.grpo_trainer",
         "trl.trainer.sft_trainer",
-        "cisterna.evaluate",
+        "cisterna.evaluation.evaluate",
         "cisterna.training.cpt",
         "cisterna.training.rl",
         "cisterna.training.sft",
@@ -155,12 +155,13 @@ def stages(folder: Path) -> dict[str, Stage]:
     """The stages to kill, each a second or two long and saving often, with all that they read in `folder`."""
     import contextlib
 
-    from cisterna import corpus, data, models
+    from cisterna import models
+    from cisterna.data import corpus, splits
 
     base, splice = folder / "base", folder / "splice-donor"
     models.make_base(backbone(), base)
     with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
-        data.prepare("splice-donor", SIZES, 0, splice)
+        splits.prepare("splice-donor", SIZES, 0, splice)
         corpus.tokenize(Path("resources/corpora/dna.fasta.gz"), "dna", base, folder / "dna")
     esm = encoder(folder / "esm", num_hidden_layers=16)
     solved = Run("sft", base, splice, folder / "solved", SOLVE, 8).here().output  # its completions differ in reward
@@ -231,7 +232,7 @@ def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, 
     started = time.time()
     process.terminate()
     process.join(PATIENCE)
-    assert process.exitcode == stop.EXIT_CODE, log(folder)
+    assert process.exitcode == shutdown.EXIT_CODE, log(folder)
     return time.time() - started, _lost(stage, folder, started)
 
 

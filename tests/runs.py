@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cisterna import checkpoint
+from cisterna.artifacts import checkpoint
 
 SFT = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
@@ -79,7 +79,7 @@ class Run:
 
     def here(self) -> "Run":
         """Train in this process; returns itself."""
-        from cisterna import inputs
+        from cisterna.sequences import inputs
         from cisterna.training import cpt, rl, run, sft
 
         job = run.Job(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cisterna import data, study
+from cisterna import study
+from cisterna.data import splits
 from tiny import ROOT
 
 EXAMPLE = ROOT / "docs" / "own-data"
@@ -21,8 +22,8 @@ def test_table_of_the_example_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
 def test_config_of_the_example_holds_whole_genes_out(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     spec = study.read(EXAMPLE / "study.yaml").config["tasks"]["donor-site"]
-    data.prepare("donor-site", spec, spec["seed"], tmp_path / "donor-site")
-    card = data.read_card(tmp_path / "donor-site")
+    splits.prepare("donor-site", spec, spec["seed"], tmp_path / "donor-site")
+    card = splits.read_card(tmp_path / "donor-site")
     table = pd.read_csv(EXAMPLE / "donors.csv").set_index("site")
     genes = {}
     for split in ("train", "validation", "id", "ood"):

@@ -210,7 +210,7 @@ def test_backbone_with_pickled_weights_is_refused_unopened(base: Path, tmp_path:
 
 
 def test_encoder_with_pickled_weights_is_refused_unopened(tmp_path: Path, trap: Trap) -> None:
-    from cisterna import encoders
+    from cisterna.sequences import encoders
 
     made = encoder(tmp_path / "handed over")
     (made / "manifest.json").unlink()
@@ -224,7 +224,7 @@ def test_encoder_with_pickled_weights_is_refused_unopened(tmp_path: Path, trap: 
 
 def refer(folder: Path, output: Path) -> Path:
     """The checkpoint of an encoder in a local folder."""
-    from cisterna import encoders
+    from cisterna.sequences import encoders
 
     encoders.refer({"pretrained": str(folder), "dtype": "float32"}, output)
     return output
@@ -242,7 +242,7 @@ def test_pickles_beside_the_weights_are_never_opened(base: Path, tmp_path: Path,
 
 
 def test_stream_of_a_corpus_that_holds_objects_is_refused_unopened(base: Path, tmp_path: Path, trap: Trap) -> None:
-    from cisterna import corpus
+    from cisterna.data import corpus
 
     draw = random.Random(0)
     sequences = ("".join(draw.choices("ACGU", k=80)) for _ in range(100))

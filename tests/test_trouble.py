@@ -26,8 +26,10 @@ import pytest
 import torch
 
 import cisterna
-from cisterna import checkpoint, corpus, data, evaluate, files
+from cisterna.artifacts import checkpoint, files
+from cisterna.data import corpus, splits
 from cisterna.errors import UserError, explain
+from cisterna.evaluation import evaluate
 from cisterna.training import guards
 from clones import CONFIG, TRAINING, Clone, Config, environment, make, snakemake
 from runs import CPT, RL, SFT, Run, published
@@ -471,7 +473,7 @@ def test_table_changed_by_hand_is_no_longer_the_one_of_its_card(
 def test_data_drawn_anew_are_not_those_that_the_parent_was_trained_on(undisturbed: Run, tmp_path: Path) -> None:
     """Its test examples may be among those that the parent was trained on."""
     with contextlib.chdir(ROOT):
-        data.prepare("splice-donor", SIZES, 1, tmp_path / "data")
+        splits.prepare("splice-donor", SIZES, 1, tmp_path / "data")
     expected = rf"{re.escape(str(undisturbed.output))}: trained on another train\.parquet of splice-donor"
     with pytest.raises(UserError, match=expected):
         Run("rl", undisturbed.output, tmp_path / "data", tmp_path / "rl", RL).here()

@@ -51,7 +51,8 @@ def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
     """Publish an encoder as `cisterna encoder` makes it, with random weights."""
     import torch
 
-    from cisterna import checkpoint, files, tokenizer
+    from cisterna.artifacts import checkpoint, files
+    from cisterna.sequences import tokenizer
     from cisterna.training import encoder as stage
 
     torch.manual_seed(seed)
@@ -76,7 +77,7 @@ def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
 
 def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str = "sft", train: str = "0" * 64) -> Path:
     """Publish what `save` writes into a folder as a checkpoint trained from `parent`; `train` is its data's SHA-256."""
-    from cisterna import checkpoint, files
+    from cisterna.artifacts import checkpoint, files
 
     with files.new_folder(output) as folder:
         save(folder)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cisterna import __version__
+from cisterna.artifacts.shutdown import EXIT_CODE, Stopped
+from cisterna.artifacts.work_folder import SAVE_MINUTES
 from cisterna.errors import UserError, explain
-from cisterna.resume import SAVE_MINUTES
-from cisterna.stop import EXIT_CODE, Stopped
 
 DEFAULT = Path("config/config.yaml")
 HEAVY = frozenset(
@@ -37,9 +37,9 @@ def _run(given: list[str]) -> int:
     options = _parser().parse_args(given)
     socket = os.environ.get("CISTERNA_WARM")
     if socket and options.command in HEAVY and options.warm:
-        from cisterna import warm
+        from cisterna.runtime import fork_server
 
-        code = warm.run(socket, given)
+        code = fork_server.run(socket, given)
         if code is not None:
             return code
     if options.command not in HEAVY:
@@ -246,34 +246,37 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from cisterna import plan
+    from cisterna.ops import plan
 
     plan.main(*options.config or [DEFAULT])
 
 
 def _status(options: argparse.Namespace) -> None:
-    from cisterna import status
+    from cisterna.ops import status
 
     status.main(options.config or [DEFAULT], options.path, options.watch)
 
 
 def _data(options: argparse.Namespace) -> None:
-    from cisterna import data
+    from cisterna.data import splits
 
-    data.prepare(options.task, options.spec, options.seed, options.output)
+    splits.prepare(options.task, options.spec, options.seed, options.output)
 
 
 def _audit(options: argparse.Namespace) -> None:
-    from cisterna import data, files
+    from cisterna.artifacts import files
+    from cisterna.data import splits
 
-    passed = data.audit_folder(options.data)
+    passed = splits.audit_folder(options.data)
     print(json.dumps(passed, indent=1))
     if options.output:
         files.write_json(options.output, passed)
 
 
 def _baselines(options: argparse.Namespace) -> None:
-    from cisterna import answers, baselines, files
+    from cisterna.artifacts import files
+    from cisterna.evaluation import baselines
+    from cisterna.scoring import answers
 
     card = files.read_json(options.data / "card.json")
     baselines.run(
@@ -293,7 +296,7 @@ def _base(options: argparse.Namespace) -> None:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
-    from cisterna import corpus
+    from cisterna.data import corpus
 
     card = corpus.tokenize(options.corpus, options.modality, options.base, options.output, options.options)
     print(json.dumps(card, indent=1))
@@ -301,7 +304,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 def _encoder(options: argparse.Namespace) -> None:
     if "pretrained" in options.spec:
-        from cisterna import encoders
+        from cisterna.sequences import encoders
 
         encoders.refer(options.spec, options.output)
         return
@@ -311,7 +314,7 @@ def _encoder(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> None:
-    from cisterna import inputs
+    from cisterna.sequences import inputs
 
     inputs.build_bank(
         options.encoder, options.data, options.reading, options.work, options.output, options.save_minutes
@@ -340,7 +343,8 @@ def _cpt(options: argparse.Namespace) -> None:
 
 
 def _inputs(options: argparse.Namespace) -> Any:
-    from cisterna import files, inputs
+    from cisterna.artifacts import files
+    from cisterna.sequences import inputs
     from cisterna.training.run import one_gpu
 
     one_gpu()
@@ -361,19 +365,20 @@ def _rl(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cisterna import evaluate
+    from cisterna.evaluation import evaluate
 
     evaluate.evaluate(options.checkpoint, options.data, options.output, options.options, options.bank, options.work)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cisterna import config, evaluate
+    from cisterna.evaluation import evaluate
+    from cisterna.study import config
 
     evaluate.predict(options.checkpoint, options.input, options.output, config.DEFAULTS["evaluation"] | options.options)
 
 
 def _perplexity(options: argparse.Namespace) -> None:
-    from cisterna import evaluate
+    from cisterna.evaluation import evaluate
 
     evaluate.perplexity(options.checkpoint, options.tokens, options.output, options.block_size)
 
@@ -406,22 +411,22 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from cisterna import integrity
+    from cisterna.ops import integrity
 
     print(integrity.verify(options.path))
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from cisterna import integrity
+    from cisterna.ops import integrity
 
     configs = options.config or [DEFAULT]
     integrity.clean(configs, yes=options.yes, finished=options.finished)
 
 
 def _warm(options: argparse.Namespace) -> None:
-    from cisterna import warm
+    from cisterna.runtime import fork_server
 
-    warm.serve(options.socket)
+    fork_server.serve(options.socket)
 
 
 if __name__ == "__main__":

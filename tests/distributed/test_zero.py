@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cisterna import checkpoint, corpus, models
+from cisterna import models
+from cisterna.artifacts import checkpoint
+from cisterna.data import corpus
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 

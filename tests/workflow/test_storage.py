@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from snakemake_storage_plugin_s3 import StorageObject, StorageProvider, StorageProviderSettings
 
-from cisterna import storage
+from cisterna.runtime import s3_workaround
 from clones import CONFIG, Clone, Config, Job, edited, make, snakemake
 from tiny import ROOT
 
@@ -227,7 +227,7 @@ def test_folder_that_another_process_stores_is_seen(
     provider.s3c.create_bucket(Bucket="other")
     assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the mend can go
     monkeypatch.setattr(StorageObject, "is_dir", StorageObject.is_dir)  # so that it is put back
-    storage.see_new_folders()
+    s3_workaround.see_new_folders()
     assert seen("mended") == (False, True)
 
 

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 import goldens
-from cisterna import files, plan, study
-from cisterna.checkpoint import MANIFEST
+from cisterna import study
+from cisterna.artifacts import files
+from cisterna.artifacts.checkpoint import MANIFEST
+from cisterna.ops import plan
 from clones import CONFIG, Clone, Job, edited, environment, snakemake
 from tiny import ROOT
 

@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cisterna import files, launch, storage as storages
-from cisterna.config import STAGES
+from cisterna.artifacts import files
+from cisterna.runtime import launch, s3_workaround as storages
+from cisterna.study.config import STAGES
 from snakemake.settings.types import SharedFSUsage
 
 # The stage takes the place of its shell, which would end at once at a SIGTERM and take with it the stage that still saves.
@@ -287,7 +288,7 @@ def figure(name, category, label, folder=FOLDER):
 
 
 def start_warm():
-    """Share the import of the heavy libraries between the jobs of a local run (see cisterna.warm)."""
+    """Share the import of the heavy libraries between the jobs of a local run (see cisterna.runtime.fork_server)."""
     local = workflow.executor_plugin.common_settings.local_exec
     # CUDA does not survive a fork, so where there is a GPU every job starts cold.
     gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in STUDY.config["resources"].values())

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from cisterna import study as studies
-from cisterna import trackers
+from cisterna.training import trackers
 from cisterna.errors import UserError
 
 DEFAULT = Path("config/config.yaml")

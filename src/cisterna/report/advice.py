@@ -6,7 +6,7 @@ Everything is said with its uncertainty, over resamples of the examples and the 
 data cannot tell. OOD results are described here, they choose nothing that this study then reports: who follows advice
 that rests on OOD needs a fresh test set to measure what came of it.
 
-Not for testing claims (``cisterna.report.findings``), not for what a stage costs (``cisterna.plan``).
+Not for testing claims (``cisterna.report.findings``), not for what a stage costs (``cisterna.ops.plan``).
 """
 
 from collections import defaultdict
@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from cisterna import files
 from cisterna import study as studies
+from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.report import claims, statistics
 from cisterna.report.findings import present

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cisterna import files
+from cisterna.artifacts import files
 from cisterna.study import Model, Study
 
 SPLITS = ("id", "ood")

@@ -8,7 +8,7 @@ words repeat what colour says.
 With several seeds a mark is the mean over seeds and its interval the mean of their intervals: it
 speaks of the test examples, not of the luck of training, which small dots (one a seed) show.
 
-Not for computing metrics of a model (``cisterna.metrics``).
+Not for computing metrics of a model (``cisterna.scoring.metrics``).
 """
 
 import html

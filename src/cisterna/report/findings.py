@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cisterna import files
+from cisterna.artifacts import files
 from cisterna.report import statistics
 from cisterna.report.claims import Arm, Claim, Contrast, Part, claims
 from cisterna.report.statistics import HALVINGS, LEVEL, METRICS, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values

@@ -6,7 +6,7 @@
     rl_rewards.parquet a row an RL model x logged step: reward while it trained
     cells.parquet      a row each cell that the config asks for: whether it is there, and why it is not
 
-Not for computing metrics of a model (``cisterna.evaluate`` did), not for drawing
+Not for computing metrics of a model (``cisterna.evaluation.evaluate`` did), not for drawing
 (``cisterna.report.figures``).
 """
 
@@ -20,10 +20,11 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna import ontology, status
 from cisterna.errors import UserError
-from cisterna.metrics import difference
+from cisterna.ops import status
 from cisterna.report import CELLS, GAINS, METRICS, REWARDS
+from cisterna.scoring import gene_ontology
+from cisterna.scoring.metrics import difference
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
 
@@ -96,8 +97,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     sequences (tokens, features or both; a base or CPT model tokens, a baseline none), ``encoder`` is
     null for tokens. ``group`` is null for a metric of all examples of the split, else the group of
     the data that the row is of. Where n is 0 there are no numbers. rl_gains.parquet has ``parent``
-    beside ``model``, and its numbers are paired differences (``cisterna.metrics.difference``; where
-    answers are sets of terms ``cisterna.ontology.difference``).
+    beside ``model``, and its numbers are paired differences (``cisterna.scoring.metrics.difference``; where
+    answers are sets of terms ``cisterna.scoring.gene_ontology.difference``).
 
     Columns of rl_rewards.parquet are ``IDENTITY`` and ``LOGGED``, as TRL's GRPOTrainer logs them:
     means over the steps since the row before, of a completion's reward, of its standard deviation in
@@ -315,7 +316,7 @@ def _gains(study: Study, results: Path) -> Iterator[Cell]:
             *(results / folder / name for folder in (child, parent) for name in names),
         ]
         resamples = study.config["evaluation"]["bootstrap"]
-        terms = results / "data" / task / ontology.FILE if task in study.of_terms else None
+        terms = results / "data" / task / gene_ontology.FILE if task in study.of_terms else None
         read += [terms] if terms else []
         rows = bind(_gain, identity, results / child, results / parent, resamples, terms)
         yield Cell("rl_gain", identity, GAINS, tuple(read), (child, parent, f"data/{task}"), rows)
@@ -328,7 +329,7 @@ def _gain(
     if terms is None:
         paired = bind(difference, labels=_labels(_read(file, file.parent), file))
     else:
-        paired = bind(ontology.difference, ontology=ontology.load(terms))
+        paired = bind(gene_ontology.difference, ontology=gene_ontology.load(terms))
     for split in SPLITS:
         after = _predictions(child / f"{split}.parquet")
         before = _predictions(parent / f"{split}.parquet")

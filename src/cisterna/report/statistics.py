@@ -2,13 +2,13 @@
 
 A *sheet* holds what every model answered to one split of one task. A resample gives every example of a sheet a weight
 (how often it was drawn) and computes the metrics of all models under the same weights, so that any comparison between
-models is paired. The metrics are those of ``cisterna.metrics``.
+models is paired. The metrics are those of ``cisterna.scoring.metrics``.
 
 Training seeds are few, three as a rule. Drawing three of three with replacement gives intervals that miss the truth
 about one time in four; so seeds are not drawn: their share of the uncertainty is the variance between them, with the
 tails of Student's t (``seed_variance``, ``noise``).
 
-Not for the metrics of a single model (``cisterna.evaluate`` wrote them), not for verdicts
+Not for the metrics of a single model (``cisterna.evaluation.evaluate`` wrote them), not for verdicts
 (``cisterna.report.findings``).
 """
 
@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cisterna import answers, files
+from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.ontology import TERM, Ontology
+from cisterna.scoring import answers
+from cisterna.scoring.gene_ontology import TERM, Ontology
 from cisterna.study import Study
 
 Array = NDArray[np.float64]
@@ -81,8 +82,8 @@ class TermSheet:
     """As ``Sheet``, of a task whose answers are sets of terms. ``gold`` has one code for all: there are no labels.
 
     ``counts``, shape (models, examples, 3), has the weights of the terms in both sets, of those predicted and of those
-    gold (``cisterna.ontology.Ontology.counts``, summed over namespaces); ``same``, shape (models, examples), is 1 where
-    the sets are equal.
+    gold (``cisterna.scoring.gene_ontology.Ontology.counts``, summed over namespaces); ``same``, shape (models,
+    examples), is 1 where the sets are equal.
     """
 
     models: tuple[str, ...]
@@ -117,7 +118,7 @@ def sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]]) ->
 
 
 def term_sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]], ontology: Ontology) -> TermSheet:
-    """As ``sheet``, of answers that are texts of term ids (``cisterna.answers.join``)."""
+    """As ``sheet``, of answers that are texts of term ids (``cisterna.scoring.answers.join``)."""
     known: dict[tuple[str, str | None], tuple[NDArray[np.float64], bool]] = {}
 
     def compare(truth: str, said: str | None) -> tuple[NDArray[np.float64], bool]:

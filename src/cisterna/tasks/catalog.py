@@ -30,8 +30,8 @@ SOURCES: dict[str, str] = {name: f"resources/tasks/{name}.parquet" for name in L
 
 
 class Option(NamedTuple):
-    """One of the options of an adapter. `kind` is a type in the words of `cisterna.config` (int, float, str, bool,
-    `str | null`) or the list of the values there are.
+    """One of the options of an adapter. `kind` is a type in the words of `cisterna.study.config` (int, float, str,
+    bool, `str | null`) or the list of the values there are.
     """
 
     kind: str | list[str | None]

@@ -25,7 +25,7 @@ becomes
 `prompt` takes the place of `question` where the whole prompt is to be written, with the columns it
 names in braces: `Is {variant} active in {cell}? {sequence} It is one of {options}.` There {sequence} is
 the tagged sequence and {options} the labels. `split` takes the place of `ood` and of the column
-`group` where OOD rows are to be chosen (`cisterna.splits`).
+`group` where OOD rows are to be chosen (`cisterna.data.holdout`).
 
 Not for tables that need a trace computed from the sequence: write a task module for that, like its
 neighbours here.
@@ -45,8 +45,8 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
+from cisterna.sequences.tokenizer import ALPHABETS
 from cisterna.tasks import Task, segment
-from cisterna.tokenizer import ALPHABETS
 
 # What the tokenizer and the answer parser read as structure.
 MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>|\x00", re.IGNORECASE)
@@ -222,7 +222,7 @@ def examples(
     `held_out` that of the first group (the earliest, if groups are dates) and id.
 
     `write` makes the prompt of a sequence and, where there are `fields`, of their cells by name. Without
-    `held_out`, the groups that are out of domain, no row is: `cisterna.splits` chooses them.
+    `held_out`, the groups that are out of domain, no row is: `cisterna.data.holdout` chooses them.
 
     Rows in messages count from 1, without the header. Raises UserError naming file and row for a
     missing column or value, a repeated id, a label outside `labels`, a letter outside the modality,

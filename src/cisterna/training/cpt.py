@@ -13,8 +13,10 @@ from typing import Any
 import transformers
 from torch.utils.data import ConcatDataset
 
-from cisterna import files, models, tokenizer
-from cisterna.corpus import Blocks
+from cisterna import models
+from cisterna.artifacts import files
+from cisterna.data.corpus import Blocks
+from cisterna.sequences import tokenizer
 from cisterna.training.run import Job, Setup, configure, execute, parent_model, parent_of
 
 

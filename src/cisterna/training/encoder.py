@@ -21,10 +21,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
-from cisterna import corpus, files, models, tokenizer
-from cisterna.encoders import batches
-from cisterna.encoders.huggingface import position_limit
+from cisterna import models
+from cisterna.artifacts import files
+from cisterna.data import corpus
 from cisterna.errors import UserError
+from cisterna.sequences import tokenizer
+from cisterna.sequences.encoders import batches
+from cisterna.sequences.encoders.huggingface import position_limit
 from cisterna.training.run import Job, Setup, configure, execute
 
 BATCH = 4096  # residues of a batch when perplexity is measured
@@ -114,7 +117,7 @@ def read(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Pieces of at most `size` residues of a corpus, between tags: those to train on, and held-out ones.
 
-    `options` as in `cisterna.corpus.chosen`.
+    `options` as in `cisterna.data.corpus.chosen`.
     """
     opening, closing = tokens.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
     training: list[np.ndarray] = []

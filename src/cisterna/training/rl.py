@@ -20,9 +20,11 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import answers, inputs, models, rewards, tokenizer
+from cisterna import models
 from cisterna.errors import UserError
-from cisterna.inputs import Inputs
+from cisterna.scoring import answers, rewards
+from cisterna.sequences import inputs, tokenizer
+from cisterna.sequences.inputs import Inputs
 from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
 TOKENS = Inputs()

@@ -4,8 +4,8 @@ A stage hands over a function that builds its trainer (`transformers.Trainer` or
 a checkpoint trustworthy is here, once:
 
 1. The run trains in its work folder, which is no output of a rule, so Snakemake never deletes it. Trainer state is
-   saved there every `save_minutes`, at the end, and on SIGTERM, after which the run ends (`cisterna.stop`); a state
-   counts only once its `complete.json` is written.
+   saved there every `save_minutes`, at the end, and on SIGTERM, after which the run ends
+   (`cisterna.artifacts.shutdown`); a state counts only once its `complete.json` is written.
 2. A fingerprint of everything that determines the weights (recipe, seed, data, parent, packages) stands in the work
    folder. State of another fingerprint is discarded, so an edited recipe never resumes from a stale run.
 3. Rungs of one ladder share a work folder: e4 resumes the trainer state that ended e2, checked against the hash of the
@@ -13,7 +13,7 @@ a checkpoint trustworthy is here, once:
 4. The log is flushed at every end of an epoch, and what is not yet logged is part of the state, so that resumed runs,
    ladders and straight runs leave the same history as well as the same weights.
 5. A run in which the loss is not finite or explodes (`guards`), or no trained weight moved, is an error, with numbers.
-6. Publishing is a rename of a finished folder (`cisterna.files.new_folder`).
+6. Publishing is a rename of a finished folder (`cisterna.artifacts.files.new_folder`).
 
 Not for what a stage trains on: see `cpt`, `sft`, `rl`.
 """
@@ -40,13 +40,14 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cisterna import checkpoint, files, models, stop, trackers
-from cisterna import data as splits
+from cisterna import models
+from cisterna.artifacts import checkpoint, files, shutdown
+from cisterna.artifacts.progress import Progress
+from cisterna.artifacts.work_folder import SAVE_MINUTES
+from cisterna.data import splits
 from cisterna.errors import UserError
-from cisterna.inputs import Inputs, check_data, prepare
-from cisterna.progress import Progress
-from cisterna.resume import SAVE_MINUTES
-from cisterna.training import guards
+from cisterna.sequences.inputs import Inputs, check_data, prepare
+from cisterna.training import guards, trackers
 
 COMPLETE = "complete.json"
 DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
@@ -193,7 +194,7 @@ def execute(job: Job, build: Callable[[dict[str, Any]], Setup]) -> None:
     if job.parent:
         checkpoint.verify(job.parent)
     state = PartialState(cpu=not torch.cuda.is_available())
-    with stop.watch(), files.lock(job.work) if state.is_main_process else nullcontext():
+    with shutdown.watch(), files.lock(job.work) if state.is_main_process else nullcontext():
         if state.is_main_process:
             files.remove_leftovers(job.output)
         _train(job, build, state, started)
@@ -224,7 +225,7 @@ def _train(job: Job, build: Callable[[dict[str, Any]], Setup], state: PartialSta
     if resume is None or _step(resume) < steps:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if trainer.state.global_step < steps:
-            raise stop.Stopped(
+            raise shutdown.Stopped(
                 f"{job.output}: by SIGTERM at step {trainer.state.global_step} of {steps}; the state is saved in "
                 f"{job.work}, and the same command goes on from there"
             )
@@ -346,7 +347,7 @@ class _Progress(TrainerCallback):
         """Whether it is time to save, on rank 0's clock, and whether some rank got SIGTERM: all ranks have to agree."""
         processes = PartialState()
         due = processes.is_main_process and time.monotonic() - self.saved >= self.interval
-        flags = torch.tensor([due, stop.requested()], dtype=torch.float32, device=processes.device)
+        flags = torch.tensor([due, shutdown.requested()], dtype=torch.float32, device=processes.device)
         due, asked = (reduce(flags) if processes.num_processes > 1 else flags).bool().tolist()
         return due, asked
 

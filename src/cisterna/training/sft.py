@@ -18,9 +18,11 @@ import pandas as pd
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cisterna import answers, inputs, models, tokenizer
+from cisterna import models
 from cisterna.errors import UserError
-from cisterna.inputs import Inputs
+from cisterna.scoring import answers
+from cisterna.sequences import inputs, tokenizer
+from cisterna.sequences.inputs import Inputs
 from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
 TOKENS = Inputs()

@@ -1,0 +1,1 @@
+"""What stages leave on disk, and what keeps it whole: files, checkpoints, work folders, progress, shutdown."""

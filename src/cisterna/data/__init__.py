@@ -1,0 +1,1 @@
+"""Splits of tasks and corpora, from files to what training reads."""

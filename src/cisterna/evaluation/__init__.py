@@ -1,0 +1,1 @@
+"""What a checkpoint answers and how it scores; the baselines beside it."""

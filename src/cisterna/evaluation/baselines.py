@@ -1,0 +1,209 @@
+"""What a user would pick instead of a language model: majority, k-NN and logistic regression.
+
+All three see what the models see, the sequence, and learn from `train.parquet` alone; k and C are
+chosen on `validation.parquet`. The two test splits are read only to be predicted.
+
+Where answers are sets of terms, majority is the best set of frequent terms (`ontology.frequent`),
+k-NN the terms that more than half of the k nearest have, and there is no regression.
+
+Not for neural networks, and not for tuned competitors: the grids are small on purpose, because a
+baseline has to be what anyone gets in five minutes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.base import ClassifierMixin
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.pipeline import Pipeline, make_pipeline
+from threadpoolctl import threadpool_limits
+
+from cisterna.artifacts import files
+from cisterna.data import similarity
+from cisterna.errors import UserError
+from cisterna.scoring import answers, gene_ontology, metrics
+from cisterna.scoring.answers import Answers, Terms
+from cisterna.scoring.gene_ontology import Ontology
+
+# Simplest first: of equals on validation, the first wins.
+NEIGHBOURS = (25, 11, 5, 3, 1)
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, the inverse strength of the L2 penalty
+TESTS = ("id", "ood")
+
+# For proteins pairs, the usual dipeptide composition: of 8,000 triples a short protein holds few.
+KMER = {"dna": 3, "rna": 3, "protein": 2}
+
+Analyzer = Callable[[str], Iterable[str]]
+
+
+def run(data: Path, output: Path, space: Answers, modality: str, seed: int, bootstrap: int) -> None:
+    """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
+
+    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the
+    folder `output`, whole or not at all:
+
+    - id.parquet, ood.parquet: one row an example and baseline: id, baseline, gold, predicted
+    - metrics.json: {baseline: {split: metrics}}, metrics as `cisterna.scoring.metrics.score` gives them
+      with `bootstrap` resamples drawn from `seed`. The fits themselves hold no randomness.
+    - choices.json: the features, and the k and C chosen, with their accuracy on validation
+
+    Raises UserError for a split that cannot be read, and for a `train` with only one label.
+    """
+    splits = {name: _read(data / f"{name}.parquet") for name in ("train", "validation", *TESTS)}
+    train, validation = splits["train"], splits["validation"]
+    if train["answer"].nunique() < 2:
+        raise UserError(
+            f"{data / 'train.parquet'}: every answer is {train['answer'].iloc[0]!r}; "
+            "a classifier needs examples of at least two of them"
+        )
+    with threadpool_limits(1):
+        features, analyzer = _features(train["sequence"], modality)
+        tests = {split: splits[split] for split in TESTS}
+        if isinstance(space, Terms):
+            predictions, choices = _terms(train, validation, tests, analyzer, space.ontology)
+        else:
+            fitted, choices = _fit(train, validation, analyzer)
+            predictions = {split: _predict(fitted, frame) for split, frame in tests.items()}
+    scores: dict[str, dict[str, object]] = {}
+    for split, table in predictions.items():
+        for name, rows in table.groupby("baseline", sort=False):
+            gold, predicted = rows["gold"].tolist(), rows["predicted"].tolist()
+            if isinstance(space, Terms):
+                found = gene_ontology.score(gold, predicted, space.ontology, seed, bootstrap)
+            else:
+                found = metrics.score(gold, predicted, space.labels, seed, bootstrap)
+            scores.setdefault(str(name), {})[split] = found
+    with files.new_folder(output) as folder:
+        for split, table in predictions.items():
+            table.to_parquet(folder / f"{split}.parquet", index=False)
+        files.write_json(folder / "choices.json", {"features": features} | choices)
+        files.write_json(folder / "metrics.json", scores)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path, columns=["id", "sequence", "answer"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a split of a task: {error}") from None
+    if table.empty:
+        raise UserError(f"{path}: has no rows; give the split a size above 0 in the task's config")
+    return table
+
+
+def _features(sequences: pd.Series, modality: str) -> tuple[str, Analyzer]:
+    """Name and function of the features: words, letters by position, or k-mers.
+
+    Lists of words (a cell's genes) are bags of words. Sequences of one length of at most `similarity.ALIGNED` letters
+    are aligned, so a letter counts by its position (one-hot). All others are bags of k-mers. `train` decides.
+    """
+    if sequences.str.contains(" ", regex=False).any():
+        return "words", str.split
+    lengths = set(map(len, sequences))
+    if len(lengths) == 1 and max(lengths) <= similarity.ALIGNED:
+        return "positions", _positions
+    size = KMER[modality]
+    return f"{size}-mers", lambda sequence: _kmers(sequence, size)
+
+
+def _positions(sequence: str) -> list[str]:
+    return [f"{position}{letter}" for position, letter in enumerate(sequence)]
+
+
+def _kmers(sequence: str, size: int) -> list[str]:
+    return [sequence[i : i + size] for i in range(max(1, len(sequence) - size + 1))]
+
+
+def _fit(
+    train: pd.DataFrame, validation: pd.DataFrame, analyzer: Analyzer
+) -> tuple[dict[str, Pipeline], dict[str, object]]:
+    """Baseline -> pipeline fitted on `train`, and what was chosen on `validation`."""
+    neighbours = [k for k in NEIGHBOURS if k <= len(train)]
+    grids: dict[str, dict[float, ClassifierMixin]] = {
+        "knn": {k: KNeighborsClassifier(n_neighbors=k, algorithm="brute") for k in neighbours},
+        "logistic": {c: LogisticRegression(C=c, max_iter=2000) for c in PENALTIES},
+    }
+    fitted = {"majority": _pipeline(analyzer, DummyClassifier(strategy="most_frequent"), train)}
+    choices: dict[str, object] = {}
+    for name, grid in grids.items():
+        pipelines = {value: _pipeline(analyzer, model, train) for value, model in grid.items()}
+        accuracies = {
+            value: float(pipeline.score(validation["sequence"], validation["answer"]))
+            for value, pipeline in pipelines.items()
+        }
+        best = max(accuracies, key=lambda value: accuracies[value])
+        fitted[name] = pipelines[best]
+        parameter = "n_neighbors" if name == "knn" else "C"
+        choices[name] = {parameter: best, "validation_accuracy": accuracies[best]}
+    return fitted, choices
+
+
+def _terms(
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    tests: Mapping[str, pd.DataFrame],
+    analyzer: Analyzer,
+    known: Ontology,
+) -> tuple[dict[str, pd.DataFrame], dict[str, object]]:
+    """Predictions of sets of terms by split, as `_predict` gives those of labels, and the k chosen on `validation`.
+
+    A set is null where the neighbours agree on no term.
+    """
+    annotated = [answers.split(text) for text in train["answer"]]
+    sets = [known.propagate(terms) for terms in annotated]
+    frequent = answers.join(gene_ontology.frequent(annotated, known))
+    counted = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
+    nearest = NearestNeighbors(algorithm="brute").fit(counted.transform(train["sequence"]))
+    most = min(max(NEIGHBOURS), len(train))
+
+    def neighbours(frame: pd.DataFrame) -> np.ndarray:
+        return nearest.kneighbors(counted.transform(frame["sequence"]), most, return_distance=False)
+
+    def voted(rows: Iterable[int], k: int) -> str | None:
+        votes = Counter(term for row in rows for term in sets[row])
+        return answers.join(known.specific(term for term, count in votes.items() if 2 * count > k)) or None
+
+    seen = neighbours(validation)
+    scores = {
+        k: gene_ontology.score(validation["answer"].tolist(), [voted(rows[:k], k) for rows in seen], known, resamples=1)
+        for k in NEIGHBOURS
+        if k <= most
+    }
+    best = max(scores, key=lambda k: scores[k]["f1_micro"]["value"])
+    predictions = {}
+    for split, frame in tests.items():
+        predicted = {
+            "majority": [frequent] * len(frame),
+            "knn": [voted(rows[:best], best) for rows in neighbours(frame)],
+        }
+        predictions[split] = pd.concat(
+            pd.DataFrame({"id": frame["id"], "baseline": name, "gold": frame["answer"], "predicted": texts})
+            for name, texts in predicted.items()
+        )
+    chosen = {"n_neighbors": best, "validation_f1_micro": scores[best]["f1_micro"]["value"]}
+    return predictions, {"knn": chosen}
+
+
+def _pipeline(analyzer: Analyzer, model: ClassifierMixin, train: pd.DataFrame) -> Pipeline:
+    pipeline = make_pipeline(CountVectorizer(analyzer=analyzer), model)
+    return pipeline.fit(train["sequence"], train["answer"])
+
+
+def _predict(fitted: dict[str, Pipeline], split: pd.DataFrame) -> pd.DataFrame:
+    """One row an example and baseline: id, baseline, gold, predicted (all str)."""
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "id": split["id"],
+                "baseline": name,
+                "gold": split["answer"],
+                "predicted": pipeline.predict(split["sequence"]).astype(str),
+            }
+        )
+        for name, pipeline in fitted.items()
+    )

@@ -1,0 +1,1 @@
+"""Commands about a study as a whole: plan, status, verify, clean."""

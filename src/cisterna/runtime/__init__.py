@@ -1,0 +1,1 @@
+"""How jobs are started: launchers, the fork server, workarounds for other programs."""

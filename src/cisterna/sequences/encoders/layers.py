@@ -1,0 +1,42 @@
+"""The output of one module of a network, found by its name or by the number of its hidden state.
+
+For networks that do not return their hidden states; those of the transformers library do
+(`cisterna.sequences.encoders.huggingface`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from cisterna.errors import UserError
+
+
+def find(encoder: str, module: nn.Module, layer: int | str, states: Sequence[str]) -> str:
+    """The name of the module whose output is hidden state `layer`; a `layer` that is a name stays what it is.
+
+    `states` names the modules whose outputs are hidden states 0 (the embeddings), 1, ... to the last. A negative
+    number counts from the last. Raises UserError, which begins with the name `encoder`, if there is no such layer.
+    """
+    if isinstance(layer, int):
+        if not -len(states) <= layer < len(states):
+            raise UserError(
+                f"encoder {encoder}: layer {layer} does not exist; it has {len(states) - 1} layers "
+                f"(0 to {len(states) - 1})"
+            )
+        return states[layer]
+    if layer not in dict(module.named_modules()):
+        raise UserError(f"encoder {encoder}: no module {layer}; expected a name such as {', '.join(states[:3])}")
+    return layer
+
+
+def output(module: nn.Module, name: str, *inputs: Any, **options: Any) -> torch.Tensor:
+    """Call `module` and return what its submodule `name` gave, or the first part of it if it is not one tensor."""
+    caught: list[Any] = []
+    hook = module.get_submodule(name).register_forward_hook(lambda *call: caught.append(call[-1]))
+    try:
+        module(*inputs, **options)
+    finally:
+        hook.remove()
+    return caught[-1] if isinstance(caught[-1], torch.Tensor) else caught[-1][0]

@@ -1,0 +1,325 @@
+"""The feature bank: an encoder's features of every sequence of a task, computed once and read from a memory map.
+
+    cisterna features --encoder results/encoders/nano-esm/checkpoint --data results/data/protein-fitness \
+        --reading '{...}' --work results/.work/features/... --output results/features/nano-esm/protein-fitness
+
+A bank is a folder:
+
+    features-00000.safetensors ...   tensor "features" (rows, width), float16 or bfloat16; a sequence is in one shard
+    index.arrow                      a row a sequence: sha256 of its text, residues, row (its first one), rows
+    manifest.json                    parent: the encoder; recipe: how it was read; data: hashes of the splits
+
+Rows are numbered through all shards. A sequence is found by the hash of its text, and its number of residues and of
+rows must be what the text asks for, so the order of a bank means nothing, and a sequence that it does not hold is an
+error. `Live` offers the same without a bank: the encoder runs when rows are read.
+
+What an encoder reads of a long sequence is a window around the variant (`window`). Not for prompts
+(`cisterna.sequences.inputs`).
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from cisterna.artifacts import checkpoint, files, shutdown, work_folder
+from cisterna.artifacts.progress import Progress
+from cisterna.artifacts.work_folder import SAVE_MINUTES
+from cisterna.errors import UserError
+from cisterna.sequences import encoders
+
+INDEX = "index.arrow"
+SHARD_BYTES = 2**30
+PART = ".part"
+HASH = ".sha256"
+FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
+
+
+class Window(NamedTuple):
+    """What the encoder reads of a sequence, and which of its residues a prompt shows: `text[first:last]`."""
+
+    text: str
+    first: int
+    last: int
+
+
+def window(sequence: str, start: int, stop: int, center: int | None, flank: int) -> Window:
+    """The window of `sequence` around residue `center`, `flank` residues on each side, and in it residues start..stop.
+
+    Positions count from 0. Without a center it is the middle of start..stop. Residues of start..stop that lie beyond
+    the window are cut off, so a long sequence keeps both flanks of its variant (1,024 a side in the paper's code).
+    """
+    if center is None:
+        center = (start + stop) // 2
+    low, high = max(0, center - flank), min(len(sequence), center + flank)
+    return Window(sequence[low:high], max(start, low) - low, max(min(stop, high) - low, 0))
+
+
+class Bank:
+    """A bank on disk, opened: verified, its index in memory, its features mapped.
+
+    Raises UserError if a file is missing, changed or not listed, or if the index and the shards do not fit each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = checkpoint.verify(folder)
+        if self.manifest["kind"] != "features":
+            raise UserError(f"{folder}: not a feature bank, this is a checkpoint of kind {self.manifest['kind']}")
+        self.reading, self.modality = self.manifest["recipe"], self.manifest["trained"]["modality"]
+        self.encoder = checkpoint.parent_of(folder, self.manifest)
+        self._shards = [
+            safe_open(path, framework="pt").get_tensor("features") for path in sorted(folder.glob("*.safetensors"))
+        ]
+        self.width = self._shards[0].shape[1]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        with pa.memory_map(str(folder / INDEX)) as stream:
+            index = pa.ipc.open_file(stream).read_all()
+        sizes = index["rows"].to_numpy()
+        if index.schema != FIELDS or not np.array_equal(index["row"].to_numpy(), np.cumsum(sizes) - sizes):
+            raise UserError(f"{folder / INDEX}: not the index of a bank. Delete {folder} and rerun")
+        if sizes.sum() != self._ends[-1] or any(shard.shape[1] != self.width for shard in self._shards):
+            raise UserError(
+                f"{folder}: its index has {sizes.sum()} rows, its shards {self._ends[-1]}. Delete {folder} and rerun"
+            )
+        columns = (index[name].to_pylist() for name in ("residues", "row", "rows"))
+        self._places = dict(zip(index["sha256"].to_pylist(), zip(*columns, strict=True), strict=True))
+
+    def locate(self, text: str) -> tuple[int, int]:
+        """First row and number of rows of a sequence. UserError if the bank does not hold it, or not all of it."""
+        place = self._places.get(_digest(text))
+        residues = encoders.residues(text)
+        if place is None:
+            raise UserError(
+                f"{self.folder}: holds no features of {text[:40]} ({residues} residues); it is the bank of other data. "
+                f"Delete {self.folder} and rerun"
+            )
+        if place[0] != residues or place[2] != encoders.rows(residues, self.reading["pool"]):
+            raise UserError(
+                f"{self.folder}: {place[2]} rows of {place[0]} residues for {text[:40]}, which has {residues}. "
+                f"Delete {self.folder} and rerun"
+            )
+        return place[1], place[2]
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Features of rows: (n,) int64 to (n, width). UserError for a row that the bank does not have."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self._ends[-1]:
+            raise UserError(f"{self.folder}: row {int(index.max())} asked of a bank of {self._ends[-1]} rows")
+        if len(self._shards) == 1:
+            return self._shards[0][index]
+        found = torch.empty(len(index), self.width, dtype=self._shards[0].dtype)
+        shards = np.searchsorted(self._ends, index.numpy(), side="right")
+        for shard in np.unique(shards):
+            chosen = torch.from_numpy(shards == shard)
+            found[chosen] = self._shards[shard][index[chosen] - int(self._ends[shard] - len(self._shards[shard]))]
+        return found
+
+
+class Live:
+    """An encoder in place of a bank: sequences get rows when they are located, and are encoded when these are read."""
+
+    def __init__(self, encoder: encoders.Encoder, modality: str, reading: Mapping[str, Any]) -> None:
+        self.encoder, self.modality, self.reading = encoder, modality, reading
+        self.width = encoder.width
+        self._places: dict[str, tuple[int, int]] = {}
+        self._texts: list[str] = []
+        self._starts: list[int] = []
+        self._end = 0
+
+    def locate(self, text: str) -> tuple[int, int]:
+        """First row and number of rows of a sequence."""
+        if text not in self._places:
+            count = encoders.rows(encoders.residues(text), self.reading["pool"])
+            self._places[text] = (self._end, count)
+            self._texts.append(text)
+            self._starts.append(self._end)
+            self._end += count
+        return self._places[text]
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Features of rows: (n,) int64 to (n, width). Every sequence that a row is of is encoded once a call."""
+        wanted = np.searchsorted(self._starts, index.numpy(), side="right") - 1
+        numbers, which = np.unique(wanted, return_inverse=True)
+        grad = bool(self.reading["trained"]) and torch.is_grad_enabled()
+        texts = [self._texts[number] for number in numbers]
+        features = encoders.encode(self.encoder, texts, self.modality, self.reading, grad)
+        starts = np.cumsum([0, *map(len, features)])[:-1]
+        offsets = index.numpy() - np.asarray(self._starts)[wanted]
+        joined = torch.cat(features)
+        return joined[torch.from_numpy(starts[which] + offsets).to(joined.device)]
+
+
+def build(
+    encoder: Path, texts: Iterable[str], modality: str, reading: Mapping[str, Any], data: Mapping[str, str],
+    work: Path, output: Path, shard_bytes: int = SHARD_BYTES, save_minutes: float = SAVE_MINUTES,
+) -> dict[str, Any]:  # fmt: skip
+    """Publish the bank of `texts` as read by the encoder in the folder `encoder`. Returns the manifest.
+
+    Each text is encoded once. `data` holds the hashes of what the texts come from, `reading` how they are read (config
+    key `encoders`). Shards are written to `work` one by one, and what a shard has so far every `save_minutes`, so that
+    a killed run goes on from there, to the same bytes. Raises Stopped after SIGTERM, UserError if `work` is in use.
+    """
+    started = time.perf_counter()
+    unique = sorted(set(texts), key=lambda text: (encoders.residues(text), text))
+    facts = {
+        "encoder": checkpoint.read_manifest(encoder)["identity"],
+        "modality": modality,
+        "reading": dict(reading),
+        "texts": hashlib.sha256("\n".join(unique).encode()).hexdigest(),
+        "shard_bytes": shard_bytes,
+        "packages": checkpoint.packages(),
+    }
+    with work_folder.folder(work, output, facts):
+        network = encoders.load(encoder, reading["layer"])
+        counts = [encoders.rows(encoders.residues(text), reading["pool"]) for text in unique]
+        shards = list(_shards(counts, shard_bytes // (2 * network.width)))
+        progress = Progress(work, output, "features")
+        for number, (begin, end) in enumerate(shards):
+            path = work / _name(number)
+            if _is_whole(path):
+                print(f"shard {number + 1}/{len(shards)} is there", flush=True)
+                continue
+            rows: list[torch.Tensor] = []
+            for done in _encode(network, unique[begin:end], modality, reading, path, 60 * save_minutes, rows):
+                progress.update(begin + done, len(unique), "sequences")
+                if shutdown.requested():
+                    raise shutdown.Stopped(
+                        f"{output}: by SIGTERM after {begin + done} of {len(unique)} sequences; their features are "
+                        f"saved in {work}, and the same command goes on from there"
+                    )
+            _save(torch.cat(rows), path, hashed=True)
+            for part in _parts(path):
+                part.unlink()
+            print(f"shard {number + 1}/{len(shards)}: {end}/{len(unique)} sequences", flush=True)
+        return publish(
+            output,
+            encoder,
+            modality,
+            reading,
+            data,
+            unique,
+            counts,
+            [work / _name(number) for number in range(len(shards))],
+            {"seconds": round(time.perf_counter() - started, 3)},
+        )
+
+
+def publish(
+    output: Path,
+    encoder: Path,
+    modality: str,
+    reading: Mapping[str, Any],
+    data: Mapping[str, str],
+    texts: Sequence[str],
+    counts: Sequence[int],
+    shards: Sequence[Path],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Publish a bank of shards that are written: the rows of `texts`, `counts` each, one text after the other."""
+    with files.new_folder(output) as folder:
+        for number, path in enumerate(shards):
+            _link(path, folder / _name(number))
+        columns = [
+            pa.array([_digest(text) for text in texts], pa.binary(32)),
+            pa.array([encoders.residues(text) for text in texts], pa.int32()),
+            pa.array(np.cumsum(counts) - np.asarray(counts), pa.int64()),
+            pa.array(counts, pa.int32()),
+        ]
+        with pa.OSFile(str(folder / INDEX), "wb") as stream, pa.ipc.new_file(stream, FIELDS) as writer:
+            writer.write_table(pa.table(columns, schema=FIELDS))
+        return checkpoint.write_manifest(
+            folder,
+            published=output,
+            kind="features",
+            parent=encoder,
+            recipe=reading,
+            seed=0,
+            data=data,
+            trained={"modality": modality, "sequences": len(texts), "rows": int(sum(counts))},
+            measured=dict(measured) | {"bytes": sum(path.stat().st_size for path in folder.iterdir())},
+        )
+
+
+def _encode(
+    network: encoders.Encoder, texts: Sequence[str], modality: str, reading: Mapping[str, Any], path: Path,
+    seconds: float, rows: list[torch.Tensor],
+) -> Iterator[int]:  # fmt: skip
+    """Fill `rows` with the features of the texts, which are sorted by length; yield how many are done, batch by batch.
+
+    Where SIGTERM was sent, and every so many `seconds`, what is new is saved beside `path` before the next yield. What
+    is saved there already is not encoded again.
+    """
+    parts = _parts(path)
+    rows += [load_file(part)["features"] for part in parts]
+    first = int(parts[-1].suffix.removeprefix(PART)) if parts else 0
+    if first:
+        print(f"{first} sequences are there", flush=True)
+    fresh = len(rows)
+    saved = time.monotonic()
+    for batch in encoders.batches([encoders.residues(text) for text in texts], reading["batch_tokens"]):
+        if batch[0] < first:
+            continue
+        rows += encoders.encode(network, [texts[index] for index in batch], modality, reading)
+        if shutdown.requested() or time.monotonic() - saved >= seconds:
+            _save(torch.cat(rows[fresh:]), path.with_suffix(f"{PART}{batch[-1] + 1:09}"))
+            fresh, saved = len(rows), time.monotonic()
+        yield batch[-1] + 1
+
+
+def _parts(path: Path) -> list[Path]:
+    """What is saved of an unfinished shard, in order; a part is named by the number of texts that are done after it."""
+    return sorted(path.parent.glob(f"{path.stem}{PART}*"))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there as it was written: the same file may be in a bank that somebody changed since."""
+    known = path.with_suffix(HASH)
+    return path.is_file() and known.is_file() and known.read_text() == files.sha256(path)
+
+
+def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
+    temporary = path.with_name(f".{path.name}")
+    save_file({"features": rows.contiguous()}, temporary)
+    temporary.chmod(0o644)  # the library writes it for its owner alone
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    if hashed:
+        path.with_suffix(HASH).write_text(files.sha256(temporary))
+    os.replace(temporary, path)
+
+
+def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
+    """Ranges of sequences whose rows fill at most `most` rows together; a longer sequence is a range of its own."""
+    begin = total = 0
+    for index, count in enumerate(counts):
+        if index > begin and total + count > most:
+            yield begin, index
+            begin, total = index, 0
+        total += count
+    yield begin, len(counts)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file, or a copy where the file system has no hard links."""
+    link: Callable[[Path, Path], Any] = os.link
+    try:
+        link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _name(number: int) -> str:
+    return f"features-{number:05}.safetensors"
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

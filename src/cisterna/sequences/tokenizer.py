@@ -1,0 +1,200 @@
+"""Tokenizers whose residues are tokens of their own, one set for each modality.
+
+Between tags (`<dna>ACGT</dna>`, `<rna>ACGU</rna>`, `<protein>MKV</protein>`) every residue becomes one token such as
+`<|dna:A|>`, so that a sequence never falls into the byte-pair encoding of the text around it, and the A of DNA is not
+the A of alanine. `expand` writes the tokens out as text, so any Hugging Face tokenizer that was given `tokens()` reads
+them, inside TRL's trainers too; `residue_ids` converts a whole sequence at once for corpora.
+
+All other text is data, and data cannot write a token of structure: `escape` breaks up every added token in it, those of
+a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`written`).
+
+Not for packing corpora (`cisterna.data.corpus`), not for features in prompts (`cisterna.sequences.inputs`), not for
+parsing answers (`cisterna.scoring.answers`).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cisterna.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+ALPHABETS = {"dna": "ACGTN", "rna": "ACGUN", "protein": "ACDEFGHIKLMNPQRSTVWYX"}
+THINK = ("<think>", "</think>")
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+MASK = "<|mask|>"
+UNKNOWN = "<|unknown|>"
+ROWS = "\x00"  # stands in a prompt for the feature rows of a stretch of residues; user tables may not hold it
+
+TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
+_RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
+_SPELLED = re.compile(r"<(dna|rna|protein)>(?:<\|\1:[A-Z]\|>)*</\1>")
+_TABLES = {
+    modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters} for modality, letters in ALPHABETS.items()
+}
+
+
+def tokens() -> list[str]:
+    """Every token that Cisterna adds to a tokenizer, in a fixed order: tags, residues, thinking tags."""
+    added = []
+    for modality, letters in ALPHABETS.items():
+        added += [f"<{modality}>", f"</{modality}>"]
+        added += [f"<|{modality}:{letter}|>" for letter in letters]
+    return added + list(THINK)
+
+
+def expand(text: str, form: str = "tokens") -> str:
+    """Write each residue between tags as its token; in the form `features` ROWS takes their place, in `both` follows.
+
+    Raises UserError for a letter outside the modality's alphabet.
+    """
+
+    def residues(match: re.Match[str]) -> str:
+        modality, sequence = match.groups()
+        unknown = set(sequence) - set(ALPHABETS[modality])
+        if unknown:
+            raise UserError(
+                f"<{modality}>{sequence[:40]}: {sorted(unknown)} not in the {modality} alphabet "
+                f"{ALPHABETS[modality]}; write upper-case residues and {ALPHABETS[modality][-1]} for unknown ones"
+            )
+        spelled = "" if form == "features" else sequence.translate(_TABLES[modality])
+        return f"<{modality}>{spelled}{'' if form == 'tokens' else ROWS}</{modality}>"
+
+    return TAGGED.sub(residues, text)
+
+
+def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+    """Texts in which no added token of a tokenizer is left: a space follows the first letter of each.
+
+    Stretches of residues between tags stay as they are; everything else in a text is data.
+    """
+    pattern = re.compile(f"{TAGGED.pattern}|({_added(tokenizer)})")
+    return [pattern.sub(lambda match: match[0] if match[1] else _broken(match), text) for text in texts]
+
+
+def _added(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A pattern of the added tokens; not of the runs of blanks and single characters that some tokenizers add."""
+    added = (token for token in tokenizer.get_added_vocab() if len(token) > 1 and token.strip())
+    return "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
+
+
+def _broken(match: re.Match[str]) -> str:
+    return f"{match[0][0]} {match[0][1:]}"
+
+
+def collapse(text: str) -> str:
+    """Undo `expand`: what a person reads in stored predictions. Residue tokens without tags around them stay."""
+    return _SPELLED.sub(lambda match: _RESIDUE.sub(r"\1", match[0]), text)
+
+
+def written(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
+    """What a model wrote, up to the end-of-text token, and whether there is one.
+
+    Control tokens are spelled out, so that a text with one in its answer is not the text without it.
+    """
+    finished = tokenizer.eos_token_id in ids
+    kept = list(ids)[: list(ids).index(tokenizer.eos_token_id)] if finished else ids
+    return collapse(tokenizer.decode(kept, skip_special_tokens=False)), finished
+
+
+def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE on text files and add the residue tokens.
+
+    `vocab_size` counts the BPE's tokens (at least 256 bytes + 2 control tokens); the residue tokens come on top.
+    Numbers stay together up to three digits, as in Llama 3's pre-tokenizer, so that a position in a sequence can be one
+    token.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    paths = [Path(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; it is listed as tokenizer text of a backbone in the config")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.train(
+        [str(path) for path in paths],
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END, PAD],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=PAD, padding_side="left")
+    tokenizer.add_tokens(tokens())
+    return tokenizer
+
+
+def build_encoder() -> "PreTrainedTokenizerBase":
+    """The tokenizer of an encoder that is made here: residue tokens alone; tags, mask and padding are special."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tags = [f"<{close}{modality}>" for modality in ALPHABETS for close in ("", "/")]
+    core = Tokenizer(models.WordLevel({PAD: 0, MASK: 1, UNKNOWN: 2}, unk_token=UNKNOWN))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, mask_token=MASK, unk_token=UNKNOWN, extra_special_tokens=tags
+    )
+    tokenizer.add_tokens([token for token in tokens() if _RESIDUE.fullmatch(token)])
+    return tokenizer
+
+
+def load(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a base checkpoint, padding on the left as generation needs. UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder}: no tokenizer; expected a base checkpoint, made by `cisterna base`")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that are nothing but text: tags in them are letters. One call for all, batched in Rust."""
+    if not texts:
+        return []
+    pattern = re.compile(_added(tokenizer))
+    return tokenizer([pattern.sub(_broken, text) for text in texts], add_special_tokens=False)["input_ids"]
+
+
+def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality: str) -> "np.ndarray":
+    """Token ids of a whole sequence by one table look-up: int32, shape (len(sequence),).
+
+    Raises UserError for a byte outside the modality's alphabet.
+    """
+    import numpy as np
+
+    table = np.full(256, -1, dtype=np.int32)
+    for letter in ALPHABETS[modality]:
+        table[ord(letter)] = tokenizer.convert_tokens_to_ids(f"<|{modality}:{letter}|>")
+    ids = table[np.frombuffer(sequence, dtype=np.uint8)]
+    if (ids < 0).any():
+        position = int(np.argmax(ids < 0))
+        raise UserError(
+            f"letter {chr(sequence[position])!r} at position {position + 1} is not in the {modality} alphabet "
+            f"{ALPHABETS[modality]}"
+        )
+    return ids
+
+
+def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], form: str = "tokens") -> list[str]:
+    """Prompts as a model reads them: through the chat template where the tokenizer has one, else as they stand."""
+    texts = [expand(text, form) for text in escape(tokenizer, prompts)]
+    if not getattr(tokenizer, "chat_template", None):
+        return texts
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,5 @@
+"""A study: its config, and the models and jobs that it expands to. Imports neither torch nor pandas."""
+
+from cisterna.study.expansion import LADDERS, READING, Model, Study, load, read
+
+__all__ = ["LADDERS", "READING", "Model", "Study", "load", "read"]

@@ -1,0 +1,1 @@
+"""Data of published forms as tasks."""

@@ -1,0 +1,150 @@
+"""Questions about a variant: text, the reference sequence around it and the sequence with the variant.
+
+Shared by the adapters of variants (`cisterna.tasks.adapters.kegg`, `cisterna.tasks.adapters.variant_effect`). Not for
+tables with one sequence a row (`cisterna.tasks.table`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cisterna.errors import UserError
+from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.tasks import SPLIT, Task, segment, table
+from cisterna.tasks.adapters import published
+
+PAIR = ("reference_sequence", "variant_sequence")
+IN, OUT = "in domain", "out of domain"  # groups
+
+
+def task(
+    name: str,
+    spec: Mapping[str, Any],
+    clean: Callable[[str], str],
+    meaning: str,
+    columns: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+) -> Task:
+    """The task of a data set with the columns question, answer, reference_sequence, variant_sequence and reasoning.
+
+    `clean` makes an answer of a cell of the column answer. Of both sequences `flank` bases (an
+    option of the task) are kept on each side of the first base in which they differ.
+    """
+    flank = int(spec.get("options", {}).get("flank", 1024))
+    return Task(
+        name=name,
+        modality="dna",
+        labels=None,
+        open=functools.partial(published.rows, name, spec, columns, optional),
+        examples=functools.partial(examples, flank=flank, clean=clean),
+        meaning=meaning,
+        rule="out of domain: the rows of the split that the data hold out",
+        ask=functools.partial(ask, flank=flank),
+        **published.source(spec),
+    )
+
+
+def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.DataFrame:
+    """Raw rows (`published.rows`) as examples; the group is IN or OUT.
+
+    A note says how many rows have a variant that does not differ from the reference. Raises
+    UserError naming the row for a letter that is not of DNA, markup in a text, and an answer that is
+    empty when cleaned.
+    """
+    notes = list(raw.attrs.get("notes", []))
+    raw = raw.reset_index(drop=True)
+    same = int((raw[PAIR[0]].str.upper() == raw[PAIR[1]].str.upper()).sum())
+    if same:
+        notes.append(f"{same} rows have a variant_sequence that is their reference_sequence: cut around its middle")
+    asked = _questions(raw, list(raw[published.WHERE]), flank)
+    reasoning = list(raw["reasoning"]) if "reasoning" in raw.columns else [""] * len(raw)
+    answers = []
+    for where, text, trace in zip(raw[published.WHERE], raw["answer"], reasoning, strict=True):
+        table.refuse_markup(trace, f"{where}: column 'reasoning'")
+        table.refuse_markup(text, f"{where}: column 'answer'")
+        answer = clean(text)
+        if not answer or not answer.isprintable():
+            raise UserError(
+                f"{where}: column 'answer': {text!r} is {answer!r} when cleaned; expected one line. Correct the row."
+            )
+        answers.append(answer)
+    found = pd.DataFrame(
+        {
+            "id": published.identifiers(raw),
+            "prompt": asked["prompt"],
+            "segments": asked["segments"],
+            "reasoning": reasoning,
+            "answer": answers,
+            "sequence": asked["sequence"],
+            "group": raw[SPLIT].map(lambda split: OUT if split == "ood" else IN),
+            "ood": raw[SPLIT] == "ood",
+            SPLIT: raw[SPLIT],
+        }
+    )
+    found.attrs["notes"] = notes
+    return found
+
+
+def ask(path: Path, flank: int) -> pd.DataFrame:
+    """New rows as questions: id, sequence, prompt, segments. The table has the columns question, reference_sequence,
+    variant_sequence and may have an id; others are ignored.
+    """
+    raw = table.open_table(path)
+    for column in ("question", *PAIR):
+        if column not in raw.columns:
+            raise UserError(f"{path}: no column {column!r}. It has: {', '.join(map(str, raw.columns))}.")
+    names = [column for column in ("id", "question", *PAIR) if column in raw.columns]
+    frame = pd.DataFrame({column: table.texts(raw[column], path, column, column) for column in names})
+    asked = _questions(frame, [f"{path}: row {row}" for row in range(1, len(frame) + 1)], flank)
+    asked.insert(0, "id", frame.get("id", pd.Series([str(row) for row in range(1, len(frame) + 1)])))
+    return asked
+
+
+def _questions(raw: pd.DataFrame, places: list[str], flank: int) -> pd.DataFrame:
+    """Sequence (with the variant, cut), prompt and segments of rows with question, reference and variant."""
+    found = []
+    for where, question, reference, variant in zip(places, raw["question"], raw[PAIR[0]], raw[PAIR[1]], strict=True):
+        table.refuse_markup(question, f"{where}: column 'question'")
+        pair = [reference.upper(), variant.upper()]
+        for column, sequence in zip(PAIR, pair, strict=True):
+            wrong = sorted(set(sequence) - set(ALPHABETS["dna"]))
+            if wrong:
+                raise UserError(
+                    f"{where}: column {column!r} has {wrong[0]!r}, which is not a letter of dna "
+                    f"({ALPHABETS['dna']}). Correct the row."
+                )
+        (reference, variant), center = window(pair[0], pair[1], flank)
+        found.append(
+            {
+                "sequence": variant,
+                "prompt": prompt(question, reference, variant),
+                "segments": [segment(part, 0, min(center, len(part) - 1)) for part in (reference, variant)],
+            }
+        )
+    return pd.DataFrame(found, columns=["sequence", "prompt", "segments"])
+
+
+def prompt(question: str, reference: str, variant: str) -> str:
+    """The question and the two tagged sequences; ends with a newline."""
+    return f"{question}\nReference: <dna>{reference}</dna>\nVariant: <dna>{variant}</dna>\n"
+
+
+def window(reference: str, variant: str, flank: int) -> tuple[tuple[str, str], int]:
+    """Both sequences cut to `flank` bases on each side of the first base in which they differ, and where it is there.
+
+    Positions count from 0. Where one sequence is the beginning of the other, the base after its end
+    is the first that differs; where they are equal it is the middle. `flank` is at least 1, so that
+    a base of each is left.
+    """
+    pairs = enumerate(zip(reference, variant, strict=False))
+    first = next((place for place, (old, new) in pairs if old != new), min(len(reference), len(variant)))
+    if reference == variant:
+        first = len(reference) // 2
+    low = max(0, first - flank)
+    high = first + flank + 1
+    return (reference[low:high], variant[low:high]), first - low

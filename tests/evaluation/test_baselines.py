@@ -1,0 +1,164 @@
+"""Baselines on real sequences, those of the shipped corpora, with planted labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cisterna.data import corpus, similarity
+from cisterna.errors import UserError
+from cisterna.evaluation import baselines
+from cisterna.scoring.answers import Labels
+
+CORPORA = Path(__file__).resolve().parents[2] / "resources" / "corpora"
+LABELS = ("no", "yes")
+
+
+def planted(length: int | None, modality: str = "dna") -> pd.DataFrame:
+    """Real sequences; "yes" if G or C (hydrophobic residues) outweigh the median of the first 8."""
+    signal = "GC" if modality == "dna" else "AVILMFWY"
+    sequences = [
+        document[: length or 40 + 5 * (number % 9)]
+        for number, document in enumerate(corpus.documents(CORPORA / f"{modality}.fasta.gz", modality))
+        if len(document) >= 80
+    ]
+    table = pd.DataFrame({"sequence": sequences}).drop_duplicates(ignore_index=True)
+    head = 8 if length else 100
+    share = table["sequence"].map(lambda text: np.mean([letter in signal for letter in text[:head]]))
+    table["answer"] = np.where(share > share.median(), "yes", "no")
+    table["id"] = [f"row{number}" for number in range(len(table))]
+    return table
+
+
+def write(table: pd.DataFrame, folder: Path) -> Path:
+    """The table as four splits of 50 / 10 / 20 / 20 %."""
+    folder.mkdir()
+    cuts = [int(len(table) * share) for share in (0, 0.5, 0.6, 0.8, 1)]
+    for split, start, stop in zip(("train", "validation", "id", "ood"), cuts[:-1], cuts[1:], strict=True):
+        table.iloc[start:stop].to_parquet(folder / f"{split}.parquet", index=False)
+    return folder
+
+
+def fit(data: Path, output: Path, modality: str = "dna", labels: tuple[str, ...] = LABELS) -> dict:
+    baselines.run(data, output, Labels(tuple(labels)), modality, seed=0, bootstrap=200)
+    return json.loads((output / "metrics.json").read_text())
+
+
+def value(scores: dict, baseline: str, metric: str = "accuracy", split: str = "id") -> float:
+    return scores[baseline][split][metric]["value"]
+
+
+@pytest.mark.parametrize(
+    ("length", "modality", "features"),
+    [(30, "dna", "positions"), (None, "dna", "3-mers"), (None, "protein", "2-mers")],
+)
+def test_logistic_regression_finds_a_planted_signal(tmp_path, length, modality, features):
+    data = write(planted(length, modality), tmp_path / "data")
+    scores = fit(data, tmp_path / "out", modality)
+    assert json.loads((tmp_path / "out" / "choices.json").read_text())["features"] == features
+    for split in ("id", "ood"):
+        logistic = scores["logistic"][split]["accuracy"]
+        assert logistic["low"] > scores["majority"][split]["accuracy"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("length", "features"), [(similarity.ALIGNED, "positions"), (similarity.ALIGNED + 1, "3-mers")]
+)
+def test_long_sequences_of_one_length_are_not_taken_for_aligned(length, features):
+    assert baselines._features(pd.Series(["A" * length, "C" * length]), "dna")[0] == features
+
+
+def test_logistic_regression_finds_a_marker_gene_in_a_list_of_words(tmp_path):
+    genes = ["CD3D", "MS4A1", "NKG7", "LYZ", "ACTB", "B2M", "RPLP0", "MALAT1", "HLA-A", "HLA-B"]
+    random = np.random.default_rng(0)
+    cells = [" ".join(random.choice(genes, 5, replace=False)) for _ in range(400)]
+    table = pd.DataFrame({"id": [f"c{i}" for i in range(400)], "sequence": cells})
+    table["answer"] = np.where(table["sequence"].str.contains("HLA-A"), "yes", "no")
+    scores = fit(write(table, tmp_path / "data"), tmp_path / "out", "rna")
+    assert json.loads((tmp_path / "out" / "choices.json").read_text())["features"] == "words"
+    assert value(scores, "logistic") == 1.0
+
+
+def test_majority_accuracy_is_the_share_of_the_largest_train_class(tmp_path):
+    table = planted(30)
+    table.loc[table.index % 3 > 0, "answer"] = "no"
+    data = write(table, tmp_path / "data")
+    scores = fit(data, tmp_path / "out")
+    for split in ("id", "ood"):
+        gold = pd.read_parquet(data / f"{split}.parquet")["answer"]
+        assert value(scores, "majority", split=split) == pytest.approx((gold == "no").mean())
+        assert value(scores, "majority", "skill", split) == pytest.approx(0)
+
+
+def test_labels_of_the_test_splits_change_no_prediction(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    fit(data, tmp_path / "before")
+    for split in ("id", "ood"):
+        table = pd.read_parquet(data / f"{split}.parquet")
+        table["answer"] = table["answer"].map({"no": "yes", "yes": "no"})
+        table.to_parquet(data / f"{split}.parquet", index=False)
+    fit(data, tmp_path / "after")
+    for split in ("id", "ood"):
+        before, after = (pd.read_parquet(tmp_path / name / f"{split}.parquet") for name in ("before", "after"))
+        assert before["predicted"].equals(after["predicted"])
+        assert not before["gold"].equals(after["gold"])
+    choices = [(tmp_path / name / "choices.json").read_text() for name in ("before", "after")]
+    assert choices[0] == choices[1]
+
+
+def test_validation_chooses_the_penalty_and_is_not_trained_on(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    fit(data, tmp_path / "before")
+    table = pd.read_parquet(data / "validation.parquet")
+    table["answer"] = table["answer"].map({"no": "yes", "yes": "no"})
+    table.to_parquet(data / "validation.parquet", index=False)
+    fit(data, tmp_path / "after")
+    chosen = [json.loads((tmp_path / name / "choices.json").read_text()) for name in ("before", "after")]
+    assert chosen[0]["logistic"]["C"] != chosen[1]["logistic"]["C"]
+    scores = json.loads((tmp_path / "after" / "metrics.json").read_text())
+    assert value(scores, "logistic") > 0.6  # it learned from train, not from the flipped labels
+
+
+def test_every_example_has_one_prediction_of_each_baseline(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    fit(data, tmp_path / "out")
+    for split in ("id", "ood"):
+        table = pd.read_parquet(tmp_path / "out" / f"{split}.parquet")
+        assert list(table.columns) == ["id", "baseline", "gold", "predicted"]
+        assert set(table["baseline"]) == {"majority", "knn", "logistic"}
+        gold = pd.read_parquet(data / f"{split}.parquet")
+        for _, rows in table.groupby("baseline"):
+            assert rows["id"].tolist() == gold["id"].tolist()
+            assert rows["gold"].tolist() == gold["answer"].tolist()
+        assert set(table["predicted"]) <= set(LABELS)
+
+
+def test_two_runs_give_the_same_bytes(tmp_path):
+    data = write(planted(None), tmp_path / "data")
+    for name in ("one", "two"):
+        fit(data, tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["choices.json", "id.parquet", "metrics.json", "ood.parquet"]
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_train_with_one_label_is_refused_and_leaves_nothing(tmp_path):
+    table = planted(30)
+    data = write(table, tmp_path / "data")
+    train = pd.read_parquet(data / "train.parquet")
+    train["answer"] = "no"
+    train.to_parquet(data / "train.parquet", index=False)
+    with pytest.raises(UserError, match=r"train\.parquet: every answer is 'no'"):
+        fit(data, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_missing_split_is_named(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    (data / "ood.parquet").unlink()
+    with pytest.raises(UserError, match=r"ood\.parquet"):
+        fit(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,721 @@
+"""Evaluation: every example once, independent of how it was batched, and metrics that are those of the predictions."""
+
+import contextlib
+import itertools
+import math
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from cisterna import models
+from cisterna.artifacts import files
+from cisterna.data import corpus
+from cisterna.data.corpus import Blocks
+from cisterna.data.splits import prepare
+from cisterna.errors import UserError
+from cisterna.evaluation import evaluate
+from cisterna.scoring import answers, gene_ontology, metrics
+from cisterna.sequences import tokenizer
+from terms import OBO
+from tiny import ROOT, SIZES, publish
+
+OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
+STEPS = 60
+CPU = torch.device("cpu")
+LABELS = ["spliced", "skipped"]
+
+
+@pytest.fixture(scope="module")
+def trained(base, splice, tmp_path_factory):
+    """A checkpoint that mostly, but not always, writes what can be parsed: the base after a few steps on the answers.
+
+    Trained here by a plain loop, so that these tests depend on no trainer. Without it all outputs would be malformed.
+    """
+    tokens, model = tokenizer.load(base), models.compose(base).train()
+    frame = pd.read_parquet(splice / "train.parquet")
+    rows = []
+    for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
+        start = tokens(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"]
+        text = answers.completion(prompt[-12:-7], answer) + tokens.eos_token
+        end = tokens(text, add_special_tokens=False)["input_ids"]
+        rows.append((start, end))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    width = max(len(start) + len(end) for start, end in rows)
+    ids = torch.tensor([start + end + [tokens.pad_token_id] * (width - len(start) - len(end)) for start, end in rows])
+    labels = torch.tensor([[-100] * len(a) + b + [-100] * (width - len(a) - len(b)) for a, b in rows])
+    for _ in range(STEPS):
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
+    return publish(base, folder, model.eval().save_pretrained)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, splice, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated") / "eval"
+    return output, evaluate.evaluate(trained, splice, output, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def prompts(splice):
+    """Prompts of very different lengths, in no order of length."""
+    frame = pd.concat([pd.read_parquet(splice / f"{split}.parquet") for split in ("id", "ood")])
+    found = [prompt[-(10 + 7 * (at % 9)) :] if at % 3 else prompt for at, prompt in enumerate(frame["prompt"])]
+    return [
+        prompt if prompt.count("<rna>") == prompt.count("</rna>") else prompt.replace("rna>", "") for prompt in found
+    ]
+
+
+def ask(model, tokens, prompts, options):
+    frame = pd.DataFrame({"prompt": prompts, "segments": [[]] * len(prompts)})
+    return evaluate.answer(model, tokens, frame, LABELS, options, CPU, evaluate.TOKENS)
+
+
+def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    assert len({len(prompt) for prompt in prompts}) > 5
+
+    def predict(texts, size):
+        return ask(model, tokens, texts, OPTIONS | {"batch_size": size})
+
+    alone = predict(prompts, 1)
+    assert alone["finished"].any()
+    for size in (3, 200):
+        pd.testing.assert_frame_equal(predict(prompts, size), alone)
+    order = random.Random(3).sample(range(len(prompts)), len(prompts))
+    shuffled = predict([prompts[at] for at in order], 5)
+    pd.testing.assert_frame_equal(shuffled, alone.iloc[order].reset_index(drop=True))
+
+
+def test_every_example_is_there_once_with_its_gold_answer(evaluated, splice):
+    for split in ("id", "ood"):
+        given = pd.read_parquet(splice / f"{split}.parquet")
+        found = pd.read_parquet(evaluated[0] / f"{split}.parquet")
+        assert len(found) == SIZES[split]
+        pd.testing.assert_frame_equal(found[["id", "prompt", "answer"]], given[["id", "prompt", "answer"]])
+    assert sorted(path.name for path in evaluated[0].iterdir()) == ["id.parquet", "metrics.json", "ood.parquet"]
+
+
+def test_a_prediction_is_the_strict_reading_of_the_output_that_is_kept(evaluated, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    frame = pd.concat([pd.read_parquet(evaluated[0] / f"{split}.parquet") for split in ("id", "ood")])
+    assert frame["well_formed"].sum() > 0
+    for row in frame.itertuples():
+        expected = answers.parse(row.output, labels) if row.finished else None
+        assert (row.predicted if isinstance(row.predicted, str) else None) == expected
+        assert row.well_formed == (expected is not None)
+        assert row.finished or row.tokens == OPTIONS["max_new_tokens"]
+        assert row.tokens <= OPTIONS["max_new_tokens"]
+        assert "<|endoftext|>" not in row.output
+        assert "<|pad|>" not in row.output or not row.finished
+
+
+def test_metrics_agree_with_the_predictions_that_are_kept(evaluated, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    written = files.read_json(evaluated[0] / "metrics.json")
+    assert written == evaluated[1]
+    for split in ("id", "ood"):
+        frame = pd.read_parquet(evaluated[0] / f"{split}.parquet")
+        right = (frame["predicted"] == frame["answer"]).mean()
+        assert written[split]["accuracy"]["value"] == pytest.approx(right)
+        assert written[split]["well_formed"]["value"] == pytest.approx(frame["well_formed"].mean())
+        for label in labels:
+            assert written[split][f"predicted:{label}"]["value"] == pytest.approx((frame["predicted"] == label).mean())
+            assert written[split][f"gold:{label}"]["value"] == pytest.approx((frame["answer"] == label).mean())
+        assert {metric["n"] for metric in written[split].values()} == {SIZES[split]}
+        predicted = [value if isinstance(value, str) else None for value in frame["predicted"]]
+        scores = metrics.score(frame["answer"].tolist(), predicted, labels, seed=0, resamples=200)
+        assert {name: written[split][name] for name in scores} == scores
+
+
+def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path):
+    evaluate.evaluate(trained, splice, tmp_path / "eval", OPTIONS)
+    for path in evaluated[0].iterdir():
+        assert (tmp_path / "eval" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_output_that_was_cut_is_never_well_formed(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    whole = ask(model, tokens, prompts, OPTIONS)
+    chosen = whole[whole["well_formed"]].iloc[0]
+    for length in range(1, int(chosen["tokens"]) + 1):
+        options = OPTIONS | {"max_new_tokens": length}
+        cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
+        assert cut["finished"] == cut["well_formed"] == (length == chosen["tokens"])
+        assert cut["tokens"] == length
+        assert (cut["predicted"] == chosen["predicted"]) == (length == chosen["tokens"])
+    # One token short, the text already reads as an answer; only the end-of-text token is missing.
+    options = OPTIONS | {"max_new_tokens": int(chosen["tokens"]) - 1}
+    cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
+    assert answers.parse(cut["output"], LABELS) == chosen["predicted"]
+
+
+def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_path):
+    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4})
+    for split in ("id", "ood"):
+        assert scores[split]["well_formed"]["value"] == scores[split]["accuracy"]["value"] == 0.0
+        assert pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")["predicted"].isna().all()
+
+
+def test_sampling_depends_on_the_seed_alone(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+
+    def sample(seed):
+        options = OPTIONS | {"do_sample": True, "temperature": 1.5, "seed": seed}
+        return ask(model, tokens, prompts[:8], options)
+
+    first, second, other = sample(0), sample(0), sample(1)
+    pd.testing.assert_frame_equal(first, second)
+    assert not first["output"].equals(other["output"])
+
+
+def test_what_is_sampled_depends_on_the_number_of_the_batch(trained, prompts):
+    """Two batches of the same prompts are not the same draws."""
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    options = OPTIONS | {"do_sample": True, "temperature": 1.5, "batch_size": 4}
+    found = ask(model, tokens, prompts[:1] * 8, options)["output"].tolist()
+    assert found[:4] != found[4:]
+
+
+# --- An evaluation that is killed ---
+
+
+SAMPLED = OPTIONS | {"do_sample": True, "temperature": 1.5}
+
+
+DEEP = OPTIONS | {"samples": 2, "sample_temperature": 1.5, "calibration": True}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def sampled(trained, splice, tmp_path_factory):
+    """What an undisturbed evaluation with sampling publishes."""
+    output = tmp_path_factory.mktemp("sampled") / "eval"
+    evaluate.evaluate(trained, splice, output, SAMPLED)
+    return contents(output)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The batches that are generated; the sixth kills the evaluation: 4 of id are kept, and 1 of ood."""
+    found = []
+    original = Qwen3ForCausalLM.generate
+
+    def generate(self, input_ids, **options):
+        found.append(len(input_ids))
+        if len(found) == 6:
+            raise Killed
+        return original(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", generate)
+    return found
+
+
+@pytest.fixture
+def killed(trained, splice, tmp_path, generated):
+    """The work folder of an evaluation that was killed."""
+    with pytest.raises(Killed):
+        evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=tmp_path / ".work")
+    assert generated == [7, 7, 7, 3, 7, 7]
+    assert not (tmp_path / "eval").exists()
+    return tmp_path / ".work"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_evaluation_goes_on_after_its_last_batch_to_the_same_bytes(
+    trained, splice, killed, generated, sampled, tmp_path
+):
+    evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=killed)
+    assert generated[6:] == [7, 7, 3]
+    assert contents(tmp_path / "eval") == sampled
+    assert names(tmp_path) == [".work", "eval"]
+
+
+def test_batch_that_was_half_written_is_answered_again(trained, splice, killed, generated, sampled, tmp_path):
+    """As a machine that lost power may leave it."""
+    path = killed / "id" / "000001.json"
+    path.write_bytes(path.read_bytes()[:40])
+    (killed / "id" / "000002.json").write_bytes(b"")
+    evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=killed)
+    assert generated[6:] == [7, 7, 7, 7, 3]
+    assert contents(tmp_path / "eval") == sampled
+
+
+@pytest.fixture(scope="module")
+def deep(trained, splice, tmp_path_factory):
+    """An evaluation with samples and calibration: its folder and what it returned."""
+    output = tmp_path_factory.mktemp("deep") / "eval"
+    return output, evaluate.evaluate(trained, splice, output, DEEP)
+
+
+@pytest.mark.parametrize("death", ["in the second sample of id", "while labels of ood are scored"])
+def test_killed_evaluation_in_depth_goes_on_to_the_same_bytes(trained, splice, deep, tmp_path, monkeypatch, death):
+    """Batches a split: 4 answers, 1 of labels, 2 x 4 samples."""
+    calls = {"generate": 0, "forward": 0}
+    originals = {name: getattr(Qwen3ForCausalLM, name) for name in calls}
+    inside = []  # generation also calls forward
+
+    def generate(self, **options):
+        calls["generate"] += 1
+        if death.endswith("of id") and calls["generate"] == 10:
+            raise Killed
+        inside.append(True)
+        answer = originals["generate"](self, **options)
+        inside.pop()
+        return answer
+
+    def forward(self, *given, **options):
+        if not inside:
+            calls["forward"] += 1
+            if death.endswith("are scored") and calls["generate"] == 16:
+                raise Killed
+        return originals["forward"](self, *given, **options)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", generate)
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", forward)
+    with pytest.raises(Killed):
+        evaluate.evaluate(trained, splice, tmp_path / "eval", DEEP, work=tmp_path / ".work")
+    assert not (tmp_path / "eval").exists()
+    kept = {path.name for path in (tmp_path / ".work").iterdir()}
+    assert {"id", "id-labels", "id-sample-0001", "id-sample-0002"} <= kept
+    assert ("ood" in kept) == death.endswith("are scored")
+    before, death = calls["generate"], ""
+    evaluate.evaluate(trained, splice, tmp_path / "eval", DEEP, work=tmp_path / ".work")
+    assert contents(tmp_path / "eval") == contents(deep[0])
+    assert calls["generate"] - before == {10: 24 - 9, 16: 24 - 16}[before]
+
+
+def test_what_is_asked_for_later_is_added_to_the_answers_that_are_kept(trained, splice, deep, tmp_path, monkeypatch):
+    work, found = tmp_path / ".work", []
+    evaluate.evaluate(trained, splice, tmp_path / "eval", DEEP | {"samples": 0, "calibration": False}, work=work)
+    original = Qwen3ForCausalLM.generate
+
+    def generate(self, **options):
+        found.append(options["do_sample"])
+        return original(self, **options)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "generate", generate)
+    evaluate.evaluate(trained, splice, tmp_path / "eval", DEEP, work=work)
+    assert found == [True] * 16
+    assert contents(tmp_path / "eval") == contents(deep[0])
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "data", "options"])
+def test_answers_of_another_evaluation_are_discarded_and_the_log_says_why(
+    base, trained, splice, killed, generated, tmp_path, capsys, changed
+):
+    options, data, folder = SAMPLED, splice, trained
+    if changed == "checkpoint":
+        folder = base
+    elif changed == "options":
+        options = SAMPLED | {"temperature": 1.0}
+    else:
+        data = tmp_path / "data"
+        with contextlib.chdir(ROOT):
+            prepare("splice-donor", SIZES, 1, data)
+    capsys.readouterr()
+    evaluate.evaluate(folder, data, tmp_path / "eval", options, work=killed)
+    said = capsys.readouterr().out
+    assert f"from the start: the state in {killed} is of another run ({changed} changed)" in said
+    assert "batches are there" not in said
+    assert len(generated) == 6 + 8
+    evaluate.evaluate(folder, data, tmp_path / "undisturbed", options)
+    assert contents(tmp_path / "eval") == contents(tmp_path / "undisturbed")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- A checkpoint that saw other data ---
+
+
+def taught(parent, data, output, task="splice-donor"):
+    """A checkpoint that says that it was trained on the train split of `data`, and of which task that is."""
+    model = models.compose(parent)
+
+    def save(folder):
+        model.save_pretrained(folder)
+        files.write_json(folder / "inputs.json", {"task": task, "encoder": None})
+
+    return publish(parent, output, save, train=files.sha256(data / "train.parquet"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The same task drawn with another seed: its train split holds examples of the id split of `splice`."""
+    folder = tmp_path_factory.mktemp("other") / "data"
+    with contextlib.chdir(ROOT):
+        prepare("splice-donor", SIZES, 1, folder)
+    return folder
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+def test_checkpoint_of_a_lineage_that_saw_other_splits_of_the_task_is_refused(
+    base, splice, other, tmp_path, generations
+):
+    first = taught(base, other, tmp_path / "first" / "checkpoint")
+    last = taught(first, splice, tmp_path / "second" / "checkpoint") if generations == 2 else first
+    message = rf"{first}: trained on another train.parquet of splice-donor \(SHA-256 \w{{12}}\) than .* delete {first}"
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(last, splice, tmp_path / "eval", OPTIONS, work=tmp_path / ".work")
+    assert names(tmp_path) == ["first", "second"][:generations]
+    evaluate.evaluate(first, other, tmp_path / "eval", OPTIONS | {"max_new_tokens": 1})
+
+
+def test_checkpoint_that_saw_another_task_is_no_reason_to_refuse(base, splice, other, tmp_path):
+    folder = taught(base, other, tmp_path / "checkpoint", task="hairpin")
+    evaluate.evaluate(folder, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 1})
+    assert (tmp_path / "eval" / "metrics.json").is_file()
+
+
+def test_split_that_was_changed_is_refused(base, splice, tmp_path):
+    data = shutil.copytree(splice, tmp_path / "data")
+    pd.read_parquet(data / "ood.parquet")[::-1].to_parquet(data / "ood.parquet")
+    with pytest.raises(UserError, match=rf"{data}/ood\.parquet: its SHA-256 .* changed after it was written"):
+        evaluate.evaluate(base, data, tmp_path / "eval", OPTIONS)
+    assert names(tmp_path) == ["data"]
+
+
+# --- In depth ---
+
+
+def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(evaluated, deep):
+    for split in ("id", "ood"):
+        frame, more = (pd.read_parquet(folder / f"{split}.parquet") for folder, _ in (evaluated, deep))
+        pd.testing.assert_frame_equal(more[frame.columns], frame)
+        assert list(more.columns) == [*frame.columns, "confidence", "sampled"]
+        assert evaluated[1][split].items() <= deep[1][split].items()
+    assert deep[1]["groups"] == evaluated[1]["groups"]
+    assert files.read_json(deep[0] / "metrics.json") == deep[1]
+
+
+def one_by_one(folder, frame, labels, bank=None):
+    """Log-probability of each label after the reasoning of each output: a pass an output and label, nothing padded."""
+    tokens = tokenizer.load(models.base_of(folder))
+    given = evaluate.inputs.of(folder, bank)
+    model, _ = evaluate._on_device(folder, given)
+    prompts = evaluate._prompts(model, tokens, frame, given)
+    found = []
+    for prompt, output in zip(prompts, frame["output"], strict=True):
+        reasoning, closed, _ = output.rpartition("</think>")
+        logs = []
+        for label in labels if closed else ():
+            spelled = tokenizer.expand(f"{reasoning}</think>")
+            start = prompt + tokens(spelled, add_special_tokens=False)["input_ids"]
+            end = tokens(f"Answer: {label}<|endoftext|>", add_special_tokens=False)["input_ids"]
+            with torch.inference_mode():
+                logits = model(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
+            logs.append(sum(logits[len(start) + at - 1, token].item() for at, token in enumerate(end)))
+        found.append(logs or [math.nan] * len(labels))
+    return np.array(found)
+
+
+def test_confidence_is_the_share_of_the_answer_in_the_probabilities_of_all_labels(trained, deep, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    for split in ("id", "ood"):
+        found = pd.read_parquet(deep[0] / f"{split}.parquet")
+        logs = one_by_one(trained, found.assign(segments=[[]] * len(found)), labels)
+        for row, given in zip(found.itertuples(), np.exp(logs), strict=True):
+            if not row.well_formed:
+                assert math.isnan(row.confidence)
+                continue
+            assert row.confidence == pytest.approx(given[labels.index(row.predicted)] / given.sum(), abs=1e-5)
+            assert given.sum() <= 1.0
+            assert row.confidence == pytest.approx(max(given) / given.sum(), abs=1e-5)  # greedy: the likeliest
+        predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
+        expected = metrics.calibration(found["answer"].tolist(), predicted, logs, labels, resamples=200)
+        for name, summary in expected.items():
+            assert deep[1][split][name] == pytest.approx(summary, abs=1e-5)
+        assert deep[1][split]["ece"]["n"] == found["well_formed"].sum()
+
+
+def test_confidence_of_a_model_that_reads_features_is_that_of_its_features(featured, splice, bank, tmp_path):
+    labels = files.read_json(splice / "card.json")["labels"]
+    evaluate.evaluate(
+        featured.output, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 64, "calibration": True}, bank=bank
+    )
+    found = pd.read_parquet(tmp_path / "eval" / "id.parquet")
+    segments = pd.read_parquet(splice / "id.parquet")["segments"]
+    logs = one_by_one(featured.output, found.assign(segments=segments), labels, bank)
+    predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
+    assert found["well_formed"].sum() > 0
+    np.testing.assert_allclose(found["confidence"], metrics.confidences(predicted, logs, labels), atol=1e-5)
+
+
+def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_their_own_probabilities(trained):
+    """`high` is not also `higher`: the end of the text counts."""
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    labels = ["spliced", "spliced in part", "x"]
+    row = tokens("<think>a</think>Answer: x<|endoftext|>", add_special_tokens=False)["input_ids"]
+    asked = evaluate._Asked(model, tokens, [[5, 6, 7], [8, 9]], CPU)
+    found = evaluate._label_logs(asked, [row, row[:2]], labels, None, None)
+    start = [5, 6, 7, *row[: row.index(tokens.convert_tokens_to_ids("</think>")) + 1]]
+    expected = []
+    for label in labels:
+        end = tokens(f"Answer: {label}<|endoftext|>", add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
+        expected.append(sum(logits[len(start) + at - 1, token].item() for at, token in enumerate(end)))
+    np.testing.assert_allclose(found[0] - found[0][0], np.array(expected) - expected[0], atol=1e-4)
+    assert np.isnan(found[1]).all()
+    alone = evaluate._label_logs(asked, [row, row], labels[:1], None, None)
+    assert np.isfinite(alone).all()  # of a single label even the last token is one with which all begin
+
+
+def test_model_that_never_ends_its_reasoning_has_calibration_of_no_examples(base, splice, tmp_path):
+    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4, "calibration": True})
+    for split in ("id", "ood"):
+        assert scores[split]["ece"] == {"value": None, "low": None, "high": None, "n": 0}
+        assert pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")["confidence"].isna().all()
+
+
+def test_accuracy_at_k_is_that_of_the_sampled_answers_that_are_kept(deep):
+    for split in ("id", "ood"):
+        found = pd.read_parquet(deep[0] / f"{split}.parquet")
+        assert {len(answers) for answers in found["sampled"]} == {2}
+        given = [[vote == row.answer for vote in row.sampled] for row in found.itertuples()]
+        assert deep[1][split]["pass@1"]["value"] == pytest.approx(np.mean(given))
+        assert deep[1][split]["pass@2"]["value"] == pytest.approx(np.mean([any(row) for row in given]))
+        assert "pass@4" not in deep[1][split]
+        first, second = zip(*found["sampled"], strict=True)
+        assert first != second
+        assert list(first) != found["predicted"].tolist()
+
+
+def test_samples_depend_on_seed_temperature_and_number_alone(trained, deep, splice, tmp_path):
+    def sampled(name, **changed):
+        evaluate.evaluate(trained, splice, tmp_path / name, DEEP | {"calibration": False} | changed)
+        return pd.read_parquet(tmp_path / name / "id.parquet")["sampled"].tolist()
+
+    known = [list(row) for row in pd.read_parquet(deep[0] / "id.parquet")["sampled"]]
+    assert [list(row) for row in sampled("again")] == known
+    assert [list(row)[:2] for row in sampled("more", samples=3)] == known
+    assert [list(row) for row in sampled("seed", seed=1)] != known
+    cold = [set(row) for row in sampled("cold", sample_temperature=1e-4)]
+    greedy = pd.read_parquet(deep[0] / "id.parquet")["predicted"]
+    assert cold == [{value} for value in greedy]  # without temperature a sample is the greedy answer
+
+
+def test_samples_are_drawn_from_the_whole_distribution_whatever_the_models_own_settings(trained, prompts):
+    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    options = evaluate._sampling(OPTIONS | {"sample_temperature": 50.0})
+    free = ask(model, tokens, prompts[:8], options)
+    model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=0.1)
+    pd.testing.assert_frame_equal(ask(model, tokens, prompts[:8], options), free)
+    assert free["output"].nunique() == 8
+
+
+def outputs(*texts, finished=True):
+    return pd.DataFrame(
+        {"output": texts, "finished": finished, "well_formed": [answers.parse(t, LABELS) is not None for t in texts]}
+    ).assign(repeated=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("<think></think>", "empty"),
+        ("<think>It is spliced.</think> \n", "empty"),
+        ("<think>It is spliced.</think>Answer: ", "empty"),
+        ("<think>It is spliced.</think>Answer:", "empty"),
+        ("<think>It is spliced.</think>spliced", "off_format"),
+        ("<think>It is.</think>Answer: spliced or skipped", "off_format"),
+        ("Answer: spliced", "off_format"),
+        ("spliced", "off_format"),
+        ("<think></think>Answer: spliced", None),
+    ],
+)
+def test_finished_outputs_are_well_formed_empty_or_off_format(text, kind):
+    found = {name: flags.tolist() for name, flags in evaluate._degenerate(outputs(text)).items()}
+    assert found == {name: [name == kind] for name in ("unfinished", "empty", "off_format", "repeated")}
+    cut = evaluate._degenerate(outputs(text, finished=False).assign(well_formed=False))
+    assert {name for name, flags in cut.items() if flags.any()} == {"unfinished"}
+
+
+def test_shares_of_malformed_outputs_are_those_of_unfinished_empty_and_off_format_ones(deep, base, splice, tmp_path):
+    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4})
+    for split in ("id", "ood"):
+        assert scores[split]["unfinished"]["value"] > 0.9
+        for given in (scores[split], deep[1][split]):
+            shares = [given[name]["value"] for name in ("well_formed", "unfinished", "empty", "off_format")]
+            assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([], False),
+        ([1, 2, 3], False),
+        (list(range(100)), False),
+        ([7] * 6, True),  # 3 stretches of four, one of them new
+        ([7] * 5, False),  # 2 stretches, one new: just half
+        ([1, 2, 3] * 5, True),
+        ([*range(100), *[1, 2, 3] * 20], False),  # a loop at the end of a longer text that has none
+        ([*range(20), *[1, 2, 3] * 20], True),
+        ([*range(50), *range(50)], False),  # said twice is not yet a loop
+    ],
+)
+def test_output_repeats_itself_if_more_than_half_of_its_stretches_are_repetitions(ids, expected):
+    assert evaluate.repeats(ids) is expected
+    stretches = [tuple(ids[at : at + 4]) for at in range(len(ids) - 3)]
+    again = sum(stretch in stretches[:at] for at, stretch in enumerate(stretches))
+    assert expected == (again > len(stretches) / 2)
+
+
+def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
+    tokens = tokenizer.load(base)
+    frame = pd.read_parquet(splice / "train.parquet")
+    texts = [answers.completion(row.reasoning, row.answer) for row in frame.itertuples()]
+    assert not any(map(evaluate.repeats, tokens(texts, add_special_tokens=False)["input_ids"]))
+
+
+def test_groups_have_the_metrics_of_their_examples(trained, splice, tmp_path):
+    """Groups of 12, 9 and three of one; the last three are one."""
+    data = shutil.copytree(splice, tmp_path / "data")
+    frame = pd.read_parquet(data / "ood.parquet")
+    frame["group"] = ["north"] * 12 + ["south"] * 9 + ["x", "y", "z"]
+    frame.to_parquet(data / "ood.parquet", index=False)
+    card = files.read_json(data / "card.json")
+    card["files"]["ood.parquet"] = files.sha256(data / "ood.parquet")
+    files.write_json(data / "card.json", card)
+    scores = evaluate.evaluate(trained, data, tmp_path / "eval", OPTIONS)
+    assert files.read_json(tmp_path / "eval" / "metrics.json")["groups"] == scores["groups"]
+    found = pd.read_parquet(tmp_path / "eval" / "ood.parquet").assign(
+        group=["north"] * 12 + ["south"] * 9 + ["other"] * 3
+    )
+    assert set(scores["groups"]["ood"]) == {"north", "south", "other"}
+    for name, mine in found.groupby("group"):
+        predicted = [value if isinstance(value, str) else None for value in mine["predicted"]]
+        expected = metrics.score(mine["answer"].tolist(), predicted, card["labels"], resamples=200)
+        summaries = scores["groups"]["ood"][name]
+        assert summaries == {key: expected[key] for key in ("accuracy", "balanced_accuracy")}
+        assert summaries["accuracy"]["n"] == len(mine)
+
+
+def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base, splice, tmp_path, monkeypatch):
+    """The model is one that writes what is planned here: the gold set, the same in other words, another, nothing."""
+    data = shutil.copytree(splice, tmp_path / "data")
+    (tmp_path / "go.obo").write_text(OBO)
+    terms = gene_ontology.read(tmp_path / "go.obo")
+    terms.write(data / gene_ontology.FILE)
+    card = files.read_json(data / "card.json") | {"labels": []}
+    card["answers"] = {"kind": "terms", "sha256": files.sha256(data / gene_ontology.FILE)}
+    for split in ("id", "ood"):
+        pd.read_parquet(data / f"{split}.parquet").assign(answer="GO:0000004").to_parquet(data / f"{split}.parquet")
+        card["files"][f"{split}.parquet"] = files.sha256(data / f"{split}.parquet")
+    files.write_json(data / "card.json", card)
+    said = {0: "GO:0000004", 1: "GO:0000002, GO:0000004", 2: "GO:0000003"}  # GO:0000004 implies GO:0000002
+
+    def generate(asked, options, kept, told, draw=0):
+        texts = [f"<think>a</think>Answer: {said[draw]}<|endoftext|>"] * len(asked.prompts)
+        texts[0] = "<think>a</think><|endoftext|>"
+        return asked.tokens(texts, add_special_tokens=False)["input_ids"]
+
+    monkeypatch.setattr(evaluate, "_generate", generate)
+    scores = evaluate.evaluate(base, data, tmp_path / "eval", DEEP)
+    for split in ("id", "ood"):
+        found = pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")
+        assert "confidence" not in found
+        assert found["predicted"].isna().tolist() == [True] + [False] * (SIZES[split] - 1)
+        assert list(found["sampled"][1]) == ["GO:0000002, GO:0000004", "GO:0000003"]
+        predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
+        expected = gene_ontology.score(found["answer"].tolist(), predicted, terms, resamples=200)
+        assert {name: scores[split][name] for name in expected} == expected
+        share = (SIZES[split] - 1) / SIZES[split]
+        assert scores[split]["pass@1"]["value"] == pytest.approx(share / 2)
+        assert scores[split]["pass@2"]["value"] == pytest.approx(share)
+        assert scores[split]["empty"]["value"] == pytest.approx(1 / SIZES[split])
+        assert "ece" not in scores[split]
+        (group,) = scores["groups"][split].values()
+        assert group == {name: expected[name] for name in ("accuracy", "f1_micro")}
+
+
+# --- What an answer is ---
+
+
+def test_letters_of_residue_tokens_are_not_an_answer(base):
+    """The residue A is not the text A, also where A is a label."""
+    tokens = tokenizer.load(base)
+    outputs = ["<think></think>Answer: A", "<think></think>Answer: <|rna:A|>", "<think></think>Answer: <rna>A</rna>"]
+
+    class Model:
+        """It writes the outputs above, one a prompt."""
+
+        def get_input_embeddings(self):
+            return torch.nn.Embedding(1, 1)
+
+        def generate(self, input_ids, **options):
+            rows = tokens([text + tokens.eos_token for text in outputs], add_special_tokens=False, padding=True)
+            return torch.cat([input_ids, torch.tensor(rows["input_ids"]).roll(0)], dim=1)
+
+    tokens.padding_side = "right"
+    frame = pd.DataFrame({"prompt": ["?"] * 3, "segments": [[]] * 3})
+    found = evaluate.answer(Model(), tokens, frame, ["A", "U"], OPTIONS, CPU, evaluate.TOKENS)
+    assert [value if isinstance(value, str) else None for value in found["predicted"]] == ["A", None, None]
+
+
+# Perplexity
+
+
+@pytest.fixture(scope="module")
+def dna(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    draw = random.Random(2)
+    records = (f">{at}\n{''.join(draw.choices('ACGT', k=draw.randint(10, 50)))}\n" for at in range(400))
+    (folder / "dna.fasta").write_text("".join(records))
+    corpus.tokenize(folder / "dna.fasta", "dna", base, folder / "dna")
+    return folder / "dna"
+
+
+def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(base, dna, tmp_path):
+    model = models.compose(base)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    blind = publish(base, tmp_path / "blind", model.save_pretrained)
+    found = evaluate.perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    vocabulary = len(tokenizer.load(base))
+    assert found["value"] == pytest.approx(vocabulary, rel=1e-5)
+    assert found["low"] == pytest.approx(vocabulary, rel=1e-5)
+    assert found["high"] == pytest.approx(vocabulary, rel=1e-5)
+
+
+def test_perplexity_is_of_each_document_by_itself(base, dna, tmp_path):
+    model, blocks = models.compose(base), Blocks(dna, 64, part="heldout")
+    total, count = 0.0, 0
+    for index in range(len(blocks)):
+        ids = torch.from_numpy(blocks[index]["input_ids"])
+        bounds = [*np.flatnonzero(blocks[index]["position_ids"] == 0).tolist(), 64]
+        for begin, end in itertools.pairwise(bounds):
+            with torch.inference_mode():
+                logits = model(ids[None, begin:end]).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, ids[begin + 1 : end], reduction="sum").item()
+            count += end - begin - 1
+    found = evaluate.perplexity(base, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    assert found["n"] == count
+    assert found["value"] == pytest.approx(math.exp(total / count), rel=1e-6)
+    assert found["low"] < found["value"] < found["high"]
+    assert files.read_json(tmp_path / "perplexity.json") == {"dna": found}
+
+
+def test_evaluating_a_checkpoint_that_was_touched_is_refused_and_leaves_nothing(base, splice, tmp_path):
+    broken = shutil.copytree(base, tmp_path / "checkpoint")
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint/config\.json"):
+        evaluate.evaluate(broken, splice, tmp_path / "out" / "eval", OPTIONS)
+    assert not (tmp_path / "out").exists()

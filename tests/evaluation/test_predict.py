@@ -1,0 +1,196 @@
+"""`cisterna predict`: a checkpoint asked about sequences that are in no data set and no bank."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from cisterna import cli
+from cisterna.data import splits
+from cisterna.errors import UserError
+from cisterna.evaluation import evaluate
+from cisterna.scoring import answers
+from cisterna.sequences import feature_bank, inputs
+from runs import SOLVE, Run, solver
+from tiny import READING, ROOT, SIZES, encoder
+
+OPTIONS = {"max_new_tokens": 56, "batch_size": 24, "bootstrap": 100}
+COLUMNS = ["id", "sequence", "prompt", "output", "predicted", "well_formed", "tokens", "finished"]
+NEW = ["ACGGUACGU", "CAGGUAAGU", "UUUGCCCCC", "cagguaagu"]
+
+
+@pytest.fixture(scope="module")
+def models_(base, splice, featured, tmp_path_factory):
+    """A model of splice-donor in either form."""
+    return {"tokens": solver(base, splice, tmp_path_factory.mktemp("tokens")).output, "features": featured.output}
+
+
+def predict(folder, table, output, code=0):
+    words = ["predict", str(folder), "--input", str(table), "--output", str(output), "--options", json.dumps(OPTIONS)]
+    assert cli.main(words) == code
+    return pd.read_parquet(output) if code == 0 else None
+
+
+def unseen(splice, bank):
+    known = {text for split in splits.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
+    opened = feature_bank.Bank(bank)
+    for sequence in NEW:
+        assert sequence.upper() not in known
+        with pytest.raises(UserError, match="holds no features"):
+            opened.locate(sequence.upper())
+
+
+@pytest.mark.parametrize("form", ["tokens", "features"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_new_sequences_are_answered(models_, splice, bank, tmp_path, form, suffix):
+    unseen(splice, bank)
+    frame, path = (
+        pd.DataFrame({"sequence": NEW, "id": [f"n{number}" for number in range(4)]}),
+        tmp_path / f"new{suffix}",
+    )
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    found = predict(models_[form], path, tmp_path / "deep" / "answers.parquet")
+    assert list(found.columns) == COLUMNS
+    assert list(found["id"]) == list(frame["id"])
+    assert list(found["sequence"]) == [sequence.upper() for sequence in NEW]
+    assert found["well_formed"].any()
+    for row in found.itertuples():
+        assert row.prompt.count("<rna>") == 2
+        expected = answers.parse(row.output, ["spliced", "skipped"]) if row.finished else None
+        assert (row.predicted if isinstance(row.predicted, str) else None) == expected
+    assert found["output"][1] == found["output"][3]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["answers.parquet"]
+
+
+@pytest.mark.parametrize("form", ["tokens", "features"])
+def test_a_known_sequence_is_answered_as_in_evaluation(models_, splice, bank, tmp_path, form):
+    evaluate.evaluate(models_[form], splice, tmp_path / "eval", OPTIONS, bank)
+    given = pd.read_parquet(splice / "id.parquet")[["id", "sequence"]]
+    given.to_csv(tmp_path / "known.csv", index=False)
+    found = predict(models_[form], tmp_path / "known.csv", tmp_path / "known.parquet")
+    expected = pd.read_parquet(tmp_path / "eval" / "id.parquet")
+    assert list(found["prompt"]) == list(expected["prompt"])
+    # Greedy text may flip where two tokens are within the rounding of live features: allow one of 24.
+    assert (found["output"] != expected["output"]).sum() <= (0 if form == "tokens" else 1)
+
+
+def test_rows_without_an_id_are_numbered(models_, tmp_path):
+    pd.DataFrame({"sequence": NEW[:2], "note": ["a", "b"]}).to_csv(tmp_path / "new.csv", index=False)
+    assert list(predict(models_["tokens"], tmp_path / "new.csv", tmp_path / "new.parquet")["id"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize("form", ["tokens", "features"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,seq\na,CAGGUAAGU\n", "new.csv: no column 'sequence' with the sequences. It has: id, seq."),
+        ("id,sequence\na,CAGGUAAGU\nb,CAGGTAAGT\n", "new.csv: row 2: 'T' is not a letter of rna (ACGUN)"),
+        ("id,sequence\na,CAGGUAAGU\nb,CAGG\n", "new.csv: row 2: 4 residues; splice-donor asks about sequences of 9"),
+        ("id,sequence\na,<rna>CAG\n", "new.csv: row 1: contains '<RNA>'"),
+        ("id,sequence\na,<|endoftext|>\n", "new.csv: row 1: contains '<|'"),
+        ("id,sequence\na,CAGGUAAGU\nb,\n", "new.csv: row 2: column 'sequence' is empty"),
+        ("id,sequence\n", "has no rows"),
+        (None, "new.csv: no such file"),
+    ],
+    ids="column letter length tag token empty rows file".split(),
+)
+def test_table_that_cannot_be_asked_about_is_named(models_, tmp_path, capsys, form, content, message):
+    if content is not None:
+        (tmp_path / "new.csv").write_text(content)
+    predict(models_[form], tmp_path / "new.csv", tmp_path / "out" / "answers.parquet", code=2)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_that_was_not_trained_on_a_task_is_refused(base, tmp_path, capsys):
+    (tmp_path / "new.csv").write_text("sequence\nCAGGUAAGU\n")
+    predict(base, tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
+    assert f"{base}: not trained on a task; expected a checkpoint of SFT or RL" in capsys.readouterr().err
+    predict(tmp_path / "nowhere", tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "answers.parquet").exists()
+
+
+def test_encoder_that_is_gone_or_another_is_refused(base, splice, tmp_path, capsys):
+    own = encoder(tmp_path / "encoders" / "own" / "checkpoint")
+    inputs.build_bank(own, splice, READING, tmp_path / "w", tmp_path / "bank")
+    reads = {"sequences": "features", "bank": tmp_path / "bank"}
+    made = Run("sft", base, splice, tmp_path / "m", SOLVE | {"fraction": 0.2}, 1, reads=reads).here()
+    (tmp_path / "new.csv").write_text("sequence\nCAGGUAAGU\n")
+    encoder(own, seed=1)
+    capsys.readouterr()
+    predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
+    assert "these features are not those that the model's bridge was trained on" in capsys.readouterr().err
+    own.rename(own.with_name("elsewhere"))
+    predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
+    assert f"{own}: not a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["protein-fitness", "promoter-expression", "cell-type"])
+def test_every_built_in_task_can_be_asked(base, tmp_path, monkeypatch, task):
+    """By its prompt as in training, whatever the model answers."""
+    monkeypatch.chdir(ROOT)
+    splits.prepare(task, SIZES, 0, tmp_path / "data")
+    made = Run("sft", base, tmp_path / "data", tmp_path / "m", SOLVE | {"fraction": 0.2}, 1).here()
+    given = pd.read_parquet(tmp_path / "data" / "ood.parquet")[["id", "sequence", "prompt"]].head(3)
+    if task == "cell-type":  # a longer sentence is cut as those of training were
+        given.loc[0, "sequence"] += " ACTB MALAT1"
+    given[["id", "sequence"]].to_csv(tmp_path / "new.csv", index=False)
+    found = predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet")
+    assert list(found["prompt"]) == list(given["prompt"])
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A table of the user's own with positions, and what the config says of it."""
+    lines = ["variant,seq,class,family,where"]
+    for number in range(48):
+        sequence = "ACGT"[number % 4] * 3 + "ACGTTGCA"[number % 8 :] + "ACGT"[number // 4 % 4] * (3 + number // 16)
+        family = "out" if number % 4 == 3 else "in"
+        lines.append(f"v{number},{sequence},{'ab'[number % 2]},{family},{1 + number % 5}")
+    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
+    return {
+        "file": str(tmp_path / "own.csv"), "modality": "dna", "labels": ["a", "b"], "question": "Which?",
+        "columns": {"id": "variant", "sequence": "seq", "label": "class", "group": "family", "position": "where"},
+        "ood": ["out"], "train": 12, "validation": 3, "id": 3,
+    }  # fmt: skip
+
+
+def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own, tmp_path, capsys):
+    splits.prepare("own", own, 0, tmp_path / "data")
+    reading = READING | {"flank": 2}
+    inputs.build_bank(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
+    reads = {"sequences": "features", "bank": tmp_path / "bank"}
+    made = Run("sft", base, tmp_path / "data", tmp_path / "m", SOLVE | {"fraction": 1.0}, 1, reads=reads).here()
+    (tmp_path / "own.csv").unlink()  # nothing of it is needed any more
+    (tmp_path / "new.csv").write_text("seq,where\nACCCGTTTAC,3\nacgtacgt,8\n")
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_bank.Live, "locate", lambda self, text: asked.append(text) or (0, len(text)))
+        with pytest.raises(IndexError):  # nothing was located, so nothing can be read
+            predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet")
+    assert asked == ["ACCC", "CGT"]
+    found = predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet")
+    assert list(found["sequence"]) == ["ACCCGTTTAC", "ACGTACGT"]
+    assert found["prompt"][0] == "Which?\n<dna>ACCCGTTTAC</dna>\nOptions: a, b\n"
+    for where in ("0", "9", "x", "1.5"):
+        (tmp_path / "new.csv").write_text(f"sequence,where\nACCCGTTTAC,3\nACGTACGT,{where}\n")
+        capsys.readouterr()
+        predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
+        assert f"row 2: {where!r} is not a position. Give a whole number from 1 to 8" in " ".join(
+            capsys.readouterr().err.split()
+        ).replace("column 'where': ", "")
+    (tmp_path / "new.csv").write_text("seq\nACGT\n")
+    predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
+    assert "no column 'where' with the positions" in capsys.readouterr().err
+    (tmp_path / "new.csv").write_text("seq,where\nACGU,1\n")
+    predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
+    assert "'U' is not a letter of dna (ACGTN)" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""The table that `cisterna plan` prints."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cisterna import cli, study
+from cisterna.ops import plan
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = ROOT / "config" / "config.yaml"
+
+
+def rows(text: str) -> dict[tuple[str, ...], list[str]]:
+    """Rows of all tables, by their words; cells as printed."""
+    found = {}
+    for line in text.splitlines():
+        cells = re.split(" {2,}", line.strip()) if line else []
+        words = tuple(cell for cell in cells if not cell[0].isdigit())
+        found[words] = cells[len(words) :]
+    return found
+
+
+@pytest.fixture
+def config() -> dict:
+    """The default study without encoders."""
+    given = yaml.safe_load(DEFAULT.read_text())
+    del given["encoders"], given["lineages"][2:]
+    return given
+
+
+def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    default = study.read(DEFAULT)
+    assert cli.main(["plan", "--config", str(DEFAULT)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Study default: 58 models (57 trained checkpoints), 64 evaluations, ")
+    table = rows(text)
+    assert table["base", "nano"][:2] == ["1", "58"]
+    assert table["cpt", "bio"][:2] == ["1", "21"]
+    assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
+        ["10", "5 to 6"],
+        ["10", "4 to 5"],
+        ["10", "2 to 3"],
+        ["10", "1 to 2"],
+    ]
+    assert table["rl", "grpo", "e2"][:2] == ["12", "1"]
+    assert [table["rl", "grpo-long", f"e{rung}"][:2] for rung in (2, 4)] == [["2", "2"], ["2", "1"]]
+    assert table["promoter-expression",][:2] == ["17", "19"]  # of both forms
+    assert all((task,) in table for task in default.tasks)
+
+
+def test_jobs_are_those_of_the_study():
+    counts = plan.jobs(study.read(DEFAULT))
+    assert counts["sft"] == 40
+    assert counts["rl"] == 16
+    assert counts["evaluate"] == 64
+    assert counts["tokenize"] == 4
+    assert counts["encoder"] == 1
+    assert counts["features"] == 2
+    assert counts["data"] == counts["baselines"] == 4
+    assert counts["perplexity"] == 2
+
+
+def test_rungs_count_what_they_add_to_the_rung_before(config, tmp_path):
+    config["tasks"] = {"splice-donor": {"train": 100}}
+    config["lineages"] = [{"sft": ["brief"]}]
+    config["recipes"]["sft"]["brief"]["fraction"] = 0.5
+    table = rows(plan.plan(study.load(config), tmp_path))
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
+        "50",
+        "50",
+        "100",
+        "200",
+    ]
+    config["recipes"]["sft"]["brief"]["lr_scheduler_type"] = "cosine"
+    table = rows(plan.plan(study.load(config), tmp_path))
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
+        "50",
+        "100",
+        "200",
+        "400",
+    ]
+
+
+def test_estimates_say_what_they_rest_on(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = tmp_path / "dna.fasta.gz"
+    corpus.write_bytes(gzip.compress(b">a\n" + b"A" * 997))
+    config["corpora"] = {"dna": {"file": "dna.fasta.gz", "modality": "dna"}}
+    config["recipes"]["cpt"]["bio"] = {"corpora": ["dna"], "block_size": 100}
+    config["tasks"] = {"splice-donor": {"train": 100}}
+    config["recipes"]["rl"]["grpo"].pop("examples")
+    loaded = study.load(config)
+    text = plan.plan(loaded)
+    assert rows(text)["cpt", "bio"][2:] == ["10", "1,000"]
+    assert "estimated from file sizes" in text
+    for documents, tokens in ((1, "1,000"), (7, "1,000")):
+        few = config | {"corpora": {"dna": config["corpora"]["dna"] | {"train_documents": documents}}}
+        assert rows(plan.plan(study.load(few)))["cpt", "bio"][2:] == ["10", tokens]
+    away = config | {"corpora": {"dna": {"file": "not-here.jsonl", "modality": "text", "train_documents": 7}}}
+    absent = plan.plan(study.load(away))
+    assert rows(absent)["cpt", "bio"][2:] == ["70", "7,000"]
+    assert "1,000 a document, assumed for dna" in absent
+    assert "100 an example, assumed for splice-donor" in text
+
+    card = tmp_path / "results" / "tokens" / "nano" / "dna" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(json.dumps({"train": {"tokens": 900}}))
+    first = next(model for model in loaded.models if model.kind == "sft")
+    manifest = tmp_path / "results" / first.path / "checkpoint" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"trained": {"tokens": 7000}}))
+    text = plan.plan(loaded)
+    assert rows(text)["cpt", "bio"][2:] == ["9", "900"]
+    assert "tokens of cpt: counted" in text
+    assert "measured for splice-donor" in text
+    assert rows(text)["sft", "brief", "e1"][2:] == ["200", "14,000"]  # 70 an example, two parents
+
+
+def test_what_cannot_be_counted_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config["tasks"] = {
+        "mine": {
+            "file": "mine.csv",
+            "modality": "dna",
+            "columns": {"id": "a", "sequence": "b", "label": "c", "group": "d"},
+            "labels": ["x", "y"],
+            "question": "Which?",
+            "ood": ["g"],
+        }
+    }
+    text = plan.plan(study.load(config))
+    assert "not counted: corpora whose file does not exist: dna, rna, protein, text" in text
+    assert "rows of splits without a number, 1,000 assumed until prepared: mine" in text
+
+
+def test_plan_of_a_broken_config_is_one_message_and_exit_code_two(tmp_path, capsys):
+    path = tmp_path / "broken.yaml"
+    path.write_text("study: a\n")
+    assert cli.main(["plan", "--config", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{path}: backbones: found no such key" in captured.err
+    assert "Traceback" not in captured.err

@@ -1,0 +1,536 @@
+"""Findings, on simulated answers where the truth is known: what is planted is found, what is absent is not."""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cisterna import cli
+from cisterna.artifacts import files
+from cisterna.errors import UserError
+from cisterna.report import claims, findings, statistics
+from cisterna.report.findings import ABSENT, CONTRADICTED, PRIMARY, SUPPORTED, UNDECIDED
+from cisterna.scoring import answers, gene_ontology, metrics
+from cisterna.study import Model, Study, load
+from simulated import LABELS, config, flat, simulate, write
+from terms import OBO
+
+TASK = "splice-donor"
+
+
+@cache
+def studied(seeds: tuple[int, ...] = (0, 1, 2), tasks: tuple[str, ...] = tuple(LABELS)) -> Study:
+    return load(config(seeds, tasks))
+
+
+def asked(study: Study) -> list[claims.Claim]:
+    return claims.claims(study, {(task, path) for _, path, task in study.evaluations()})
+
+
+def parts(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {part["part"]: part for claim in found for part in claim["parts"]}
+
+
+def as_claimed(model: Model, split: str) -> float:
+    """Every claim is true, by 0.9 to 1.6 log odds."""
+    rung = [0, 1, 2, 4, 8].index(model.sft_epochs)
+    odds = 0.3 + 0.3 * rung if split == "id" else (0.6, 1.4, 1.1, 0.6, 0.2)[rung]
+    odds += 0.9 if model.cpt else 0
+    if model.rl:
+        strong = 0.5 if split == "id" else 1.8
+        odds += {0: -0.4, 8: strong}.get(model.sft_epochs, 0.3)
+        odds += -1.0 if model.rl == "same" else 0
+        odds += 1.4 if (model.sft_epochs, model.rl_epochs) == (1, 7) else 0
+    return odds
+
+
+def reversed_claims(model: Model, split: str) -> float:
+    """Every claim is false, by as much."""
+    rung = [0, 1, 2, 4, 8].index(model.sft_epochs)
+    odds = 2.0 - as_claimed(model, split)
+    return odds if split == "id" or model.rl else (0.3, 0.4, 0.6, 0.9, 1.8)[rung] - (0.9 if model.cpt else 0)
+
+
+# The numbers underneath
+
+
+@pytest.fixture(scope="module")
+def answered() -> statistics.Sheet:
+    study = studied((0,), (TASK,))
+    return simulate(study, as_claimed, np.random.default_rng(5), size=300)[TASK, "ood"]
+
+
+def words(codes: np.ndarray) -> list[str | None]:
+    labels = [*sorted(LABELS[TASK]), None]
+    return [labels[code] for code in codes]
+
+
+def test_unresampled_metrics_are_those_of_the_evaluation(answered: statistics.Sheet) -> None:
+    found = answered.values(np.ones((1, len(answered.gold)), dtype=np.float32))
+    for row in range(len(answered.models)):
+        expected = metrics.score(words(answered.gold), words(answered.predicted[row]), LABELS[TASK], resamples=1)
+        for metric in statistics.METRICS:
+            assert found[metric][0, row] == pytest.approx(expected[metric]["value"], abs=1e-6)
+
+
+def test_resampled_differences_are_paired_as_those_of_the_evaluation(answered: statistics.Sheet) -> None:
+    drawn = statistics.draw(answered, np.random.default_rng(0), resamples=4000)
+    first, second = 1, 5
+    expected = metrics.difference(
+        words(answered.gold), words(answered.predicted[first]), words(answered.predicted[second]), LABELS[TASK]
+    )
+    for metric in statistics.METRICS:
+        difference = drawn.resampled[metric][:, second] - drawn.resampled[metric][:, first]
+        low, high = np.percentile(difference, [2.5, 97.5])
+        assert low == pytest.approx(expected[metric]["low"], abs=0.01)
+        assert high == pytest.approx(expected[metric]["high"], abs=0.01)
+
+
+def test_halves_are_disjoint_and_hold_half_of_every_label(answered: statistics.Sheet) -> None:
+    first, second = statistics._halves(answered.gold, 50, np.random.default_rng(0))
+    assert (first + second == 1).all()
+    for label in np.unique(answered.gold):
+        mine = first[:, answered.gold == label]
+        assert (np.abs(mine.sum(1) - mine.shape[1] / 2) <= 0.5).all()
+    assert len(np.unique(first, axis=0)) == 50
+
+
+@pytest.mark.parametrize(
+    ("given", "adjusted"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # as p.adjust of R
+        ([0.6, 0.5], [1.0, 1.0]),
+    ],
+)
+def test_holm_is_that_of_the_textbook(given: list[float], adjusted: list[float]) -> None:
+    assert statistics.holm(given) == pytest.approx(adjusted)
+
+
+def test_variance_between_seeds_is_that_of_the_mean_of_seeds() -> None:
+    first, second = {0: 0.1, 1: 0.3, 2: 0.2}, {0: 0.5, 1: 0.4, 2: 0.9}
+    means = [(first[seed] + second[seed]) / 2 for seed in range(3)]
+    assert statistics.seed_variance([first, second]) == (pytest.approx(np.var(means, ddof=1) / 3), 2)
+    assert statistics.seed_variance([{0: 0.1}, {0: 0.7}]) == (0.0, 0)
+
+
+@pytest.mark.parametrize("examples", [0.0, 0.5, 2.0])
+def test_intervals_of_three_seeds_cover_whatever_their_share_of_the_error(examples: float) -> None:
+    """95% to 98% where 95% is meant; ``examples`` is the error that all seeds share."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        effects = rng.normal(size=3) + examples * rng.normal()
+        draws = effects.mean() + examples * rng.normal(size=1000)
+        draws += statistics.noise([statistics.seed_variance([dict(enumerate(effects))])], 1000, rng)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / 1000 <= 0.99
+
+
+def test_weights_of_three_seeds_cover_and_drawing_three_of_three_does_not() -> None:
+    rng = np.random.default_rng(1)
+    hits, naive = 0, 0
+    for _ in range(400):
+        effects = rng.normal(size=3)
+        low, high = np.percentile(statistics.seed_weights(3, 1000, rng) @ effects, [2.5, 97.5])
+        hits += low <= 0 <= high
+        low, high = np.percentile(rng.choice(effects, (1000, 3)).mean(1), [2.5, 97.5])
+        naive += low <= 0 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+    assert naive / 400 < 0.85
+
+
+# What is compared
+
+
+def contrasts(study: Study, name: str) -> list[claims.Contrast]:
+    return [one for claim in asked(study) for part in claim.parts if part.name == name for one in part.contrasts]
+
+
+def test_strong_sft_is_the_most_that_rl_began_from_where_there_is_less_or_no_more() -> None:
+    def strong(rungs: list[int], *begun: tuple[str, list[int]]) -> set[int]:
+        given = config((0,), (TASK,))
+        sft = given["recipes"]["sft"]["brief"]
+        given["recipes"]["sft"] = {"brief": sft | {"epochs": [4]}, "ladder": sft | {"epochs": rungs}}
+        rl = [{"tasks": [TASK], "sft": [name], "rl": [{"recipe": "low", "from": starts}]} for name, starts in begun]
+        given["lineages"] = [{"tasks": [TASK], "sft": ["ladder"]}, *rl]
+        study = load(given)
+        return {study.model(one.fixed[0][0]).sft_epochs for one in contrasts(study, "rl_from_strong_sft")}
+
+    assert strong([1, 4, 16], ("brief", [4]), ("ladder", [1, 16])) == {16}
+    assert strong([1, 4, 16, 32], ("brief", [4]), ("ladder", [1, 16])) == {16}  # later than the others
+    assert strong([1, 4], ("ladder", [4])) == {4}  # the last rung
+    assert strong([1, 2, 8], ("ladder", [2])) == set()  # an early start alone
+
+
+def test_every_claim_compares_the_cells_it_speaks_of() -> None:
+    study = studied((0,), (TASK,))
+    start = f"models/nano/base/{TASK}/s0"
+    ladder = [f"{start}/sft-brief/e{rung}" for rung in (1, 2, 4, 8)]
+    found = {
+        part.name: [
+            ([path for path, _ in one.fixed], {name: [path for path, _ in arm] for name, arm in one.rivals.items()})
+            for one in part.contrasts
+        ]
+        for claim in asked(study)
+        for part in claim.parts
+    }
+    twins = [(path.replace("/base/", "/cpt-bio/"), path) for path in ladder]
+    assert found["cpt_helps_id"] == [([cpt], {"no CPT": [base]}) for cpt, base in twins]
+    assert found["sft_raises_id"][0] == ([ladder[3]], {"e1": [ladder[0]]})
+    assert found["ood_peaks_early"][0] == ([ladder[3]], {f"e{n}": [ladder[i]] for i, n in enumerate((1, 2, 4))})
+    assert len(found["ood_peaks_early"]) == 2  # without and with CPT
+    strong = [f"{ladder[3]}/rl-{name}" for name in ("low/e4", "low/e7", "low/e8", "same/e4")]
+    assert [fixed for fixed, _ in found["rl_from_strong_sft"]] == [[path] for path in strong]
+    assert all(rivals == {"parent": [ladder[3]]} for _, rivals in found["rl_from_strong_sft"])
+    early = [f"{ladder[0]}/rl-low/e{n}" for n in (4, 7, 8)]
+    assert found["rl_strong_against_early"] == [
+        ([after, ladder[3]], {"from e1": [before, ladder[0]]}) for after, before in zip(strong, early, strict=False)
+    ]
+    assert found["rl_strong_against_cold"][1] == ([strong[1]], {"cold": [f"{start}/rl-low/e7"]})
+    budget = found["brief_sft_best_ood"][-1]
+    assert budget == (
+        [f"{ladder[0]}/rl-low/e7"],
+        {
+            "0 SFT + 8 RL": [f"{start}/rl-low/e8"],
+            "4 SFT + 4 RL": [f"{ladder[2]}/rl-low/e4"],
+            "8 SFT + 0 RL": [ladder[3]],
+        },
+    )
+    assert found["asymmetric_ranks_id"] == [([strong[0]], {"same rank": [strong[3]]})]
+
+
+def test_ranks_are_not_compared_between_recipes_that_differ_in_more() -> None:
+    given = config((0,), (TASK,))
+    given["recipes"]["rl"]["same"]["learning_rate"] = 1.0e-4
+    assert contrasts(load(given), "asymmetric_ranks_id") == []
+
+
+def test_budgets_of_recipes_that_share_an_epoch_differently_are_counted_in_examples() -> None:
+    given = config((0,), (TASK,))
+    sft, rl = given["recipes"]["sft"], given["recipes"]["rl"]
+    sft["quarter"] = sft["brief"] | {"epochs": [1], "fraction": 0.25}
+    sft["most"] = sft["brief"] | {"epochs": [1], "fraction": 0.75}
+    given["recipes"]["rl"] = {
+        "few": rl["low"] | {"epochs": [1], "examples": 200},
+        "many": rl["low"] | {"epochs": [1], "examples": 600},
+    }
+    grid = {"tasks": [TASK], "sequences": ["tokens"]}
+    given["lineages"] = [
+        grid | {"sft": ["quarter"], "rl": [{"recipe": "many", "from": [1]}]},
+        grid | {"sft": ["most"], "rl": [{"recipe": "few", "from": [1]}]},
+    ]
+    (one,) = contrasts(load(given), "brief_sft_best_id")
+    assert [path for path, _ in one.fixed] == [f"models/nano/base/{TASK}/s0/sft-quarter/e1/rl-many/e1"]
+    assert list(one.rivals) == ["600 SFT + 200 RL"]
+    assert "800 examples" in one.setting
+
+
+# The verdicts
+
+
+@pytest.mark.parametrize(("seeds", "luck"), [((0,), 0.0), ((0, 1, 2), 0.6)])
+def test_absent_effects_are_not_found(seeds: tuple[int, ...], luck: float) -> None:
+    """All claims of 200 studies together: in at most 5% a false verdict (17 of 200 is the 99% point of that rate).
+
+    With one seed the examples alone move the numbers; with three, the luck of training moves them more than examples.
+    """
+    study = studied(seeds, (TASK,))
+    of = asked(study)
+    wrong = 0
+    for number in range(200):
+        sheets = simulate(study, flat, np.random.default_rng(number), size=150, luck=luck)
+        found = findings.judge(of, sheets, resamples=1000, margin=0.0, halvings=60)
+        wrong += any(part["verdict"] != UNDECIDED for part in parts(found).values())
+    assert wrong <= 17
+
+
+@pytest.mark.parametrize(("truth", "verdict"), [(as_claimed, SUPPORTED), (reversed_claims, CONTRADICTED)])
+def test_planted_effects_are_found(truth: Any, verdict: str) -> None:
+    """Effects of 0.10 or more, two tasks, 400 examples a split, three seeds: each in 80% of the studies or more."""
+    study = studied()
+    of = asked(study)
+    verdicts = []
+    for number in range(15):
+        sheets = simulate(study, truth, np.random.default_rng(number), size=300, luck=0.1)
+        found = findings.judge(of, sheets, resamples=1000, halvings=100)
+        verdicts.append({name: part["verdict"] for name, part in parts(found).items()})
+    power = {name: np.mean([one[name] == verdict for one in verdicts]) for name in verdicts[0]}
+    assert min(power.values()) >= 0.8, power
+
+
+def unbiased(estimates: Sequence[float]) -> bool:
+    return abs(np.mean(estimates)) <= 3 * np.std(estimates) / len(estimates) ** 0.5
+
+
+@pytest.mark.parametrize(("seeds", "luck"), [((0,), 0.0), ((0, 1, 2), 0.3)])
+def test_the_best_rung_of_a_flat_curve_is_not_counted_as_a_peak(seeds: tuple[int, ...], luck: float) -> None:
+    """Neither by the luck of the examples (one seed), nor by that of training (three)."""
+    study = studied(seeds, (TASK,))
+    (peak,) = [part for claim in asked(study) for part in claim.parts if part.name == "ood_peaks_early"]
+    claim = claims.Claim("peak", "peak", True, (peak,))
+    naive, fitted = [], []
+    for number in range(150):
+        sheets = simulate(study, flat, np.random.default_rng(number), size=150, luck=luck)
+        found = findings.judge([claim], sheets, resamples=2, halvings=100)
+        fitted.append(found[0]["parts"][0]["effect"][PRIMARY]["value"])
+        of = sheets[TASK, "ood"]
+        once = of.values(np.ones((1, len(of.gold)), dtype=np.float32))[PRIMARY][0]
+        place = statistics.columns(of)
+        rungs = np.mean(
+            [
+                [once[place[arm[0][0]]] for arm in (*one.rivals.values(), one.fixed)]
+                for one in peak.contrasts
+                if "no CPT" in one.setting
+            ],
+            axis=0,
+        )
+        naive.append(rungs[:-1].max() - rungs[-1])
+    assert unbiased(fitted)
+    assert not unbiased(naive)
+    assert np.mean(naive) > 0.02
+
+
+def test_intervals_of_a_planted_effect_cover_the_truth() -> None:
+    study = studied(tasks=(TASK,))
+    of = [claim for claim in asked(study) if claim.name in ("cpt_helps", "sft_specializes")]
+
+    def truth(model: Model, split: str) -> float:
+        return 0.5 + (0.6 if model.cpt else 0)
+
+    exact = simulate(study, truth, np.random.default_rng(99), size=60_000, luck=0.0)
+    known = {
+        name: part["effect"][PRIMARY]["value"] for name, part in parts(findings.judge(of, exact, resamples=2)).items()
+    }
+    inside: dict[str, list[bool]] = {name: [] for name in known}
+    for number in range(120):
+        sheets = simulate(study, truth, np.random.default_rng(number), size=120, luck=0.3)
+        for name, part in parts(findings.judge(of, sheets, resamples=400, halvings=60)).items():
+            effect = part["effect"][PRIMARY]
+            inside[name].append(effect["low"] <= known[name] <= effect["high"])
+    assert min(np.mean(one) for one in inside.values()) >= 0.92
+
+
+def test_another_task_leaves_the_numbers_of_a_task_as_they_are() -> None:
+    both, one = studied((0,)), studied((0,), (TASK,))
+    sheets = simulate(both, as_claimed, np.random.default_rng(3))
+    alone = {key: of for key, of in sheets.items() if key[0] == TASK}
+    wide, narrow = (
+        parts(findings.judge(asked(study), given, resamples=200)) for study, given in ((both, sheets), (one, alone))
+    )
+    for name, part in narrow.items():
+        assert wide[name]["tasks"][TASK] == part["tasks"][TASK]
+
+
+def test_a_claim_of_several_parts_needs_all_of_them() -> None:
+    study = studied((0,), (TASK,))
+
+    def rising(model: Model, split: str) -> float:  # ID rises, and so does OOD
+        return 0.9 * model.sft_epochs**0.5 - 1.0
+
+    found = findings.judge(asked(study), simulate(study, rising, np.random.default_rng(0), size=400), resamples=500)
+    (claim,) = [claim for claim in found if claim["claim"] == "sft_specializes"]
+    assert [part["verdict"] for part in claim["parts"]] == [SUPPORTED, CONTRADICTED]
+    assert claim["verdict"] == CONTRADICTED
+
+
+# The files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    study = studied()
+    results = tmp_path_factory.mktemp("results")
+    write(study, simulate(study, as_claimed, np.random.default_rng(0), size=300, luck=0.1), results)
+    return study, results
+
+
+def test_findings_of_files_are_those_of_their_answers(written: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = written
+    found = findings.findings(study, results, tmp_path)
+    sheets = simulate(study, as_claimed, np.random.default_rng(0), size=300, luck=0.1)
+    effects = {name: part["effect"] for name, part in parts(found["claims"]).items()}
+    for name, part in parts(findings.judge(asked(study), sheets, resamples=50)).items():
+        for metric in statistics.METRICS:
+            if not part["rivals"]:
+                assert effects[name][metric]["value"] == pytest.approx(part["effect"][metric]["value"], abs=1e-6)
+    assert json.loads((tmp_path / "findings.json").read_text()) == found
+    part = parts(found["claims"])["cpt_helps_ood"]
+    assert part["n"] == {"examples": 600, "tasks": 2, "seeds": 3, "pairs": 24, "models": 48}
+    assert part["covers"] == "test examples and training seeds"
+    assert part["p_holm"] >= part["p"]
+    assert found["method"]["correction"].startswith("Holm")
+
+
+def test_the_command_writes_the_findings(written: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = written
+    command = ["findings", "--study", json.dumps(config()), "--results", str(results), "--output", str(tmp_path)]
+    assert cli.main(command) == 0
+    assert json.loads((tmp_path / findings.FINDINGS).read_text())["study"] == study.name
+    assert (tmp_path / findings.PAGE).is_file()
+
+
+def test_the_same_answers_give_the_same_bytes(written: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = written
+    for name in ("first", "second"):
+        findings.findings(study, results, tmp_path / name)
+    for file in (findings.FINDINGS, findings.PAGE):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+def test_the_page_says_every_verdict_and_names_every_cell(written: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = written
+    found = findings.findings(study, results, tmp_path)
+    page = (tmp_path / findings.PAGE).read_text()
+    for claim in found["claims"]:
+        assert claim["title"] in page
+    for part in parts(found["claims"]).values():
+        assert f"{part['effect'][PRIMARY]['value']:+.3f}" in page
+        for pair in part["pairs"]:
+            for arms in pair["models"].values():
+                assert all(path.removeprefix("models/") in page for path in arms["fixed"])
+    assert "Holm" in page
+    assert "One training seed" not in page
+    for outside in ("http", "src=", "<script"):
+        assert outside not in page
+    assert not re.search(r"\bnan\b", page)
+
+
+def test_one_seed_is_said_to_cover_examples_only(tmp_path: Path) -> None:
+    study = studied((0,), (TASK,))
+    write(study, simulate(study, as_claimed, np.random.default_rng(0)), tmp_path)
+    found = findings.findings(study, tmp_path, tmp_path / "out")
+    assert all("one training seed" in part["covers"] for part in parts(found["claims"]).values())
+    assert "One training seed" in (tmp_path / "out" / findings.PAGE).read_text()
+
+
+def test_a_claim_without_cells_says_what_it_needs(tmp_path: Path) -> None:
+    given = config((0,), (TASK,))
+    given["lineages"] = [{"tasks": [TASK], "sequences": ["tokens"], "sft": ["brief"]}]
+    study = load(given)
+    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+    found = findings.findings(study, tmp_path, tmp_path / "out")
+    verdicts = {claim["claim"]: claim["verdict"] for claim in found["claims"]}
+    assert [name for name, verdict in verdicts.items() if verdict != ABSENT] == ["sft_specializes"]
+    page = (tmp_path / "out" / findings.PAGE).read_text()
+    for part in parts(found["claims"]).values():
+        if part["status"] == ABSENT:
+            assert f"not in this study: needs {part['needs']}" in page
+
+
+def test_an_absent_evaluation_is_listed_and_its_pairs_are_left_out(written: tuple[Study, Path], tmp_path: Path) -> None:
+    study, results = written
+    gone = f"models/nano/cpt-bio/{TASK}/s1/sft-brief/e4"
+    for folder, path, _ in study.evaluations():
+        if path != gone:
+            (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder).symlink_to(results / folder)
+    found = findings.findings(study, tmp_path, tmp_path / "out")
+    assert found["evaluations"]["absent"] == [f"{gone}/eval"]
+    numbers = parts(found["claims"])
+    assert numbers["cpt_helps_id"]["n"]["pairs"] == 23
+    (ladder,) = [
+        one
+        for one in numbers["ood_peaks_early"]["pairs"]
+        if one["task"] == TASK and one["setting"].startswith("nano · CPT bio")
+    ]
+    assert list(ladder["effect"]) == ["0", "2"]  # without a rung nothing is known of the peak
+    assert numbers["rl_from_strong_sft"]["n"]["seeds"] == 3
+    page = (tmp_path / "out" / findings.PAGE).read_text()
+    assert "1 of 118 evaluations are absent" in page
+    assert f"<li>{gone}/eval</li>" in page
+
+
+def test_models_that_answer_different_examples_are_refused(tmp_path: Path) -> None:
+    study = studied((0,), (TASK,))
+    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+    file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/ood.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
+    with pytest.raises(UserError, match=r"sft-brief/e4/eval and .* answer different ood examples"):
+        findings.findings(study, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_table_of_answers_is_named(tmp_path: Path) -> None:
+    study = studied((0,), (TASK,))
+    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+    file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/id.parquet"
+    file.write_text("no parquet")
+    with pytest.raises(UserError, match=r"e4/eval/id\.parquet: cannot be read"):
+        findings.findings(study, tmp_path, tmp_path / "out")
+
+
+def test_a_study_without_evaluations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its 118 evaluations is in .* run snakemake"):
+        findings.findings(studied(), tmp_path, tmp_path / "out")
+
+
+@pytest.fixture
+def terms(tmp_path: Path) -> tuple[Study, Path, gene_ontology.Ontology]:
+    """A study of which one task asks for sets of terms: half of them right, and more of them with CPT."""
+    (tmp_path / "small.obo").write_text(OBO)
+    space = gene_ontology.read(tmp_path / "small.obo")
+    study = studied((0,))
+    write(study, simulate(study, as_claimed, np.random.default_rng(0)), tmp_path)
+    names = sorted(space.namespaces)
+    for folder, path, task in study.evaluations():
+        for split in ("id", "ood") if task == "cell-type" else ():
+            rng = np.random.default_rng(7)
+            file = tmp_path / folder / f"{split}.parquet"
+            frame = pd.read_parquet(file).sort_values("id")
+            gold = [answers.join(rng.choice(names, 3, replace=False)) for _ in range(len(frame))]
+            rng = np.random.default_rng(len(path))
+            right = rng.random(len(frame)) < (0.7 if "cpt-bio" in path else 0.4)
+            said = [
+                truth if hit else rng.choice([names[1], "GO:9999999", None])
+                for truth, hit in zip(gold, right, strict=True)
+            ]
+            frame.assign(answer=gold, predicted=said).to_parquet(file, index=False)
+    return study, tmp_path, space
+
+
+def test_sets_of_terms_are_compared_by_micro_f1(terms: tuple[Study, Path, gene_ontology.Ontology]) -> None:
+    study, results, space = terms
+    data = results / "data" / "cell-type"
+    data.mkdir(parents=True)
+    space.write(data / gene_ontology.FILE)
+    digest = files.sha256(data / gene_ontology.FILE)
+    files.write_json(data / "card.json", {"answers": {"kind": "terms", "sha256": digest}})
+    sheets = statistics.read(study, results).sheets
+    of = sheets["cell-type", "ood"]
+    assert isinstance(of, statistics.TermSheet)
+    found = of.values(np.ones((1, len(of.gold)), dtype=np.float32))
+    for row in range(0, len(of.models), 7):
+        folder = next(
+            folder for folder, path, task in study.evaluations() if (path, task) == (of.models[row], "cell-type")
+        )
+        frame = pd.read_parquet(results / folder / "ood.parquet")
+        expected = gene_ontology.score(frame.answer.tolist(), frame.predicted.tolist(), space, resamples=1)
+        assert found[PRIMARY][0, row] == pytest.approx(expected["f1_micro"]["value"], abs=1e-6)
+        assert found["accuracy"][0, row] == pytest.approx(expected["accuracy"]["value"], abs=1e-6)
+    written = findings.findings(study, results, results / "out")
+    part = parts(written["claims"])["cpt_helps_ood"]
+    assert part["tasks"]["cell-type"]["primary_metric"] == "f1_micro"
+    assert part["tasks"]["cell-type"]["effect"]["skill"] is None
+    assert part["tasks"]["cell-type"]["effect"][PRIMARY]["low"] > 0.1
+    skill = part["tasks"][TASK]["effect"]["skill"]["value"]
+    assert part["effect"]["skill"]["value"] == pytest.approx(skill)  # of the task that has it
+    assert "cell-type (micro F1)" in (results / "out" / findings.PAGE).read_text()
+
+
+def test_sets_of_terms_without_their_ontology_are_left_out_and_said(
+    terms: tuple[Study, Path, gene_ontology.Ontology],
+) -> None:
+    study, results, _ = terms
+    found = findings.findings(study, results, results / "out")
+    assert list(found["tasks_left_out"]) == ["cell-type"]
+    assert parts(found["claims"])["cpt_helps_id"]["n"]["tasks"] == 1
+    assert "<b>cell-type</b> is left out" in (results / "out" / findings.PAGE).read_text()

@@ -1,0 +1,210 @@
+"""A job handed to the warm server is the job: same results, streams, folder, environment, signals and end.
+
+A job that does not end by itself is `cisterna tokenize` of a named pipe that nothing is written to.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import cisterna
+from cisterna.artifacts import checkpoint
+from cisterna.runtime import fork_server
+from tiny import TEXTS, backbone
+
+COMMAND = [sys.executable, "-m", "cisterna"]
+PATIENCE = 60  # seconds; a server needs about 8 s of CPU to import
+START = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
+
+
+def environment(socket_path=None, **changes):
+    given = {name: value for name, value in os.environ.items() if name != fork_server.VARIABLE}
+    given |= {"PYTHONPATH": str(Path(cisterna.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | changes
+    return given | ({fork_server.VARIABLE: str(socket_path)} if socket_path else {})
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def writing_end(pipe):
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # no reader yet
+        return None
+
+
+@contextlib.contextmanager
+def serving():
+    """A server with a parent of its own, as Snakemake is one; gives the parent and the socket."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))  # a socket's path has to be shorter than pytest's
+    parent = subprocess.Popen(
+        [sys.executable, "-c", START, *COMMAND, "warm", str(folder / "socket")], env=environment()
+    )
+    try:
+        wait_until((folder / "socket").exists)
+        yield psutil.Process(parent.pid), folder / "socket"
+    finally:
+        children = psutil.Process(parent.pid).children(recursive=True) if parent.poll() is None else []
+        parent.kill()
+        parent.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as (parent, path):
+        yield parent.children()[0], path
+
+
+@pytest.fixture
+def endless(server, base, tmp_path):
+    """A client whose job waits for ever, and the fork that is the job."""
+    process, path = server
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ["tokenize", "--corpus", "pipe", "--modality", "dna", "--base", str(base), "--output", "out/tokens"]
+    client = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment(path))
+    fork = wait_until(process.children)[0]
+    with contextlib.ExitStack() as stack:
+        stack.callback(client.wait)
+        stack.callback(client.kill)
+        # The writing end can be opened once the job waits at the reading end; nothing is ever written.
+        stack.callback(os.close, wait_until(lambda: writing_end(tmp_path / "pipe")))
+        yield client, fork
+        wait_until(lambda: not process.children())
+        assert not (tmp_path / "out" / "tokens").exists()
+
+
+def command(arguments, folder, path=None, **changes):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=folder,
+        env=environment(path, **changes),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+def make_base(output):
+    return ["base", "--spec", json.dumps(backbone()), "--output", output]
+
+
+def gone(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_warm_job_gives_the_bytes_and_the_output_of_a_cold_one(server, base, tmp_path):
+    made = command(make_base("checkpoint"), tmp_path, server[1])
+    assert made.returncode == 0, made.stderr
+    assert checkpoint.verify(tmp_path / "checkpoint")["identity"] == checkpoint.read_manifest(base)["identity"]
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS[0].read_text().splitlines()[:300]))
+    results = {}
+    # Where the socket of a server would be, but no server is, a job runs cold.
+    for name, path in (("warm", server[1]), ("cold", tmp_path / "no-socket")):
+        arguments = ["tokenize", "--corpus", "text.txt", "--modality", "text", "--base", "checkpoint", "--output", name]
+        ended = command(arguments, tmp_path, path)
+        assert ended.returncode == 0, ended.stderr
+        results[name] = (ended.stdout, {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert results["warm"] == results["cold"]
+    assert '"documents"' in results["warm"][0]
+    assert len(results["warm"][1]) == 5
+
+
+def test_an_error_of_the_user_comes_back_with_its_text_and_code(server, base, tmp_path):
+    arguments = ["tokenize", "--corpus", "absent.fasta", "--modality", "dna", "--base", base, "--output", "tokens"]
+    ended = command(arguments, tmp_path, server[1])
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: absent.fasta: cannot be read")
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_comes_back_with_its_traceback(server, tmp_path):
+    (tmp_path / "out").write_text("a file where a folder has to be")
+    ended = command(make_base("out/checkpoint"), tmp_path, server[1])
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "out" in ended.stderr
+
+
+def test_a_job_has_the_folder_and_the_environment_of_its_client(server, tmp_path):
+    # A manifest names the git commit: what the `git` of the client's PATH says.
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text("#!/bin/sh\necho the-clients-git\n")
+    git.chmod(0o755)
+    ended = command(make_base("here/checkpoint"), tmp_path, server[1], PATH=f"{git.parent}:{os.environ['PATH']}")
+    assert ended.returncode == 0, ended.stderr
+    assert checkpoint.read_manifest(tmp_path / "here" / "checkpoint")["provenance"]["git_commit"] == "the-clients-git"
+    again = command(make_base("there/checkpoint"), tmp_path, server[1])
+    assert again.returncode == 0, again.stderr
+    assert checkpoint.read_manifest(tmp_path / "there" / "checkpoint")["provenance"]["git_commit"] != "the-clients-git"
+
+
+def test_the_jobs_end_with_a_killed_client(endless):
+    client, fork = endless
+    client.kill()
+    wait_until(lambda: gone(fork))
+
+
+def test_a_killed_job_is_code_137_in_the_client(endless):
+    client, fork = endless
+    fork.kill()
+    assert client.wait(PATIENCE) == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_client_reaches_the_job_and_both_end(endless, number):
+    client, fork = endless
+    client.send_signal(number)
+    assert client.wait(PATIENCE) not in (0, 2)
+    wait_until(lambda: gone(fork))
+
+
+def test_jobs_run_beside_each_other(server, endless, tmp_path):
+    ended = command(make_base("checkpoint"), tmp_path, server[1])
+    assert ended.returncode == 0, ended.stderr
+    assert endless[0].poll() is None
+    endless[0].kill()
+
+
+def test_the_socket_of_a_dead_server_does_not_stop_a_job(base, tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "socket"))
+    arguments = ["tokenize", "--corpus", TEXTS[1], "--modality", "text", "--base", base, "--output", "tokens"]
+    ended = command(arguments, tmp_path, folder / "socket")
+    shutil.rmtree(folder)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "tokens" / "card.json").is_file()
+
+
+def test_the_server_ends_when_its_parent_is_gone_and_takes_its_socket_along():
+    with serving() as (parent, path):
+        process = parent.children()[0]
+        parent.kill()
+        wait_until(lambda: gone(process))
+        assert not path.exists()

@@ -1,0 +1,252 @@
+"""Sweeps: the paper's study as a config, budgets, parts of the data, encoders side by side, and what sharing saves."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cisterna import study
+from cisterna.errors import UserError
+from cisterna.ops import cost, plan
+from cisterna.training.run import head
+from clones import CONFIG, edited
+from tiny import ROOT
+
+PAPER = ROOT / "config" / "paper.yaml"
+MINI = ROOT / "config" / "mini.yaml"
+
+
+@pytest.fixture(scope="module")
+def paper() -> study.Study:
+    return study.read(PAPER)
+
+
+def refused(config: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        study.load(config)
+    return str(caught.value)
+
+
+# --- The paper's study ---
+
+
+def test_paper_has_more_than_a_hundred_models_on_every_axis(paper: study.Study) -> None:
+    trained = [model for model in paper.models if model.kind != "base"]
+    assert len(trained) > 100
+    assert set(paper.backbones) == {"qwen3-1.7b", "qwen3-4b", "qwen3-4b-thinking"}
+    assert set(paper.encoders) == {"evo2", "nucleotide-transformer", "esm3"}
+    assert {model.sft_epochs for model in trained if model.sft == "r64"} == {1, 2, 4, 8, 16, 32}
+    assert {model.rl_epochs for model in trained if model.rl == "dna"} == {1, 2, 4, 8}
+    recipes = paper.config["recipes"]
+    ranks = {
+        (recipes["sft"][str(model.sft)]["lora"]["r"], recipes["rl"][str(model.rl)]["lora"]["r"])
+        for model in (paper.model(path) for path in paper.sweeps["ranks"])
+        if model.kind == "rl"
+    }
+    assert ranks == {(sft, rl) for sft in (16, 64, 256) for rl in (4, 16, 64)}
+    kl = (paper.model(path) for path in paper.sweeps["kl"])
+    assert {recipes["rl"][str(model.rl)]["beta"] for model in kl if model.kind == "rl"} == {1e-4, 1e-3}
+    cpt = {(recipe["learning_rate"], recipe["gradient_accumulation_steps"]) for recipe in recipes["cpt"].values()}
+    assert cpt == {(rate, steps) for rate in (1e-5, 3e-4) for steps in (64, 128)}
+
+
+def test_budgets_of_the_paper_are_spent_in_full(paper: study.Study) -> None:
+    def spent(sweep: str, of: str) -> set[tuple[float, float]]:
+        found = set()
+        for model in (paper.model(path) for path in paper.sweeps[sweep]):
+            amounts = [0.0, 0.0]
+            for index, (kind, name, epochs) in enumerate(
+                (("sft", model.sft, model.sft_epochs), ("rl", model.rl, model.rl_epochs))
+            ):
+                if name:
+                    amounts[index] = epochs * (paper.recipe(kind, name)["examples"] if of == "examples" else 1)
+            found.add((amounts[0], amounts[1]))
+        return found
+
+    assert {(sft, 8 - sft) for sft in range(9)} <= spent("budget-epochs", "epochs")
+    assert {(sft, 20_000 - sft) for sft in range(0, 20_001, 5_000)} <= spent("budget-examples", "examples")
+
+
+def test_plan_of_the_paper_lists_its_sweeps_and_says_what_it_assumes(paper: study.Study, tmp_path: Path) -> None:
+    text = plan.plan(paper, tmp_path)
+    for sweep in paper.sweeps:
+        assert f"\n{sweep} " in text
+    for words in ("without ladders and banks", "encoder passes", "GPU-hours", "GB on disk", "H100", "1,000 assumed"):
+        assert words in text
+
+
+def test_sweeps_of_the_table_add_up_to_the_models_of_the_study(paper: study.Study) -> None:
+    rows = list(plan._sweep_rows(paper))
+    assert sum(row[-1] for row in rows) == sum(model.kind != "base" for model in paper.models)
+
+
+def test_a_second_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text("tasks: {cells: {file: elsewhere/cells.h5ad}}\nresources: {sft: {gpu: 4}}\n")
+    before, after = study.read(PAPER), study.read(PAPER, tmp_path / "lab.yaml")
+    assert [model.path for model in after.models] == [model.path for model in before.models]
+    assert after.sources("cells") == ["elsewhere/cells.h5ad"]
+    assert after.resources("sft") == before.resources("sft") | {"gpu": 4}
+    assert plan.plan(after, tmp_path) == plan.plan(before, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: {cells: {file: [\n", "lab.yaml:"),
+        ("tasks: {}\ntasks: {}\n", "lab.yaml:2: tasks: found the key again"),
+        ("tasks: {cells: {flie: x}}\n", "paper.yaml, {folder}/lab.yaml: tasks.cells.flie"),
+        ("[1]\n", "paper.yaml, {folder}/lab.yaml"),
+    ],
+)
+def test_a_mistake_in_a_second_file_is_told_with_its_name(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        study.read(PAPER, tmp_path / "lab.yaml")
+    assert said.format(folder=tmp_path) in str(caught.value)
+
+
+# --- The same axes on the data that ship ---
+
+
+def test_mini_study_has_the_sweeps_of_the_paper_with_three_seeds_of_every_modality(paper: study.Study) -> None:
+    mini = study.read(MINI)
+    trained = [model for model in mini.models if model.kind != "base"]
+    assert len(trained) >= 120
+    assert set(mini.sweeps) == set(paper.sweeps)
+    assert {model.seed for model in trained if model.kind != "cpt"} == {0, 1, 2}
+    modalities = {"promoter-expression": "dna", "splice-donor": "rna", "cell-type": "rna", "protein-fitness": "protein"}
+    for kind in ("sft", "rl"):
+        assert {modalities[str(model.task)] for model in trained if model.kind == kind} == {"dna", "rna", "protein"}
+    assert not [model.path for model in trained if model.kind == "rl" and model.sft is None]  # nothing to learn from
+
+
+# --- Budgets in examples ---
+
+
+def budget(split: list[list[int]], **recipes: Any) -> dict[str, Any]:
+    sft, rl = CONFIG["recipes"]["sft"]["short"], CONFIG["recipes"]["rl"]["grpo"]
+    config = edited(
+        recipes__sft={"few": sft | {"epochs": [1], "examples": 8}, "many": sft | {"epochs": [1, 2], "examples": 16}},
+        recipes__rl={"few": rl | {"epochs": [1, 3], "examples": 8}},
+    )
+    config["lineages"] = [
+        {
+            "tasks": ["hairpin"],
+            "sft": ["few", "many"],
+            "rl": [{"recipe": "few"}],
+            "budget": {"examples": 32, "split": split},
+        }
+    ]
+    return config
+
+
+def test_recipes_that_spend_the_examples_of_a_split_are_taken() -> None:
+    found = study.load(budget([[8, 24], [32, 0]]))
+    paths = {model.path.partition("/hairpin/")[2] for model in found.models if model.kind in ("sft", "rl")}
+    seed = f"s{CONFIG.get('seeds', [0])[0]}"
+    assert paths == {
+        f"{seed}/{tail}"
+        for tail in ("sft-few/e1", "sft-few/e1/rl-few/e1", "sft-few/e1/rl-few/e3", "sft-many/e1", "sft-many/e2")
+    }
+
+
+def test_split_that_no_recipe_spends_is_refused_with_those_there_are() -> None:
+    assert (
+        "split[0][0]: found the number 12; expected 0, or epochs x examples of a sft recipe of this lineage (8, 16, 32)"
+        in refused(budget([[12, 20]]))
+    )
+
+
+def test_budget_is_in_epochs_or_in_examples() -> None:
+    config = budget([[8, 24]])
+    config["lineages"][0]["budget"]["epochs"] = 3
+    assert "budget: found epochs and examples; expected one of them" in refused(config)
+    del config["lineages"][0]["budget"]["epochs"], config["lineages"][0]["budget"]["examples"]
+    assert "budget: found neither epochs nor examples; expected one of them" in refused(config)
+
+
+def test_examples_beside_fraction_and_more_than_there_are_are_refused() -> None:
+    short = CONFIG["recipes"]["sft"]["short"]
+    assert "examples: found the number 4 beside fraction; expected one of the two" in refused(
+        edited(recipes__sft__short=short | {"examples": 4, "fraction": 0.5})
+    )
+    assert "recipes.sft.short.examples: found the number 99999; expected at most" in refused(
+        edited(recipes__sft__short=short | {"examples": 99999})
+    )
+
+
+# --- Parts of the data ---
+
+
+@given(
+    st.integers(1, 300),
+    st.lists(st.one_of(st.integers(1, 400), st.floats(0.001, 1.0)), min_size=2, max_size=4),
+)
+def test_smaller_parts_lie_in_larger_ones_for_sft_and_rl(rows: int, parts: list[float]) -> None:
+    frame = pd.DataFrame({"id": range(rows)})
+    recipes = [{"examples": part} if isinstance(part, int) else {"fraction": part} for part in parts]
+    found = sorted((list(head(frame, recipe)["id"]) for recipe in recipes), key=len)
+    assert all(found[-1][: len(part)] == part for part in found)
+    assert [len(head(frame, recipe)) for recipe in recipes] == [
+        min(rows, cost.used(recipe, rows)) for recipe in recipes
+    ]
+
+
+# --- Encoders side by side ---
+
+
+def test_task_with_two_encoders_has_models_and_a_bank_of_each() -> None:
+    config = edited(encoders__other={"pretrained": "some/encoder"})
+    forms = {"sequences": ["tokens", "features"], "encoder": ["tiny-esm", "other"]}
+    config["tasks"]["splice-donor"] = config["tasks"]["splice-donor"] | forms
+    found = study.load(config)
+    assert {("tiny-esm", "splice-donor"), ("other", "splice-donor")} == set(found.banks)
+    used = {(model.sequences, model.encoder) for model in found.models if model.task == "splice-donor"}
+    assert used == {("tokens", None), ("features", "tiny-esm"), ("features", "other")}
+
+
+def test_unknown_encoder_of_a_list_is_named() -> None:
+    config = edited()
+    config["tasks"]["splice-donor"] = config["tasks"]["splice-donor"] | {"encoder": ["tiny-esm", "tiny-esn"]}
+    assert 'tasks.splice-donor.encoder[1]: found the text "tiny-esn"' in refused(config)
+
+
+# --- What sharing saves ---
+
+
+def test_passes_are_those_of_a_study_counted_by_hand() -> None:
+    """Two seeds of one ladder of 1, 2 and 4 epochs, RL of 2 epochs from its first and its last rung."""
+    sft, rl = CONFIG["recipes"]["sft"]["short"], CONFIG["recipes"]["rl"]["grpo"]
+    config = edited(
+        seeds=[0, 1],
+        recipes__sft={"short": sft | {"epochs": [1, 2, 4]}},
+        recipes__rl={"grpo": rl | {"epochs": [2]}},
+        lineages=[{"tasks": ["hairpin"], "sft": ["short"], "rl": [{"recipe": "grpo", "from": [1, 4]}]}],
+    )
+    found = {row.what: (row.planned, row.alone, row.unshared) for row in cost.passes(study.load(config), lambda *_: 10)}
+    assert found["sft epochs"] == (2 * 4, 2 * 7, 2 * (7 + 1 + 4))
+    assert found["rl epochs"] == (2 * 4, 2 * 4, 2 * 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"pretrained": "Qwen/Qwen3-1.7B"}, 1.7e9),
+        ({"pretrained": "Qwen/Qwen3-4B-Thinking-2507"}, 4e9),
+        ({"pretrained": "InstaDeepAI/nucleotide-transformer-500m-human-ref"}, 5e8),
+        ({"pretrained": "some/model"}, None),
+    ],
+)
+def test_parameters_of_a_pretrained_model_are_those_of_its_name(model: dict[str, Any], expected: float | None) -> None:
+    assert cost.parameters(model) == expected
+
+
+def test_parameters_of_a_model_made_here_are_those_it_has(base: Path) -> None:
+    from cisterna import models
+    from tiny import backbone
+
+    real = sum(weights.numel() for weights in models.compose(base).parameters())
+    assert cost.parameters(backbone()) == pytest.approx(real, rel=0.25)

@@ -1,0 +1,416 @@
+"""The KEGG adapter, on small data of its schema: files, a folder that `datasets` reads, and every mistake in them."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cisterna import study, tasks
+from cisterna.artifacts import files
+from cisterna.data import splits
+from cisterna.errors import UserError
+from cisterna.tasks.adapters import kegg, published, variants
+from tiny import READING
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = {"train": 40, "id": 12, "ood": 14}
+FLANK = 20
+DISEASES = ["Parkinson's disease; H00057", "Cystic fibrosis", "Amyotrophic lateral sclerosis (ALS)"]
+BASES = st.text("ACGT", min_size=1, max_size=30)
+
+
+def rows(split, count, start=0):
+    """Rows of the published schema without mistakes, every one another variant of another place."""
+    draw = random.Random(f"{split} {start}")
+    found = []
+    for number in range(start, start + count):
+        reference = "".join(draw.choices("ACGT", k=draw.randint(61, 90)))
+        place = draw.randrange(len(reference))
+        new = draw.choice(sorted(set("ACGT") - {reference[place]}))
+        found.append(
+            {
+                "question": f"Network of the pathway: GENE{number}* -> apoptosis ({split}). Which disease is it?",
+                "answer": DISEASES[number % 3],
+                "reasoning": f"Step 1: GENE{number} is changed.\nStep 2: its pathway fails.",
+                "reference_sequence": reference,
+                "variant_sequence": reference[:place] + new + reference[place + 1 :],
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def save(folder, **changed):
+    """The three files of the data, with the frames of `changed` in place of theirs; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in ROWS.items():
+        changed.get(split, rows(split, count)).to_csv(folder / f"{split}.csv", index=False)
+    return [str(folder / f"{split}.csv") for split in ROWS]
+
+
+def entry(source, **changes):
+    key = "file" if isinstance(source, list) else "hub"
+    return {"adapter": "kegg", key: source, "validation": 5, "options": {"flank": FLANK}} | changes
+
+
+def prepare(output, source, **changes):
+    splits.prepare("kegg", entry(source, **changes), 0, output)
+    return {which: pd.read_parquet(output / f"{which}.parquet") for which in splits.SPLITS}, splits.read_card(output)
+
+
+def refused(source, pattern, **changes):
+    with pytest.raises(UserError, match=pattern):
+        tasks.read(tasks.load("kegg", entry(source, **changes)))
+
+
+def test_docstring_example_is_true(tmp_path):
+    documented = " ".join(kegg.__doc__.split())
+    row = {
+        "question": "Network of the pathway: SOD1* -> apoptosis. What does this allele contribute to?",
+        "answer": "Amyotrophic lateral sclerosis (ALS); H00058",
+        "reasoning": "The variant replaces alanine 4 of SOD1, which then aggregates.",
+        "reference_sequence": "AGTTATGGCGACGAAGGCCGTGTGCGTGC",
+        "variant_sequence": "AGTTATGGCGACGAAGGTCGTGTGCGTGC",
+    }
+    assert " ".join(f"{name} {value}" for name, value in row.items()) in documented
+    paths = save(tmp_path, train=pd.DataFrame([row]))
+    example = tasks.read(tasks.load("kegg", entry(paths, options={"flank": 8}))).iloc[0]
+    fields = f"prompt {example['prompt']} trace {example['reasoning']} answer {example['answer']}"
+    assert " ".join(fields.split()) in documented
+
+
+def test_three_files_are_train_id_and_ood_and_validation_is_drawn_from_train(tmp_path):
+    paths = save(tmp_path / "raw")
+    frames, card = prepare(tmp_path / "out", paths)
+    assert {which: len(frame) for which, frame in frames.items()} == ROWS | {"train": 35, "validation": 5}
+    for which in ("id", "ood"):
+        assert {identifier.partition("-")[0] for identifier in frames[which]["id"]} == {which}
+        assert set(frames[which]["reasoning"]) == set(rows(which, ROWS[which])["reasoning"])
+    inside = set(frames["train"]["id"]) | set(frames["validation"]["id"])
+    assert inside == {f"train-{number}" for number in range(1, 41)}
+    assert card["source"] == {path: files.sha256(Path(path)) for path in paths}
+    assert card["labels"] == ["amyotrophic lateral sclerosis (als)", "cystic fibrosis", "parkinson's disease"]
+    assert card["dropped"] == {}
+    assert "validation and train are drawn from its train" in card["rule"]
+    assert splits.audit_folder(tmp_path / "out") == card["audit"]
+
+
+def test_a_smaller_train_leaves_the_other_splits_as_they_are(tmp_path):
+    paths = save(tmp_path / "raw")
+    whole, _ = prepare(tmp_path / "all", paths)
+    part, _ = prepare(tmp_path / "part", paths, train=10, id=6)
+    for which in ("validation", "ood"):
+        pd.testing.assert_frame_equal(part[which], whole[which])
+    pd.testing.assert_frame_equal(part["train"], whole["train"].head(10))
+    pd.testing.assert_frame_equal(part["id"], whole["id"].head(6))
+
+
+def test_more_rows_in_the_file_of_train_leave_id_and_ood_as_they_are(tmp_path):
+    before, _ = prepare(tmp_path / "a", save(tmp_path / "raw"))
+    more = pd.concat([rows("train", 40), rows("train", 30, 100)])
+    after, _ = prepare(tmp_path / "b", save(tmp_path / "raw2", train=more))
+    for which in ("id", "ood"):
+        pd.testing.assert_frame_equal(after[which], before[which])
+    assert len(after["train"]) == 65
+
+
+def test_one_file_says_its_splits_in_a_column(tmp_path):
+    names = {"train": "train", "id": "validation", "ood": "network"}
+    whole = pd.concat([rows(split, count).assign(split=names[split]) for split, count in ROWS.items()])
+    whole.to_csv(tmp_path / "all.csv", index=False)
+    single, card = prepare(tmp_path / "one", [str(tmp_path / "all.csv")])
+    three, _ = prepare(tmp_path / "three", save(tmp_path / "raw"))
+    for which in splits.SPLITS:
+        pd.testing.assert_frame_equal(single[which], three[which])
+    assert card["notes"] == [
+        "train of the data is train here",
+        "validation of the data is id here",
+        "network of the data is ood here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train", "val", "test"], {"train": "train", "val": "id", "test": "ood"}),
+        (["train", "test", "network"], {"train": "train", "test": "id", "network": "ood"}),
+        (
+            ["train", "validation", "test", "ood"],
+            {"train": "train", "validation": "id", "test": "id", "ood": "ood"},
+        ),
+        (["train", "test"], {"train": "train", "test": "ood"}),
+    ],
+)
+def test_what_the_splits_of_the_data_become(tmp_path, names, expected):
+    whole = pd.concat([rows(name, 3).assign(split=name) for name in names])
+    whole.to_json(tmp_path / "all.jsonl", orient="records", lines=True)
+    raw = published.rows("kegg", {"file": str(tmp_path / "all.jsonl")}, kegg.COLUMNS)
+    assert list(raw["split"]) == [expected[name] for name in names for _ in range(3)]
+
+
+def hub_folder(folder, **parts):
+    """A data set as it lies on the hub: Parquet files, and a card that names the splits."""
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    folder.mkdir()
+    for split, frame in parts.items():
+        frame.to_parquet(folder / f"{split}-00000-of-00001.parquet", index=False)
+        lines += [f"  - split: {split}", f"    path: {split}-*"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return str(folder)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Datasets keep what they read beside the test and not in the user's cache."""
+    import datasets
+
+    assert datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_a_folder_that_datasets_reads_gives_the_same_splits_as_the_files(tmp_path, cache):
+    names = {"train": "train", "validation": "id", "network": "ood"}
+    hub = hub_folder(tmp_path / "hub", **{name: rows(split, ROWS[split]) for name, split in names.items()})
+    loaded, card = prepare(tmp_path / "a", hub)
+    expected, _ = prepare(tmp_path / "b", save(tmp_path / "raw"))
+    for which in splits.SPLITS:
+        pd.testing.assert_frame_equal(loaded[which], expected[which])
+    assert list(card["source"]) == [hub]
+    assert card["source"][hub]["revision"] is None
+    assert set(card["source"][hub]["fingerprint"]) == set(names)
+
+
+def test_a_data_set_in_one_piece_says_its_splits_in_a_column(tmp_path, cache):
+    whole = pd.concat([rows(split, count).assign(split=split) for split, count in ROWS.items()])
+    loaded, _ = prepare(tmp_path / "a", hub_folder(tmp_path / "hub", train=whole))
+    expected, _ = prepare(tmp_path / "b", save(tmp_path / "raw"))
+    for which in splits.SPLITS:
+        pd.testing.assert_frame_equal(loaded[which], expected[which])
+
+
+def test_a_data_set_that_is_not_in_the_cache_of_an_offline_machine_is_a_user_error(tmp_path, cache):
+    refused("nobody/no-such-data", r"tasks\.kegg\.hub: 'nobody/no-such-data' cannot be loaded .*Check its name")
+    refused(str(tmp_path / "none"), r"tasks\.kegg\.hub: .*cannot be loaded")
+
+
+def test_a_hub_data_set_is_not_asked_for_when_the_study_is_read_and_is_no_file_of_it():
+    given = {
+        "study": "paper",
+        "backbones": {"b": {"pretrained": "x"}},
+        "tasks": {"kegg": {"adapter": "kegg", "hub": "wanglab/kegg", "train": 1000, "validation": 100}},
+        "lineages": [{}],
+    }
+    script = (
+        f"import sys; from cisterna import study; s = study.load({given!r});"
+        "assert s.sources('kegg') == [], s.sources('kegg');"
+        "sys.exit(', '.join({'datasets', 'pandas', 'torch', 'numpy', 'huggingface_hub'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = study.load(given).spec("kegg")
+    assert spec["options"] == {"flank": 1024}
+    assert (spec["train"], spec["id"], spec["ood"], spec["revision"]) == (1000, "all", "all", None)
+
+
+def test_files_of_a_task_are_its_sources(tmp_path):
+    paths = save(tmp_path)
+    task = tasks.load("kegg", entry(paths))
+    assert list(task.sources) == paths
+    assert tasks.catalog.sources("kegg", entry(paths)) == paths
+    assert tasks.catalog.sources("kegg", entry(paths) | {"file": paths[0]}) == paths[:1]
+
+
+@pytest.mark.parametrize("column", kegg.COLUMNS)
+@pytest.mark.parametrize("split", ROWS)
+def test_missing_column(tmp_path, column, split):
+    paths = save(tmp_path, **{split: rows(split, 5).drop(columns=column)})
+    refused(paths, rf"{split}\.csv: no column '{column}'\. Expected question, answer, ")
+
+
+def test_unknown_column(tmp_path):
+    paths = save(tmp_path, id=rows("id", 5).assign(weight=1))
+    refused(paths, r"id\.csv: unknown column 'weight'\. Expected question, .*Remove it or rename it")
+    paths = save(tmp_path, id=rows("id", 5).assign(split="id"))
+    refused(paths, r"id\.csv: unknown column 'split'")
+
+
+@pytest.mark.parametrize("column", kegg.COLUMNS)
+def test_empty_cell(tmp_path, column):
+    frame = rows("ood", 5)
+    frame.loc[3, column] = "  "
+    refused(save(tmp_path, ood=frame), rf"ood\.csv: row 4: column '{column}' is empty")
+
+
+@pytest.mark.parametrize("column", variants.PAIR)
+@pytest.mark.parametrize("letter", ["U", "-", " ", "R", "<"])
+def test_letter_that_is_not_of_dna(tmp_path, column, letter):
+    frame = rows("train", 5)
+    frame.loc[2, column] = frame.loc[2, column][:7] + letter + frame.loc[2, column][7:]
+    refused(save(tmp_path, train=frame), rf"train\.csv: row 3: column '{column}' has '{letter}', .* letter of dna")
+
+
+def test_lower_case_and_unknown_bases_are_read(tmp_path):
+    frame = rows("train", 5)
+    expected = tasks.read(tasks.load("kegg", entry(save(tmp_path / "a", train=frame))))
+    frame[list(variants.PAIR)] = frame[list(variants.PAIR)].apply(lambda column: column.str.lower())
+    lower = tasks.read(tasks.load("kegg", entry(save(tmp_path / "b", train=frame))))
+    pd.testing.assert_frame_equal(lower, expected)
+    frame.loc[0, list(variants.PAIR)] = ["ANNNA", "ANNNG"]
+    assert "ANNNG" in set(tasks.read(tasks.load("kegg", entry(save(tmp_path / "c", train=frame))))["sequence"])
+
+
+@pytest.mark.parametrize("column", ["question", "answer", "reasoning"])
+@pytest.mark.parametrize("markup", ["<dna>ACGT</dna>", "</think>", "<|im_end|>"])
+def test_markup_in_a_text(tmp_path, column, markup):
+    frame = rows("id", 5)
+    frame.loc[1, column] += f" {markup}"
+    refused(save(tmp_path, id=frame), rf"id\.csv: row 2: column '{column}': contains '<")
+
+
+def test_answer_that_is_empty_when_cleaned(tmp_path):
+    frame = rows("id", 5)
+    frame.loc[4, "answer"] = "; H00057"
+    refused(save(tmp_path, id=frame), r"id\.csv: row 5: column 'answer': '; H00057' is '' when cleaned")
+
+
+def test_unknown_split(tmp_path):
+    rows("train", 5).assign(split=["train", "test", "dev", "test", "train"]).to_csv(tmp_path / "a.csv", index=False)
+    refused(
+        [str(tmp_path / "a.csv")], r"a\.csv: row 3: the split 'dev' is not known. Use train, id, val, .*network, test"
+    )
+    rows("train", 5).assign(split="train").to_csv(tmp_path / "a.csv", index=False)
+    refused([str(tmp_path / "a.csv")], r"tasks\.kegg: its data have no split ood or network or test; they have train")
+
+
+def test_missing_or_unreadable_file(tmp_path):
+    paths = save(tmp_path)
+    Path(paths[1]).unlink()
+    refused(paths, r"id\.csv: no such file")
+    Path(paths[1]).write_bytes(b"\xff\xfe\x00")
+    refused(paths, r"id\.csv: ")
+
+
+def test_repeats_over_splits_are_dropped_from_train_and_counted(tmp_path):
+    train, inside, outside = (rows(split, count) for split, count in ROWS.items())
+    same = list(variants.PAIR)
+    train.loc[0, same] = inside.loc[0, same].to_numpy()  # a variant of id, another question
+    train.loc[1] = outside.loc[1]  # a whole row of ood
+    train.loc[2] = train.loc[3]  # a whole row of train
+    inside.loc[5, same] = outside.loc[5, same].to_numpy()
+    frames, card = prepare(tmp_path / "out", save(tmp_path / "raw", train=train, id=inside))
+    assert card["dropped"] == {
+        "train, prompt also in train": 1,
+        "train, sequence or prompt also in id": 1,
+        "train, sequence or prompt also in ood": 1,
+        "id, sequence or prompt also in ood": 1,
+    }
+    assert {which: len(frame) for which, frame in frames.items()} == {
+        "train": 32, "validation": 5, "id": 11, "ood": 14,
+    }  # fmt: skip
+    assert not {"train-1", "train-2", "train-4"} & set(frames["train"]["id"])
+
+
+def test_one_variant_may_be_asked_about_twice_in_one_split(tmp_path):
+    train = rows("train", ROWS["train"])
+    train.loc[1, list(variants.PAIR)] = train.loc[0, list(variants.PAIR)].to_numpy()
+    frames, card = prepare(tmp_path / "out", save(tmp_path / "raw", train=train))
+    assert card["dropped"] == {}
+    assert len(frames["train"]) + len(frames["validation"]) == 40
+
+
+def test_rows_without_a_difference_are_cut_around_their_middle_and_counted(tmp_path):
+    train = rows("train", ROWS["train"])
+    train.loc[:1, "variant_sequence"] = train.loc[:1, "reference_sequence"]
+    paths = save(tmp_path / "raw", train=train)
+    _, card = prepare(tmp_path / "out", paths)
+    assert card["notes"][3:] == [
+        "2 rows have a variant_sequence that is their reference_sequence: cut around its middle"
+    ]
+    first = tasks.read(tasks.load("kegg", entry(paths)))["sequence"][0]
+    whole = train["reference_sequence"][0]
+    middle = len(whole) // 2
+    assert first == whole[middle - FLANK : middle + FLANK + 1]
+
+
+def test_stretches_are_read_by_an_encoder_around_the_variant(tmp_path):
+    examples = tasks.read(tasks.load("kegg", entry(save(tmp_path))))
+    for row in examples.itertuples():
+        reference, variant = row.segments
+        assert row.prompt.count("<dna>") == row.prompt.count("</dna>") == 2
+        assert f"Reference: <dna>{reference['sequence']}</dna>\nVariant: <dna>{variant['sequence']}</dna>" in row.prompt
+        center = variant["center"]
+        assert reference["sequence"][center] != variant["sequence"][center]
+        assert reference["sequence"][:center] == variant["sequence"][:center]
+        assert reference["start"] == variant["start"] == 0
+        assert row.sequence == variant["sequence"]
+
+
+def test_an_encoder_reads_reference_and_variant_of_every_row(tmp_path, esm):
+    from cisterna.sequences import inputs
+    from cisterna.sequences.feature_bank import Bank
+
+    frames, _ = prepare(tmp_path / "data", save(tmp_path / "raw"))
+    inputs.build_bank(esm, tmp_path / "data", READING | {"flank": 8}, tmp_path / "work", tmp_path / "bank")
+    bank = Bank(tmp_path / "bank")
+    for row in frames["ood"].itertuples():
+        for part in row.segments:
+            center = part["center"]
+            first, rows = bank.locate(part["sequence"][max(0, center - 8) : center + 8])
+            assert rows == min(center, 8) + min(len(part["sequence"]) - center, 8)
+            assert first >= 0
+
+
+@given(
+    left=BASES, right=BASES, old=st.text("ACGT", max_size=8), new=st.text("ACGT", max_size=8), flank=st.integers(1, 9)
+)
+@settings(max_examples=300)
+def test_any_pair_is_cut_to_flank_bases_on_each_side_of_its_first_difference(left, right, old, new, flank):
+    reference, variant = left + old + right, left + new + right
+    (cut, changed), center = variants.window(reference, variant, flank)
+    assert cut in reference
+    assert changed in variant
+    assert 1 <= min(len(cut), len(changed)) <= max(len(cut), len(changed)) <= 2 * flank + 1
+    if reference == variant:
+        return
+    same = [a == b for a, b in zip(reference, variant, strict=False)]
+    first = same.index(False) if False in same else len(same)
+    assert cut == reference[max(0, first - flank) : first + flank + 1]
+    assert changed == variant[max(0, first - flank) : first + flank + 1]
+    assert cut[:center] == changed[:center]
+    assert cut[center : center + 1] != changed[center : center + 1]
+
+
+def test_new_rows_become_questions(tmp_path):
+    task = tasks.load("kegg", entry(save(tmp_path)))
+    new = rows("id", 4).drop(columns=["answer", "reasoning"]).assign(note="not read")
+    new.to_csv(tmp_path / "new.csv", index=False)
+    asked = tasks.questions(task, tmp_path / "new.csv")
+    known = tasks.read(task).query("split == 'id'").head(4)
+    for column in ("sequence", "prompt", "segments"):
+        assert list(asked[column]) == list(known[column])
+    assert list(asked["id"]) == ["1", "2", "3", "4"]
+    new.drop(columns="question").to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(UserError, match=r"new\.csv: no column 'question'"):
+        tasks.questions(task, tmp_path / "new.csv")
+    new.assign(variant_sequence=["ACGT", "ACGU", "A", "A"]).to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence' has 'U'"):
+        tasks.questions(task, tmp_path / "new.csv")
+
+
+def test_command_prints_the_error_without_a_traceback_and_writes_nothing(tmp_path):
+    frame = rows("id", 5)
+    frame.loc[3, "answer"] = ""
+    given = json.dumps(entry(save(tmp_path / "raw", id=frame)))
+    command = [sys.executable, "-m", "cisterna", "data", "--task", "kegg", "--spec", given]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "id.csv: row 4: column 'answer' is empty" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""Whenever a stage is killed, the same command finishes it, and what it publishes is what an undisturbed run publishes.
+
+Processes are killed for real, by SIGKILL. What a training step or a saved state is made of is in `test_resume.py`.
+"""
+
+import os
+import random
+import signal
+
+import pytest
+
+import kills
+from cisterna.artifacts import progress
+
+KILLS = 20
+STAGES = ("cpt", "sft", "rl", "features", "evaluate")
+PUBLISHING = ("sft", "features", "evaluate")  # all of training publishes in one place
+# Shares of the time that an undisturbed run takes, the same each time: for each stage one at random in each quarter.
+draw = random.Random(0)
+MOMENTS = {stage: [(quarter + draw.random()) / 4 for quarter in range(KILLS // len(STAGES))] for stage in STAGES}
+WENT_ON = {
+    "cpt": "resuming from step",
+    "sft": "resuming from step",
+    "rl": "resuming from step",
+    "features": "sequences are there",
+    "evaluate": "batches are there",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def stages(root):
+    return kills.stages(root / "read")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stages, root):
+    """What each stage publishes if nobody disturbs it, and how long it takes."""
+    return {name: kills.undisturbed(stage, root / f"{name}-undisturbed") for name, stage in stages.items()}
+
+
+def finish(stage, folder, expected):
+    """The same command: it ends well, with the same result and nothing beside it."""
+    assert stage.run(folder) == 0, kills.log(folder)
+    assert stage.contents(folder) == expected
+    assert stage.leftovers(folder) == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_killed_at_any_moment_ends_with_the_result_of_an_undisturbed_run(stages, undisturbed, root, name):
+    stage, (expected, seconds) = stages[name], undisturbed[name]
+    for share in MOMENTS[name]:
+        folder = root / f"{name}-{share:.3f}"
+        kills.killed(stage, folder, share * seconds)
+        assert stage.contents(folder) in (None, expected)
+        finish(stage, folder, expected)
+
+
+@pytest.mark.parametrize("name", PUBLISHING)
+def test_stage_killed_before_any_change_of_its_publishing_shows_all_of_the_result_or_nothing(
+    stages, undisturbed, root, name
+):
+    stage, expected, folder = stages[name], undisturbed[name][0], root / f"{name}-publishing"
+    seen = []
+    for _ in kills.crashes(stage, folder):
+        seen.append(stage.contents(folder))
+        finish(stage, folder, expected)
+    published = seen.index(expected) if expected in seen else len(seen)
+    assert published >= 5
+    assert seen[:published] == [None] * published
+    assert seen[published:] == [expected] * (len(seen) - published)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_that_gets_sigterm_saves_and_says_so_and_goes_on_from_there(stages, undisturbed, root, name):
+    stage, folder = stages[name], root / f"{name}-term"
+    kills.terminated(stage, folder)
+    assert stage.contents(folder) is None
+    (said,) = [line for line in kills.log(folder).splitlines() if line.startswith("stopped: ")]
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in kills.log(folder)
+    finish(stage, folder, undisturbed[name][0])
+    assert WENT_ON[name] in kills.log(folder)
+
+
+@pytest.mark.parametrize("name", ["features", "evaluate"])
+def test_stage_that_is_already_running_is_refused(stages, undisturbed, root, name):
+    stage, folder = stages[name], root / f"{name}-twice"
+    first = stage.start(folder)
+    kills.wait((folder / stage.work / progress.NAME).is_file, first)
+    os.kill(first.pid, signal.SIGSTOP)  # else it could end before the second has begun
+    assert stage.run(folder) == 2
+    assert f"error: {folder / stage.work}: another process is working on this stage" in kills.log(folder)
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(kills.PATIENCE)
+    assert first.exitcode == 0
+    assert stage.contents(folder) == undisturbed[name][0]
