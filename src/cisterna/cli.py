@@ -426,7 +426,7 @@ def _clean(options: argparse.Namespace) -> None:
 def _warm(options: argparse.Namespace) -> None:
     from cisterna.runtime import fork_server
 
-    fork_server.serve(options.socket)
+    fork_server.serve(options.socket, main)
 
 
 if __name__ == "__main__":

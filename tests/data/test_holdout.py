@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cisterna import tasks
+from cisterna.constants import SPLITS
 from cisterna.data import holdout, similarity, splits
 from cisterna.errors import UserError
 
@@ -62,7 +63,7 @@ def prepare(folder, frame, split, seed=0, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "table.csv", index=False)
     splits.prepare("mine", spec(folder / "table.csv", split, **changes), seed, folder / "out")
-    frames = {which: pd.read_parquet(folder / f"out/{which}.parquet") for which in splits.SPLITS}
+    frames = {which: pd.read_parquet(folder / f"out/{which}.parquet") for which in SPLITS}
     known = frame.set_index("variant")
     return {which: part.join(known, on="id") for which, part in frames.items()}, splits.read_card(folder / "out")
 
@@ -171,7 +172,7 @@ def test_fewer_ood_rows_may_be_tested(tmp_path):
 def test_the_same_seed_gives_the_same_splits_whatever_the_order_of_the_rows(tmp_path, split):
     first, _ = prepare(tmp_path / "a", rows(), split)
     second, _ = prepare(tmp_path / "b", rows().sample(frac=1, random_state=1), split)
-    for which in splits.SPLITS:
+    for which in SPLITS:
         pd.testing.assert_frame_equal(first[which], second[which])
 
 

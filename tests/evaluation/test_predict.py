@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from cisterna import cli
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
@@ -32,7 +33,7 @@ def predict(folder, table, output, code=0):
 
 
 def unseen(splice, bank):
-    known = {text for split in splits.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
+    known = {text for split in SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
     opened = feature_bank.Bank(bank)
     for sequence in NEW:
         assert sequence.upper() not in known

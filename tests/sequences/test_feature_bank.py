@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cisterna import cli
 from cisterna.artifacts import checkpoint
-from cisterna.data import splits
+from cisterna.constants import SPLITS
 from cisterna.errors import UserError
 from cisterna.sequences import encoders, feature_bank, inputs
 from cisterna.sequences.encoders import huggingface
@@ -105,8 +105,8 @@ def test_index_says_where_each_sequence_is_and_manifest_says_what_of(esm, bank, 
     manifest = checkpoint.verify(bank)
     assert (manifest["kind"], manifest["recipe"]) == ("features", READING)
     assert checkpoint.parent_of(bank, manifest) == esm
-    assert set(manifest["data"]) == {f"{split}.parquet" for split in splits.SPLITS}
-    sequences = {text for split in splits.SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
+    assert set(manifest["data"]) == {f"{split}.parquet" for split in SPLITS}
+    sequences = {text for split in SPLITS for text in pd.read_parquet(splice / f"{split}.parquet")["sequence"]}
     assert manifest["trained"] == {"modality": "rna", "sequences": len(sequences), "rows": 9 * len(sequences)}
     opened = feature_bank.Bank(bank)
     found = sorted(opened.locate(text) for text in sequences)

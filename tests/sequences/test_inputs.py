@@ -11,6 +11,7 @@ from test_models import someone_elses
 
 from cisterna import models
 from cisterna.artifacts import checkpoint, files
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.scoring import answers
@@ -297,7 +298,7 @@ def test_bank_of_a_task_holds_the_windows_of_all_its_stretches(esm, tmp_path):
     inputs.build_bank(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
     opened = feature_bank.Bank(tmp_path / "bank")
     assert opened.modality == "dna"
-    everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in splits.SPLITS])
+    everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in SPLITS])
     positions = dict(zip(frame["seq"], frame["pos"], strict=True))
     network = encoders.load(esm, -1)
     tokens = tokenizer.build_encoder()

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cisterna import study
+from cisterna.constants import FORMS
 from cisterna.errors import UserError
 from cisterna.scoring import rewards
 from cisterna.study import config
@@ -1236,7 +1237,7 @@ SCHEDULES = st.sampled_from(["constant", "cosine", "linear", "warmup_stable_deca
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     given = featured()
-    forms = draw(st.lists(st.sampled_from(config.FORMS), min_size=1, unique=True))
+    forms = draw(st.lists(st.sampled_from(FORMS), min_size=1, unique=True))
     given["tasks"]["splice-donor"] |= {"sequences": forms, "encoder": draw(st.sampled_from(["nano-esm", "esm2"]))}
     given["seeds"] = draw(st.lists(st.integers(0, 99), min_size=1, max_size=2, unique=True))
     backbones = draw(st.lists(NAMES, min_size=1, max_size=2, unique=True))

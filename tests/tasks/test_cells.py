@@ -15,6 +15,7 @@ import pytest
 from scipy import sparse
 
 from cisterna import tasks
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.tasks.adapters import cells
@@ -268,7 +269,7 @@ def test_a_cell_becomes_prompt_trace_and_answer(tmp_path):
 def test_splits_are_made_with_held_out_donors_in_ood_alone(tmp_path):
     path = stored(tmp_path / "cells.h5ad")
     splits.prepare("blood", entry(path), 0, tmp_path / "blood")
-    frames = {which: pd.read_parquet(tmp_path / "blood" / f"{which}.parquet") for which in splits.SPLITS}
+    frames = {which: pd.read_parquet(tmp_path / "blood" / f"{which}.parquet") for which in SPLITS}
     assert {which: len(frame) for which, frame in frames.items()} == {"train": 20, "validation": 5, "id": 10, "ood": 15}
     assert set(frames["ood"]["group"]) == {"donor-3"}
     card = splits.read_card(tmp_path / "blood")

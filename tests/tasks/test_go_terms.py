@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from cisterna import tasks
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import baselines
@@ -307,7 +308,7 @@ def test_the_splits_have_their_ontology_beside_them_and_are_the_same_when_made_a
     assert card["answers"]["kind"] == "terms"
     assert card["labels"] == []
     assert set(pd.read_parquet(clone / "one" / "ood.parquet")["group"]) == {"Danio rerio"}
-    for split in splits.SPLITS:
+    for split in SPLITS:
         frame = pd.read_parquet(clone / "one" / f"{split}.parquet")
         written = [answers.completion(*row) for row in zip(frame["reasoning"], frame["answer"], strict=True)]
         assert [space.parse(text) for text in written] == list(frame["answer"])

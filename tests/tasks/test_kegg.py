@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cisterna import study, tasks
 from cisterna.artifacts import files
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.tasks.adapters import kegg, published, variants
@@ -60,7 +61,7 @@ def entry(source, **changes):
 
 def prepare(output, source, **changes):
     splits.prepare("kegg", entry(source, **changes), 0, output)
-    return {which: pd.read_parquet(output / f"{which}.parquet") for which in splits.SPLITS}, splits.read_card(output)
+    return {which: pd.read_parquet(output / f"{which}.parquet") for which in SPLITS}, splits.read_card(output)
 
 
 def refused(source, pattern, **changes):
@@ -125,7 +126,7 @@ def test_one_file_says_its_splits_in_a_column(tmp_path):
     whole.to_csv(tmp_path / "all.csv", index=False)
     single, card = prepare(tmp_path / "one", [str(tmp_path / "all.csv")])
     three, _ = prepare(tmp_path / "three", save(tmp_path / "raw"))
-    for which in splits.SPLITS:
+    for which in SPLITS:
         pd.testing.assert_frame_equal(single[which], three[which])
     assert card["notes"] == [
         "train of the data is train here",
@@ -178,7 +179,7 @@ def test_a_folder_that_datasets_reads_gives_the_same_splits_as_the_files(tmp_pat
     hub = hub_folder(tmp_path / "hub", **{name: rows(split, ROWS[split]) for name, split in names.items()})
     loaded, card = prepare(tmp_path / "a", hub)
     expected, _ = prepare(tmp_path / "b", save(tmp_path / "raw"))
-    for which in splits.SPLITS:
+    for which in SPLITS:
         pd.testing.assert_frame_equal(loaded[which], expected[which])
     assert list(card["source"]) == [hub]
     assert card["source"][hub]["revision"] is None
@@ -189,7 +190,7 @@ def test_a_data_set_in_one_piece_says_its_splits_in_a_column(tmp_path, cache):
     whole = pd.concat([rows(split, count).assign(split=split) for split, count in ROWS.items()])
     loaded, _ = prepare(tmp_path / "a", hub_folder(tmp_path / "hub", train=whole))
     expected, _ = prepare(tmp_path / "b", save(tmp_path / "raw"))
-    for which in splits.SPLITS:
+    for which in SPLITS:
         pd.testing.assert_frame_equal(loaded[which], expected[which])
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cisterna import tasks
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.tasks import table
@@ -124,7 +125,7 @@ def test_lower_case_sequences_are_raised(csv):
 
 def test_a_table_becomes_splits_with_all_held_out_rows_in_ood(csv, tmp_path):
     splits.prepare("my-assay", spec(save(rows(), csv)), 0, tmp_path / "out")
-    frames = {which: pd.read_parquet(tmp_path / f"out/{which}.parquet") for which in splits.SPLITS}
+    frames = {which: pd.read_parquet(tmp_path / f"out/{which}.parquet") for which in SPLITS}
     assert {which: len(frame) for which, frame in frames.items()} == {**SIZES, "ood": 20}
     assert set(frames["ood"]["group"]) == {"kinase"}
     card = json.loads((tmp_path / "out/card.json").read_text())

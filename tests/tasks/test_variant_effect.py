@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cisterna import tasks
+from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.tasks.adapters import variant_effect
@@ -53,7 +54,7 @@ def test_test_is_ood_and_id_and_validation_are_drawn_from_train(tmp_path, adapte
     paths = save(tmp_path / "raw", CODING if adapter == ADAPTERS[0] else DISEASES)
     splits.prepare("clinvar", entry(adapter, paths), 0, tmp_path / "out")
     card = splits.read_card(tmp_path / "out")
-    frames = {which: pd.read_parquet(tmp_path / f"out/{which}.parquet") for which in splits.SPLITS}
+    frames = {which: pd.read_parquet(tmp_path / f"out/{which}.parquet") for which in SPLITS}
     assert {which: len(frame) for which, frame in frames.items()} == {"train": 25, "validation": 5, "id": 10, "ood": 15}
     for which, frame in frames.items():
         assert {identifier.partition("-")[0] for identifier in frame["id"]} == {"ood" if which == "ood" else "train"}

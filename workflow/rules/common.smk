@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cisterna.artifacts import files
 from cisterna.runtime import launch, s3_workaround as storages
-from cisterna.study.config import STAGES
+from cisterna.constants import STAGES
 from snakemake.settings.types import SharedFSUsage
 
 # The stage takes the place of its shell, which would end at once at a SIGTERM and take with it the stage that still saves.

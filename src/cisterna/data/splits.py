@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from cisterna import tasks
 from cisterna.artifacts import files
+from cisterna.constants import SPLITS
 from cisterna.data import holdout, similarity
 from cisterna.errors import UserError
 from cisterna.scoring import gene_ontology
 from cisterna.sequences.tokenizer import TAGGED
 
-SPLITS = ("train", "validation", "id", "ood")
 COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group")
 SEGMENTS = pa.list_(pa.struct([("sequence", pa.string()), ("start", pa.int32()), ("center", pa.int32())]))
 ALL = "all"  # a size: every row there is

@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from threadpoolctl import threadpool_limits
 
 from cisterna.artifacts import files
+from cisterna.constants import TEST_SPLITS
 from cisterna.data import similarity
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology, metrics
@@ -34,7 +35,6 @@ from cisterna.scoring.gene_ontology import Ontology
 # Simplest first: of equals on validation, the first wins.
 NEIGHBOURS = (25, 11, 5, 3, 1)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, the inverse strength of the L2 penalty
-TESTS = ("id", "ood")
 
 # For proteins pairs, the usual dipeptide composition: of 8,000 triples a short protein holds few.
 KMER = {"dna": 3, "rna": 3, "protein": 2}
@@ -55,7 +55,7 @@ def run(data: Path, output: Path, space: Answers, modality: str, seed: int, boot
 
     Raises UserError for a split that cannot be read, and for a `train` with only one label.
     """
-    splits = {name: _read(data / f"{name}.parquet") for name in ("train", "validation", *TESTS)}
+    splits = {name: _read(data / f"{name}.parquet") for name in ("train", "validation", *TEST_SPLITS)}
     train, validation = splits["train"], splits["validation"]
     if train["answer"].nunique() < 2:
         raise UserError(
@@ -64,7 +64,7 @@ def run(data: Path, output: Path, space: Answers, modality: str, seed: int, boot
         )
     with threadpool_limits(1):
         features, analyzer = _features(train["sequence"], modality)
-        tests = {split: splits[split] for split in TESTS}
+        tests = {split: splits[split] for split in TEST_SPLITS}
         if isinstance(space, Terms):
             predictions, choices = _terms(train, validation, tests, analyzer, space.ontology)
         else:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from cisterna import models, tasks
 from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.artifacts.progress import Progress
+from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
 from cisterna.data.corpus import Blocks
 from cisterna.errors import UserError
@@ -41,7 +42,6 @@ from cisterna.sequences.inputs import Inputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SPLITS = ("id", "ood")
 SAID = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # in the log, of those that a task has
 OF_GROUPS = {Labels.kind: ("accuracy", "balanced_accuracy"), Terms.kind: ("accuracy", "f1_micro")}
 # Of the predictions; the last two where the options ask for them.
@@ -91,7 +91,7 @@ def evaluate(
     their card, and if `work` is in use; Stopped after SIGTERM.
     """
     card = splits.read_card(data)
-    tables = {split: splits.check(data, split, card) for split in SPLITS}
+    tables = {split: splits.check(data, split, card) for split in TEST_SPLITS}
     space = answers.of(card, data)
     inputs.check_data(folder, card["task"], {"train.parquet": card["files"]["train.parquet"]})
     facts = {

@@ -6,7 +6,7 @@ that does not match its manifest, is an error that names it. Not for training (`
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cisterna.artifacts import checkpoint, files
+from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError
 from cisterna.sequences import inputs, tokenizer
 
@@ -177,34 +177,8 @@ def _load_base(folder: Path, manifest: Mapping[str, Any]) -> "PreTrainedModel":
                 module.weight[sizes["before"] : sizes["after"]] = rows[name]
         return model
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    load_full(model, folder)
+    weights.load_full(model, folder)
     return model
-
-
-def load_full(model: "PreTrainedModel", folder: Path) -> None:
-    """Load full weights (safetensors, one file or shards), every key present and none left over, or UserError."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        tensors.update(load_file(path))
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    _check(f"{folder}: weights do", tensors, model.state_dict(), optional=tied)
-    model.load_state_dict(tensors, strict=False)  # only tied names can be absent now
-    model.tie_weights()
-
-
-def _check(
-    what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], optional: Collection[str] = ()
-) -> None:
-    """UserError unless `found` has the names and shapes of `expected`; those in `optional` may be absent."""
-    missing = sorted(set(expected) - set(found) - set(optional))
-    unexpected = sorted(set(found) - set(expected))
-    if missing or unexpected:
-        raise UserError(f"{what} not fit the model; missing {missing[:5]}, unexpected {unexpected[:5]}")
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{what} not fit the model; {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            )
 
 
 def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
@@ -222,7 +196,7 @@ def attach(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> A
     config.inference_mode = not trainable
     adapted = get_peft_model(model, config)
     tensors = load_file(folder / "adapter_model.safetensors")
-    _check(f"{folder}: adapter does", tensors, get_peft_model_state_dict(adapted))
+    weights.check(f"{folder}: adapter does", tensors, get_peft_model_state_dict(adapted))
     set_peft_model_state_dict(adapted, tensors)
     return adapted
 
@@ -244,7 +218,7 @@ def compose(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel"
         if (path / "adapter_model.safetensors").is_file():
             model = attach(model, path).merge_and_unload()
         else:
-            load_full(model, path)
+            weights.load_full(model, path)
     if dtype is not None:
         model = model.to(dtype)
     return model.eval()

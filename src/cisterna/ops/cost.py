@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cisterna.constants import SPLITS
 from cisterna.study import Model, Study
 
 PEAK = 989e12  # FLOP/s of one H100 SXM in bfloat16 without sparsity (NVIDIA's data sheet)
@@ -81,7 +82,7 @@ def _sft_below(study: Study, model: Model) -> int:
 def _encoder_passes(study: Study, size: Size) -> Passes:
     planned = alone = unshared = 0.0
     for _, task in study.banks:
-        planned += sum(size(task, split) for split in ("train", "validation", "id", "ood"))
+        planned += sum(size(task, split) for split in SPLITS)
     for model in study.models:
         if model.encoder is None:
             continue

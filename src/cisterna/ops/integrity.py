@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from cisterna import study as studies
 from cisterna.artifacts import checkpoint, files
+from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.study import LADDERS, Study
 
@@ -45,7 +46,6 @@ RESULTS = Path("results")
 
 THREADS = min(16, os.cpu_count() or 1)  # hashing leaves Python's lock; more would only crowd a shared login node
 WEIGHTS = (".safetensors", ".arrow")  # only a checkpoint or a bank has such files
-SPLITS = ("train", "validation", "id", "ood")
 # Files that are published together, and those that tell them from what follows.
 DATA = frozenset({"card.json", *(f"{split}.parquet" for split in SPLITS)})
 TOKENS = frozenset({"card.json", "train.npy", "starts.npy", "heldout.npy", "heldout_starts.npy"})
@@ -236,7 +236,7 @@ def _disagreeing(folder: Path, together: frozenset[str], head: Any, read: dict[s
         counts = {f"{part}.npy": head[part]["tokens"] for part in ("train", "heldout")}
         counts |= {"starts.npy": head["train"]["documents"], "heldout_starts.npy": head["heldout"]["documents"]}
     else:  # the metrics of baselines have another shape
-        counts = {f"{split}.parquet": head[split]["accuracy"]["n"] for split in ("id", "ood") if split in head}
+        counts = {f"{split}.parquet": head[split]["accuracy"]["n"] for split in TEST_SPLITS if split in head}
     for name, count in counts.items():
         if name in read and read[name] != count:
             yield f"{folder / name}: holds {read[name]} rows, expected {count}. Delete {folder} and rerun"

@@ -18,6 +18,7 @@ from typing import Any
 from tabulate import tabulate
 
 from cisterna import study as studies
+from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.ops import cost
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
@@ -130,7 +131,7 @@ def _facts(study: Study, results: Path) -> _Facts:
     sizes: dict[tuple[str, str], int] = {}
     for task in study.tasks:
         card = _json(results / "data" / task / "card.json")
-        for split in ("train", "validation", "id", "ood"):
+        for split in SPLITS:
             size = study.config["tasks"][task].get(split)
             if card:
                 sizes[task, split] = card["splits"][split]["rows"]
@@ -243,7 +244,7 @@ def _task_row(study: Study, facts: _Facts, task: str) -> list[Any]:
     for kind in ("sft", "rl"):
         work = [_work(study, facts, model) for model in models if model.kind == kind]
         row += [sum(examples for examples, _ in work), sum(tokens for _, tokens in work)]
-    return [*row, evaluations * sum(facts.size(task, split) for split in ("id", "ood"))]
+    return [*row, evaluations * sum(facts.size(task, split) for split in TEST_SPLITS)]
 
 
 def _work(study: Study, facts: _Facts, model: Model) -> tuple[float, float]:

@@ -22,10 +22,11 @@ from rich.table import Table
 
 from cisterna import study as studies
 from cisterna.artifacts import files
+from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.report import claims, statistics
 from cisterna.report.findings import present
-from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, SPLITS, AnySheet, Array
+from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, AnySheet, Array
 from cisterna.study import Model, Study
 
 SURE = 0.8  # an allocation that is the best in a smaller share of the resamples is not advised
@@ -120,7 +121,7 @@ def _stages(
     weights = statistics.seed_weights(len(seeds), resamples, statistics.generator("advice", task, "seeds"))
     spread = weights - 1 / max(len(seeds), 1)
     scores = {}
-    for split in SPLITS:
+    for split in TEST_SPLITS:
         sheet = sheets[task, split]
         drawn = statistics.draw(sheet, statistics.generator("advice", task, split), resamples)
         place = statistics.columns(sheet)
@@ -156,7 +157,7 @@ def _name(m: Model) -> str:
 
 def _frontier(of: Stages) -> list[dict[str, Any]]:
     """Stages that no other beats on one split without losing on the other, in the data or in some resamples."""
-    ours = [of.scores[split] for split in SPLITS]
+    ours = [of.scores[split] for split in TEST_SPLITS]
     once = _undominated(*(scores.observed[None] for scores in ours))[0]
     often = _undominated(*(scores.drawn for scores in ours)).mean(0)
     found = [
@@ -165,7 +166,7 @@ def _frontier(of: Stages) -> list[dict[str, Any]]:
             "models": [model.path for model in of.models[place]],
             "on_frontier": bool(once[place]),
             "probability": float(often[place]),
-            **{split: _estimate(scores, place) for split, scores in zip(SPLITS, ours, strict=True)},
+            **{split: _estimate(scores, place) for split, scores in zip(TEST_SPLITS, ours, strict=True)},
         }
         for place in range(len(of.names))
         if once[place] or often[place] >= LIKELY
@@ -247,16 +248,16 @@ def _budget(budget: int, known: Known, tasks: Mapping[str, Stages]) -> dict[str,
         return {"epochs": budget, "comparisons": [], "verdict": verdict}
     comparisons = []
     for splits, where in known[budget].items():
-        by_split = {split: _compare(splits, where, tasks, split) for split in SPLITS}
+        by_split = {split: _compare(splits, where, tasks, split) for split in TEST_SPLITS}
         comparisons.append(
             {
                 "tasks": list(dict.fromkeys(task for task, _, _ in where)),
                 "settings": [{"task": task, "setting": words} for task, words, _ in where],
                 "allocations": [
-                    {"sft": sft, "rl": rl} | {split: by_split[split][place] for split in SPLITS}
+                    {"sft": sft, "rl": rl} | {split: by_split[split][place] for split in TEST_SPLITS}
                     for place, (sft, rl) in enumerate(splits)
                 ],
-                "verdict": {split: _choice(splits, by_split[split], split) for split in SPLITS},
+                "verdict": {split: _choice(splits, by_split[split], split) for split in TEST_SPLITS},
             }
         )
     return {"epochs": budget, "comparisons": comparisons, "verdict": _overall(budget, comparisons)}
@@ -302,7 +303,7 @@ def _choice(splits: Sequence[tuple[int, int]], found: Sequence[Mapping[str, floa
 
 def _overall(budget: int, comparisons: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: an allocation only where both splits support it everywhere."""
-    choices = [comparison["verdict"][split] for comparison in comparisons for split in SPLITS]
+    choices = [comparison["verdict"][split] for comparison in comparisons for split in TEST_SPLITS]
     splits = {(choice["sft"], choice["rl"]) for choice in choices if choice["sure"]}
     if all(choice["sure"] for choice in choices) and len(splits) == 1:
         return f"For {budget} epochs the evidence supports {claims.split_words(*splits.pop())}, for ID and OOD alike."
@@ -347,14 +348,14 @@ def _show_budget(budget: Mapping[str, Any], console: Console) -> None:
         table = _table(["SFT + RL", "ID", "best", "regret", "OOD", "best", "regret"])
         for one in comparison["allocations"]:
             row = [claims.split_words(one["sft"], one["rl"])]
-            for split in SPLITS:
+            for split in TEST_SPLITS:
                 numbers = one[split]
                 row += [_number(numbers), f"{numbers['probability_best']:.0%}", f"{numbers['expected_regret']:.3f}"]
             table.add_row(*row)
         settings = dict.fromkeys(one["setting"] for one in comparison["settings"])
         console.print(f"\n{', '.join(comparison['tasks'])} ({'; '.join(settings)})", markup=False)
         console.print(Padding(table, (0, 0, 0, 2), expand=False))
-        for split in SPLITS:
+        for split in TEST_SPLITS:
             console.print(f"  {comparison['verdict'][split]['text']}")
     console.print()
 
@@ -376,7 +377,9 @@ def _show_frontier(task: str, stages: Sequence[Mapping[str, Any]], console: Cons
     table = _table(["", "stage", "ID", "OOD", "on the frontier"])
     for stage in stages:
         mark = "*" if stage["on_frontier"] else ""
-        table.add_row(mark, stage["stage"], *(_number(stage[split]) for split in SPLITS), f"{stage['probability']:.0%}")
+        table.add_row(
+            mark, stage["stage"], *(_number(stage[split]) for split in TEST_SPLITS), f"{stage['probability']:.0%}"
+        )
     console.print(f"[bold]{task}[/bold]: frontier of ID and OOD (*: on it in the data; share of the resamples)")
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
     console.print()

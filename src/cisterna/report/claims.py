@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cisterna.artifacts import files
+from cisterna.constants import TEST_SPLITS
 from cisterna.study import Model, Study
 
-SPLITS = ("id", "ood")
 SIZES = ("epochs", "fraction", "examples")  # keys of a recipe that say how much is trained, not how
 
 Arm = tuple[tuple[str, float], ...]  # models and their coefficients: one model, or a model minus its parent
@@ -81,7 +81,7 @@ def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
     rungs = "an SFT recipe with two or more rungs"
 
     def both(name: str, title: str, needs: str, contrasts: tuple[Contrast, ...]) -> tuple[Part, ...]:
-        return tuple(Part(f"{name}_{split}", split, title, needs, contrasts) for split in SPLITS)
+        return tuple(Part(f"{name}_{split}", split, title, needs, contrasts) for split in TEST_SPLITS)
 
     return [
         Claim(

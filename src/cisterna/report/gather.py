@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.ops import status
 from cisterna.report import CELLS, GAINS, METRICS, REWARDS
@@ -27,8 +28,6 @@ from cisterna.scoring import gene_ontology
 from cisterna.scoring.metrics import difference
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
-
-SPLITS = ("id", "ood")
 
 IDENTITY = {
     "study": "string",
@@ -242,7 +241,7 @@ def _evaluation(identity: dict[str, Any], file: Path) -> Iterator[dict[str, Any]
     written = _read(file, file.parent)
     yield from _rows(identity, written, file)
     try:
-        for split in SPLITS:
+        for split in TEST_SPLITS:
             for group, metrics in sorted(written.get("groups", {}).get(split, {}).items()):
                 yield from _summaries(identity | {"split": split, "group": group}, metrics)
     except (KeyError, TypeError, AttributeError) as error:
@@ -310,7 +309,7 @@ def _gains(study: Study, results: Path) -> Iterator[Cell]:
     for child, parent, model in _pairs(study):
         task = str(model.task)
         identity = _identity(study, model, task, _modality(study, task)) | {"parent": _short(str(model.parent))}
-        names = [f"{split}.parquet" for split in SPLITS]
+        names = [f"{split}.parquet" for split in TEST_SPLITS]
         read = [
             results / child / "metrics.json",
             *(results / folder / name for folder in (child, parent) for name in names),
@@ -330,7 +329,7 @@ def _gain(
         paired = bind(difference, labels=_labels(_read(file, file.parent), file))
     else:
         paired = bind(gene_ontology.difference, ontology=gene_ontology.load(terms))
-    for split in SPLITS:
+    for split in TEST_SPLITS:
         after = _predictions(child / f"{split}.parquet")
         before = _predictions(parent / f"{split}.parquet")
         if not after["answer"].equals(before["answer"]):
@@ -399,10 +398,10 @@ def _modality(study: Study, task: str) -> str:
 
 def _rows(identity: dict[str, Any], splits: Any, file: Path) -> Iterator[dict[str, Any]]:
     try:
-        for split in SPLITS:
+        for split in TEST_SPLITS:
             yield from _summaries(identity | {"split": split}, splits[split])
     except (KeyError, TypeError, AttributeError) as error:
-        raise _unfit(file, f"metrics of {' or '.join(SPLITS)}", error) from error
+        raise _unfit(file, f"metrics of {' or '.join(TEST_SPLITS)}", error) from error
 
 
 def _summaries(identity: dict[str, Any], metrics: dict[str, Any]) -> Iterator[dict[str, Any]]:

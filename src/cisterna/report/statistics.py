@@ -24,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cisterna.artifacts import files
+from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.scoring.gene_ontology import TERM, Ontology
@@ -34,7 +35,6 @@ Values = dict[str, NDArray[np.float32]]  # metric -> (resamples, models)
 
 PRIMARY = "balanced_accuracy"  # blind to the mix of labels, which differs between ID and OOD; of sets of terms micro F1
 METRICS = (PRIMARY, "accuracy", "skill")
-SPLITS = ("id", "ood")
 TERMS = re.compile(rf"{TERM.pattern}(, {TERM.pattern})*")
 LEVEL = 0.95
 RESAMPLES = 4000
@@ -162,9 +162,9 @@ def read(study: Study, results: Path) -> Answers:
         present = []
         for folder, model, of in study.evaluations():
             if of == task:
-                there = all((results / folder / f"{split}.parquet").is_file() for split in SPLITS)
+                there = all((results / folder / f"{split}.parquet").is_file() for split in TEST_SPLITS)
                 present.append((folder, model)) if there else absent.append(folder)
-        for split in SPLITS if present else ():
+        for split in TEST_SPLITS if present else ():
             given = _aligned({model: results / folder / f"{split}.parquet" for folder, model in present}, split)
             if not all(TERMS.fullmatch(answer) for answer in given[0]):
                 sheets[task, split] = sheet(*given)

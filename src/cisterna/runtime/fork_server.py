@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,14 @@ VARIABLE = "CISTERNA_WARM"
 KILLED = 137
 _BACKLOG = 64
 
+Main = Callable[[Sequence[str]], int]
 
-def serve(path: Path) -> None:
-    """Import the heavy libraries, then fork for each connection until the parent process is gone."""
+
+def serve(path: Path, main: Main) -> None:
+    """Import the heavy libraries, then fork for each connection until the parent process is gone.
+
+    `main` runs a command in the fork: it takes its arguments and returns its exit code.
+    """
     parent = os.getppid()
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(path))
@@ -49,7 +55,7 @@ def serve(path: Path) -> None:
                 continue
             if os.fork() == 0:
                 server.close()
-                _work(connection)
+                _work(connection, main)
             connection.close()
     finally:
         path.unlink(missing_ok=True)
@@ -100,7 +106,7 @@ def _import() -> None:
     from cisterna.training import cpt, rl, sft  # noqa: F401
 
 
-def _work(connection: socket.socket) -> None:
+def _work(connection: socket.socket, main: Main) -> None:
     """In the fork: become the client's command. Never returns."""
     code = 1
     try:
@@ -121,8 +127,6 @@ def _work(connection: socket.socket) -> None:
 
             torch.set_num_threads(int(threads))
         threading.Thread(target=_obey, args=(connection,), daemon=True).start()
-
-        from cisterna.cli import main
 
         code = main(request["arguments"])
     except SystemExit as error:

@@ -18,6 +18,7 @@ from typing import Any
 
 from cisterna.artifacts import checkpoint, files
 from cisterna.artifacts.work_folder import SAVE_MINUTES
+from cisterna.constants import SPLITS
 from cisterna.errors import UserError
 from cisterna.sequences import bridge, encoders, feature_bank, tokenizer
 
@@ -160,8 +161,6 @@ def build_bank(
 ) -> dict[str, Any]:  # fmt: skip
     """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
     import pandas as pd
-
-    from cisterna.data.splits import SPLITS
 
     texts: set[str] = set()
     for split in SPLITS:

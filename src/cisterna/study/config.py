@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from cisterna.constants import FORMS, STAGES
 from cisterna.errors import UserError
 from cisterna.tasks import catalog
 from cisterna.tasks.catalog import ADAPTERS
@@ -100,13 +101,8 @@ DEFAULTS: dict[str, Any] = {
     "lineage": {"tasks": "all", "sequences": "all", "backbones": "all", "cpt": ["none"], "sft": [], "rl": []},
 }
 
-STAGES = ("cpt", "sft", "rl")
-
 # Rewards that compare sets of terms (`cisterna.scoring.rewards.OF_TERMS`, whose import would take time).
 OF_TERMS = frozenset({"go_f1"})
-
-# The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
-FORMS = ("tokens", "features", "both")
 
 # The kinds of jobs: keys of `resources`.
 JOBS = ("data", "baselines", "tokenize", "encoder", "features", "base", "cpt", "sft", "rl", "evaluate", "report")

@@ -46,7 +46,7 @@ import pandas as pd
 
 from cisterna.errors import UserError
 from cisterna.sequences.tokenizer import ALPHABETS
-from cisterna.tasks import Task, segment
+from cisterna.tasks.base import Task, segment
 
 # What the tokenizer and the answer parser read as structure.
 MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>|\x00", re.IGNORECASE)

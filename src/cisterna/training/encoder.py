@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from cisterna import models
-from cisterna.artifacts import files
+from cisterna.artifacts import files, weights
 from cisterna.data import corpus
 from cisterna.errors import UserError
 from cisterna.sequences import tokenizer
@@ -143,7 +143,7 @@ def masked_perplexity(
     A share `masking` of the residues, at least one of a batch, is hidden: drawn from seed 0, behind the mask token.
     """
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
-    models.load_full(model, folder)
+    weights.load_full(model, folder)
     model.eval()
     counts = np.bincount(np.concatenate([piece[1:-1] for piece in training]), minlength=len(tokens)) + 1.0
     frequency = np.log(counts / counts.sum())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cisterna import models
+from cisterna.artifacts import weights
 from cisterna.errors import UserError
 from cisterna.sequences import tokenizer
 from cisterna.sequences.encoders import layers
@@ -127,6 +127,6 @@ def load_made(folder: Path, layer: int | str, device: torch.device) -> Encoder:
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     module = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
-    models.load_full(module, folder)
+    weights.load_full(module, folder)
     tokens = AutoTokenizer.from_pretrained(folder)
     return Encoder(folder.parent.name, None, layer, module.base_model.to(device).eval(), tokens, tagged=True)

@@ -45,9 +45,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cisterna import tasks
 from cisterna.errors import UserError
-from cisterna.tasks import Task, catalog
+from cisterna.tasks import catalog, loading
+from cisterna.tasks.base import Task
 from cisterna.tasks.table import refuse_markup
 
 NAMED = 5  # genes of a trace
@@ -355,7 +355,7 @@ def _check_chunk(chunk: sparse.csr_matrix, path: Path, ids: list[str], genes: li
 def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:
     """New cells as questions: all cells of an `.h5ad` file, or the cell sentences of a table."""
     if path.suffix.lower() != ".h5ad":
-        return tasks.questions(made, path)
+        return loading.questions(made, path)
     assert made.prompt is not None
     frame = read(path, {**options, "sample": None}, 0, labelled=False)
     frame["prompt"] = frame["sequence"].map(made.prompt)

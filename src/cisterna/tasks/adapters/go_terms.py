@@ -58,8 +58,9 @@ from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology
 from cisterna.scoring.gene_ontology import Ontology
 from cisterna.sequences.tokenizer import ALPHABETS
-from cisterna.tasks import Task, catalog, segment, table
+from cisterna.tasks import catalog, table
 from cisterna.tasks.adapters import published
+from cisterna.tasks.base import Task, segment
 
 TERMS = ("mf", "bp", "cc")
 QUESTION = ("id", "sequence", "organism", "interpro", "predictions")  # what a prompt is made of

@@ -37,8 +37,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cisterna.tasks import Task
 from cisterna.tasks.adapters import variants
+from cisterna.tasks.base import Task
 
 COLUMNS = ("question", "answer", "reasoning", "reference_sequence", "variant_sequence")
 MEANING = "disease that the variant contributes to: column 'answer', the text before `;` in lower case"

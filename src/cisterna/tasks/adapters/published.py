@@ -25,7 +25,8 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.tasks import SPLIT, table
+from cisterna.tasks import table
+from cisterna.tasks.base import SPLIT
 
 OOD = ("ood", "network")
 ID = ("id", "val", "validation")

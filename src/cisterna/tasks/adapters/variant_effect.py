@@ -43,8 +43,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cisterna.tasks import Task
 from cisterna.tasks.adapters import variants
+from cisterna.tasks.base import Task
 
 COLUMNS = ("question", "answer", "reference_sequence", "variant_sequence")
 MEANINGS = {

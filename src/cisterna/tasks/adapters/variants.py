@@ -15,8 +15,9 @@ import pandas as pd
 
 from cisterna.errors import UserError
 from cisterna.sequences.tokenizer import ALPHABETS
-from cisterna.tasks import SPLIT, Task, segment, table
+from cisterna.tasks import table
 from cisterna.tasks.adapters import published
+from cisterna.tasks.base import SPLIT, Task, segment
 
 PAIR = ("reference_sequence", "variant_sequence")
 IN, OUT = "in domain", "out of domain"  # groups

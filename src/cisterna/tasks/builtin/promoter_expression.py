@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna.tasks import segment
+from cisterna.tasks.base import segment
 
 WILD_TYPE = "AATTAATGTGAGTTAGCTCACTCATTAGGCACCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGTGG"
 LENGTH = len(WILD_TYPE)

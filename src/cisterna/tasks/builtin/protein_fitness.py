@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna.tasks import segment
+from cisterna.tasks.base import segment
 
 WILD_TYPE = "QYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 LENGTH = len(WILD_TYPE)

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna.tasks import segment
+from cisterna.tasks.base import segment
 
 CONSENSUS = ("C", "A", "G", "G", "U", "AG", "A", "G", "U")  # R is A or G
 LENGTH = len(CONSENSUS)

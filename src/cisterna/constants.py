@@ -1,0 +1,12 @@
+"""Words that every part of Cisterna shares: splits, stages, forms of sequences. Values and no code."""
+
+# The files of a prepared task, in the order in which they are written; the last two are tests, and no checkpoint is
+# ever chosen by them.
+SPLITS = ("train", "validation", "id", "ood")
+TEST_SPLITS = ("id", "ood")
+
+# Stages of post-training, in the order of a lineage.
+STAGES = ("cpt", "sft", "rl")
+
+# The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
+FORMS = ("tokens", "features", "both")
