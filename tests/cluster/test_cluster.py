@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from slurm import Slurm, missing
-from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, started, undisturbed
 
 import clones
+from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, started, undisturbed
 
 SFT_ALONE = "rule_sft_wildcards_tiny_base_hairpin__0_alone_40"
 SFT_PAIR = "rule_sft_wildcards_tiny_base_splice-donor__0_pair_12"

@@ -38,7 +38,7 @@ from cisterna import study as studies
 from cisterna.artifacts import checkpoint, files
 from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.errors import UserError
-from cisterna.study import LADDERS, Study
+from cisterna.study import Study
 
 RESULTS = Path("results")
 
@@ -447,8 +447,7 @@ def _stages(study: Study) -> Iterator[Stage]:
         if model.kind == "cpt":
             yield Stage(work / model.path, proof, False)
         elif model.kind != "base":
-            recipe = study.recipe(model.kind, str(model.recipe))
-            yield Stage(Path(study.work(model)), proof, recipe["lr_scheduler_type"] in LADDERS)
+            yield Stage(Path(study.work(model)), proof, study.is_rung(model))
     for encoder in study.encoders:
         proof = RESULTS / "encoders" / encoder / "checkpoint" / checkpoint.MANIFEST
         yield Stage(work / "encoders" / encoder, proof, False)

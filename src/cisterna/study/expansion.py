@@ -23,7 +23,6 @@ from cisterna.study.config import recipe_keys, suggest
 from cisterna.tasks import catalog
 
 READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained")  # keys of an encoder
-LADDERS = ("constant", "constant_with_warmup")  # under which a longer run starts as the shorter one
 
 
 @dataclass(frozen=True)
@@ -204,11 +203,13 @@ class Study:
                 pairs.extend((f"{model.path}/{task}/eval", model.path, task) for task in tasks)
         return tuple(pairs)
 
+    def is_rung(self, model: Model) -> bool:
+        """Whether an SFT or RL model is one of several checkpoints of a single run (`is_ladder`)."""
+        return model.task is not None and is_ladder(self.recipe(model.kind, str(model.recipe)))
+
     def work(self, model: Model) -> str:
-        """Where a stage keeps its resumable state, relative to the clone. Rungs of a ladder share it."""
-        recipe = self.recipe(model.kind, str(model.recipe))
-        shared = recipe["lr_scheduler_type"] in LADDERS
-        return "results/.work/" + (model.path.rpartition("/")[0] if shared else model.path)
+        """The work folder of a CPT, SFT or RL model, relative to the clone. Rungs of a ladder share it."""
+        return "results/.work/" + (model.path.rpartition("/")[0] if self.is_rung(model) else model.path)
 
     @property
     def of_terms(self) -> list[str]:
@@ -252,6 +253,15 @@ def read(path: Path, *more: Path) -> Study:
         found.stop()
         given = _changed(given, change)
     return _study(configs.check(given, configs.Problems(", ".join(map(str, (path, *more)))), {}))
+
+
+def is_ladder(recipe: Mapping[str, Any]) -> bool:
+    """Whether the epochs of an SFT or RL recipe are a ladder: one run that publishes a checkpoint after each of them.
+
+    This needs a learning rate that does not depend on the length of the run. With any other schedule a run of eight
+    epochs differs from a run of two from the first step on, so each is a run of its own.
+    """
+    return recipe["lr_scheduler_type"] in ("constant", "constant_with_warmup")
 
 
 def _changed(given: Any, change: Any) -> Any:
@@ -360,7 +370,7 @@ def _climb(
     """The rungs `wanted` of `stage` (kind, recipe) above `parent`, and in a ladder those below."""
     wanted = list(wanted)
     kind, name = stage
-    ladder = recipe["lr_scheduler_type"] in LADDERS
+    ladder = is_ladder(recipe)
     folder = parent.path
     if parent.task is None:
         folder += f"/{origin.folder}"
