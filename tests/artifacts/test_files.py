@@ -18,7 +18,7 @@ VALUES = st.recursive(
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from cisterna import files
+from cisterna.artifacts import files
 with files.new_folder(Path(sys.argv[1])) as folder:
     (folder / "first").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -27,6 +27,19 @@ with files.new_folder(Path(sys.argv[1])) as folder:
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("old", "new"):
+        with files.replacing(path) as temporary:
+            assert temporary.parent == path.parent  # the same file system, so that the rename is one step
+            temporary.write_text(text)
+    with pytest.raises(KeyError), files.replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyError
+    assert names(tmp_path) == ["a.txt"]
+    assert path.read_text() == "new"
 
 
 def test_a_new_folder_appears_only_when_its_block_has_ended(tmp_path):

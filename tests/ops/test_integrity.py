@@ -507,7 +507,7 @@ def test_what_a_process_killed_while_publishing_left_goes_once_it_is_quiet(clone
     write(clone, made(CONFIG))
     target = clone.results / HAIRPIN / "e2" / "checkpoint"
     program = (
-        "import sys, time; from pathlib import Path; from cisterna import files\n"
+        "import sys, time; from pathlib import Path; from cisterna.artifacts import files\n"
         "with files.new_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'model.safetensors').write_bytes(b'x' * 1000); print('written', flush=True); time.sleep(60)"
     )
@@ -572,7 +572,7 @@ def test_nothing_is_removed_while_a_stage_runs(clone: Clone, capsys: pytest.Capt
     write(clone, made(CONFIG) | old)
     state = save(clone, "models/old/cpt-bio")
     program = (
-        "import sys, time; from pathlib import Path; from cisterna import files\n"
+        "import sys, time; from pathlib import Path; from cisterna.artifacts import files\n"
         "with files.lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     work = Path("results/.work/models/old/cpt-bio")

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ def digest(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys (the same value gives the same bytes)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json_text(value))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json_text(value))
 
 
 def json_text(value: Any) -> str:
@@ -41,6 +40,22 @@ def json_text(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file that Cisterna wrote."""
     return json.loads(path.read_text())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; when the block ends well, that file replaces `path` by a rename.
+
+    If the block raises, the temporary file is removed and an earlier `path` is untouched. The folder has to exist.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the error that led here says more
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

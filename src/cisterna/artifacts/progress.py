@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from cisterna.artifacts import files
+
 NAME = "progress.json"
 INTERVAL = 1.0  # seconds between two writes: steps of a tiny model take milliseconds, and the disk may be a network's
 
@@ -56,8 +58,7 @@ class Progress:
             "numbers": self._numbers,
             "updated": time.time(),
         }
-        temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(state, indent=1) + "\n")
-            os.replace(temporary, self._path)
+            with files.replacing(self._path) as temporary:
+                temporary.write_text(json.dumps(state, indent=1) + "\n")

@@ -15,7 +15,6 @@ import copy
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -283,9 +282,8 @@ def predict(folder: Path, table: Path, output: Path, options: Mapping[str, Any])
     answered = answer(model, tokens, frame, described["labels"], options, device, given)
     frame = pd.concat([frame.drop(columns="segments"), answered], axis=1)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    frame.to_parquet(temporary, index=False)
-    os.replace(temporary, output)
+    with files.replacing(output) as temporary:
+        frame.to_parquet(temporary, index=False)
     return frame
 
 

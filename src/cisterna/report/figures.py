@@ -13,7 +13,6 @@ Not for computing metrics of a model (``cisterna.scoring.metrics``).
 
 import html
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cisterna import report
+from cisterna.artifacts import files
 from cisterna.study import Model, Study
 
 WIDTH = 10.0  # inches
@@ -1308,6 +1308,5 @@ def _save(figure: Figure, stem: Path) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        write(temporary)

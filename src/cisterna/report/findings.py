@@ -10,7 +10,6 @@ Not for choosing a model: see ``cisterna.report.advice``, and neither ID nor OOD
 """
 
 import html
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,9 +60,8 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     text = page(found)
     files.write_json(output / FINDINGS, found)
-    temporary = output / f".{PAGE}.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, output / PAGE)
+    with files.replacing(output / PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return found
 
 

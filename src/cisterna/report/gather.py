@@ -11,7 +11,6 @@ Not for computing metrics of a model (``cisterna.evaluation.evaluate`` did), not
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial as bind
@@ -20,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.ops import status
@@ -441,6 +441,5 @@ def _predictions(file: Path) -> pd.DataFrame:
 
 def _write(rows: list[dict[str, Any]], columns: dict[str, str], path: Path) -> None:
     typed = pd.DataFrame(rows).reindex(columns=list(columns)).astype(columns)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    typed.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        typed.to_parquet(temporary, index=False)

@@ -287,14 +287,13 @@ def _is_whole(path: Path) -> bool:
 
 
 def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
-    temporary = path.with_name(f".{path.name}")
-    save_file({"features": rows.contiguous()}, temporary)
-    temporary.chmod(0o644)  # the library writes it for its owner alone
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    if hashed:
-        path.with_suffix(HASH).write_text(files.sha256(temporary))
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        save_file({"features": rows.contiguous()}, temporary)
+        temporary.chmod(0o644)  # the library writes it for its owner alone
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if hashed:
+            path.with_suffix(HASH).write_text(files.sha256(temporary))
 
 
 def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
