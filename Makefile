@@ -1,7 +1,7 @@
 # Everything is installed and cached inside this folder: .venv/ (packages), .cache/ (what libraries would put
 # under the home directory), .snakemake/ and results/ (the workflow). `make clean` removes the first three.
 #
-#   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
+#   PYTHON=python3.12   the Python that makes .venv (3.11, 3.12 or 3.13; by default python3)
 #   TORCH=cpu|cuda      which build of PyTorch; by default cuda where an NVIDIA GPU answers, else cpu
 #   CORES=all           cores that `make run` may use
 #   CONFIG=             the study of `make run`, by default config/config.yaml
@@ -38,10 +38,10 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup run test encoders cells lint format bench lock clean
+.PHONY: help setup run test test-fast lint format bench lock clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: .venv/.installed  ## make .venv and install the locked packages and Cisterna into it
 
@@ -50,7 +50,7 @@ setup: .venv/.installed  ## make .venv and install the locked packages and Ciste
 # way to that index) the registry's build serves. --no-deps: only torch is asked for at that index, so an index
 # out of reach costs seconds and not minutes.
 .venv/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "error: Cisterna needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d; use make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "error: Cisterna needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; name another one, as in: make setup PYTHON=python3.12" % v)'
 	rm -f $@
 	$(PYTHON) -m venv .venv
 	@$(install_torch)
@@ -71,6 +71,9 @@ else \
 fi
 endef
 
+# Two workers or more, a file of tests at a time, in the order of tests/conftest.py: the long files come first.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 STUDY := $(if $(CONFIG),--configfile $(CONFIG))
 
 run: setup  ## run the default study and write its report
@@ -82,18 +85,16 @@ run: setup  ## run the default study and write its report
 	$(BIN)/snakemake --report $(REPORT) $(STUDY)
 	@echo "The report is at $(ROOT)/$(REPORT)"
 
-test: setup  ## run the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup .venv/.optional  ## run all tests
+	$(BIN)/python -m pytest $(WORKERS)
 
-# What the adapters need of these packages, without what their metadata asks for (docs/encoders.md says why).
-encoders: setup  ## install the packages of ESM-3 and Evo 2, so that the tests of their adapters run
-	$(BIN)/pip install --quiet --no-deps esm==3.2.1.post1 biotite==1.6.0 brotli==1.2.1 cloudpathlib==0.26.0 \
-	    httpx==0.28.1 msgpack-numpy==0.4.8 zstd==1.5.7.2 evo2==0.6.0 vtx==1.1.0
+test-fast: setup  ## run the tests that train nothing and start no Snakemake
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not snakemake and not cluster"
 
-# Without its dependencies, which are a plotting library, Scanpy and Jupyter: none of them is needed to make sentences
-# but the first, which the package imports.
-cells: setup  ## install the package cell2sentence, so that the adapter of single cells is tested against it
-	$(BIN)/pip install --quiet --no-deps cell2sentence==1.2.0 plotnine==0.15.9 mizani==0.14.6
+# Where the package index has none of them, the tests that need them are skipped.
+.venv/.optional: .venv/.installed requirements-optional.lock
+	@$(BIN)/python -m pip install -qq --no-deps --retries 2 --timeout 15 -r requirements-optional.lock && touch $@ \
+	|| echo "the packages of requirements-optional.lock are not to be had: their tests are skipped"
 
 lint: setup  ## check style, types and the workflow
 	$(BIN)/ruff check .

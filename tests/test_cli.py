@@ -152,6 +152,7 @@ def test_file_that_is_no_config_is_named(clone: Clone, text: str | None, expecte
     refused(clone, by, expected)
 
 
+@pytest.mark.snakemake
 def test_study_given_to_snakemake_is_named_in_its_mistakes(clone: Clone) -> None:
     path = clone.folder / "other.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, "sedes": [1]}, sort_keys=False))
@@ -245,6 +246,7 @@ def test_split_that_would_be_empty_is_named(clone: Clone, changes: Config, expec
     assert listing(clone) == before
 
 
+@pytest.mark.snakemake
 def test_mistake_in_a_table_fails_its_job_alone_and_is_shown(clone: Clone) -> None:
     path = clone.folder / TABLE
     path.write_text(row(7, 3, "medium")(path.read_text()))

@@ -1,26 +1,54 @@
-"""pyproject.toml, requirements.lock and the conda environment install the same versions."""
+"""What is imported is declared, and pyproject.toml, the lock files and the conda environment pin the same versions."""
 
+import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import version
-from pathlib import Path
+from importlib.metadata import packages_distributions, version
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tiny import ROOT
+
 ENVIRONMENTS = sorted((ROOT / "workflow" / "envs").glob("*.yaml"))
+# Imported only where an adapter needs them; the documentation says how to install them.
+OPTIONAL = {"esm": "esm", "evo2": "evo2", "vortex": "vtx", "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3"}
+LOCAL = {"cisterna", "gpu", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+
+
+def normalised(name: str) -> str:
+    """The name of a package as the package index writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pins(requirements: list[str]) -> dict[str, str]:
-    """Name (as the package index normalises it) to version; fails on anything but NAME==VERSION."""
-    found = {}
+    """Normalised name to version. Fails on anything but NAME==VERSION, and on a name that is there twice."""
+    versions = {}
     for requirement in requirements:
-        name, separator, number = requirement.partition("==")
-        assert separator, f"{requirement!r} is not an exact pin"
-        assert re.fullmatch(r"[0-9][0-9a-z.]*", number), f"{requirement!r} is not an exact pin"
-        found[re.sub(r"[-_.]+", "-", name).lower()] = number
-    return found
+        match = re.fullmatch(r"([\w.-]+)==([0-9][0-9a-z.]*)", requirement)
+        assert match, f"{requirement!r} is not an exact pin"
+        name = normalised(match[1])
+        assert name not in versions, f"{name} is pinned twice"
+        versions[name] = match[2]
+    return versions
+
+
+def locked(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return pins([line for line in lines if line and not line.startswith("#")])
+
+
+def imports(*folders: str) -> set[str]:
+    """The top-level modules that the Python files in these folders import, without Python's own and this project's."""
+    modules = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    return modules - sys.stdlib_module_names - LOCAL
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +58,31 @@ def project() -> dict:
 
 @pytest.fixture(scope="module")
 def lock() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return pins([line for line in lines if line and not line.startswith("#")])
+    return locked("requirements.lock")
 
 
-def test_lock_holds_every_direct_dependency_at_its_pin(project, lock):
+@pytest.mark.parametrize(
+    ("folders", "extra"), [(["src", "workflow"], []), (["tests", "scripts", "benchmarks"], ["dev"])], ids=["src", "dev"]
+)
+def test_every_import_is_a_declared_dependency(project, folders, extra):
+    declared = pins(project["dependencies"] + [pin for name in extra for pin in project["optional-dependencies"][name]])
+    distributions = packages_distributions()
+    undeclared = {
+        module
+        for module in imports(*folders) - OPTIONAL.keys()
+        if not {normalised(name) for name in distributions.get(module, [])} & declared.keys()
+    }
+    assert undeclared == set()
+
+
+def test_lock_has_every_direct_dependency_at_its_pin(project, lock):
     direct = pins(project["dependencies"] + project["optional-dependencies"]["dev"])
     assert {name: lock.get(name) for name in direct} == direct
+
+
+def test_optional_lock_has_every_package_of_the_encoders_at_its_pin(project):
+    extras = pins(project["optional-dependencies"]["esm3"] + project["optional-dependencies"]["evo2"])
+    assert extras.items() <= locked("requirements-optional.lock").items()
 
 
 def test_lock_names_no_cuda_packages(lock):

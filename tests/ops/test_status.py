@@ -95,6 +95,7 @@ def test_jobs_are_those_that_the_plan_counts(path):
     assert Counter(job.kind for job in status.jobs(read)) == +Counter(plan.jobs(read))
 
 
+@pytest.mark.snakemake
 def test_artifacts_logs_and_work_folders_are_those_of_the_workflow(clone):
     """Every rule's own words, from a dry run."""
     output = clone.snakemake("--dry-run", "--printshellcmds")

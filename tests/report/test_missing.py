@@ -334,6 +334,8 @@ def test_study_with_no_evaluation_of_a_model_has_figures_that_say_so(broken: tup
     assert "majority" in page(study, results)
 
 
+@pytest.mark.snakemake
+@pytest.mark.slow
 def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_path: Path) -> None:
     """Snakemake for real: one of two lineages asks for what cannot be."""
     given = edited(recipes__sft__short__max_length=5)  # shorter than every example of splice-donor

@@ -536,6 +536,8 @@ def test_go_f1_is_for_tasks_of_terms():
     assert study.load(config).recipe("rl", "grpo")["rewards"] == {"go_f1": 1.0}
 
 
+@pytest.mark.snakemake
+@pytest.mark.slow
 def test_an_edit_of_the_users_file_reruns_rl_and_its_evaluation_and_a_new_date_alone_does_not(tmp_path):
     clone = clones.make(tmp_path, with_rewards(**{"correct": 1.0, "tables/mine.py:mine": 0.5}))
     file = clone.folder / "tables" / "mine.py"

@@ -120,7 +120,7 @@ def test_esm3_says_what_it_gives(esm3):
     assert not encoder.module.training
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_esm3_in_bfloat16_on_a_gpu_is_near_float32(esm3):
     spec = esm3.spec | {"dtype": "auto"}
     (exact,) = esm3_adapter.load(esm3.spec, -1, CPU).forward([PROTEINS[0]], "protein")

@@ -95,7 +95,7 @@ def entry(path, **more):
 @pytest.fixture
 def package():
     """`cell2sentence.utils` of the package itself."""
-    reason = "cell2sentence is not installed (make cells)"
+    reason = "cell2sentence is not installed (make test installs it)"
     return pytest.importorskip("cell2sentence.utils", reason=reason)
 
 
