@@ -408,16 +408,11 @@ def _options() -> dict[str, Any]:
 
 @cache
 def recipe_keys(kind: str) -> frozenset[str]:
-    """Cisterna's own keys of a recipe (cpt, sft, rl); every other key is the library's."""
-    recipes = _schema()["properties"]["recipes"]["properties"]
-    return frozenset(recipes[kind]["additionalProperties"]["properties"])
-
-
-@cache
-def _training_keys() -> frozenset[str]:
-    """Cisterna's own keys of the training of an encoder."""
-    encoder = _schema()["properties"]["encoders"]["additionalProperties"]["properties"]
-    return frozenset(encoder["training"]["properties"])
+    """Cisterna's own keys of a recipe (cpt, sft, rl) or of an encoder's training; every other key is the library's."""
+    keys = _schema()["properties"]
+    if kind == "encoder":
+        return frozenset(keys["encoders"]["additionalProperties"]["properties"]["training"]["properties"])
+    return frozenset(keys["recipes"]["properties"][kind]["additionalProperties"]["properties"])
 
 
 KINDS = {
@@ -646,7 +641,7 @@ def _check_encoder_training(key: Key, training: dict[str, Any], config: dict[str
         expected = "no such key: an encoder is made by one process"
         problems.add((*key, "deepspeed"), "an option that Cisterna sets itself", expected)
     given = {name: value for name, value in training.items() if name != "deepspeed"}
-    _check_library(key, "cpt", _training_keys(), given, problems)
+    _check_library(key, "cpt", recipe_keys("encoder"), given, problems)
     corpora = _mapping(config.get("corpora"))
     _check_known((*key, "corpora"), training.get("corpora"), corpora, problems)
     for index, name in enumerate(_list(training.get("corpora"))):
