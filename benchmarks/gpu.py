@@ -31,7 +31,7 @@ from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from cisterna import models
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "resources" / "corpora" / "text.txt"
@@ -102,7 +102,7 @@ def main() -> None:
             model = models.compose(base).train()
             model.set_attn_implementation(options.attention)
             measure = {"sft": measure_sft, "grpo": measure_grpo}[stage]
-            row = measure(model, tokenizer.load(base), options, Path(folder) / stage)
+            row = measure(model, tokenization.load(base), options, Path(folder) / stage)
             rows.append(
                 row
                 | {"device": device_name(), "versions": versions(), "stage": stage}

@@ -92,11 +92,11 @@ def esm(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bank(esm, splice, tmp_path_factory) -> Path:
     """The bank .../features/tiny-esm/splice-donor of the small task. Read only."""
-    from cisterna.sequences import inputs
+    from cisterna.sequences import feature_bank
 
     root = tmp_path_factory.mktemp("results")
     folder = root / "features" / "tiny-esm" / "splice-donor"
-    inputs.build_bank(esm, splice, READING, root / ".work", folder)
+    feature_bank.build_for_task(esm, splice, READING, root / ".work", folder)
     return folder
 
 

@@ -79,7 +79,7 @@ class Run:
 
     def here(self) -> "Run":
         """Train in this process; returns itself."""
-        from cisterna.sequences import inputs
+        from cisterna.sequences.source import open_source
         from cisterna.training import cpt, rl, run, sft
 
         job = run.Job(
@@ -97,7 +97,7 @@ class Run:
             return self
         modality = json.loads((self.data / "card.json").read_text())["modality"]
         source = {key: value for key, value in self.reads.items() if key != "sequences"}
-        given = inputs.open_source(self.reads.get("sequences", "tokens"), modality, **source)
+        given = open_source(self.reads.get("sequences", "tokens"), modality, **source)
         (sft if self.kind == "sft" else rl).train(job, self.data, given)
         return self
 

@@ -52,11 +52,11 @@ def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
     import torch
 
     from cisterna.artifacts import checkpoint, files
-    from cisterna.sequences import tokenizer
+    from cisterna.sequences import tokenization
     from cisterna.training import encoder as stage
 
     torch.manual_seed(seed)
-    tokens = tokenizer.build_encoder()
+    tokens = tokenization.build_for_encoder()
     model = stage.make(ESM | architecture, tokens)
     with files.new_folder(output) as folder:
         model.save_pretrained(folder)
@@ -109,3 +109,30 @@ def adapted(parent: Path, seed: int = 1, **lora: object) -> Any:
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
+
+
+def hub_model(folder: Path, tie: bool, spare: int, size: int = 400) -> Any:
+    """A model and its tokenizer in a local folder as on the hub: a Qwen3 with `spare` more rows than tokens."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import models as cores
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    from cisterna.sequences.tokenization import THINK
+
+    core = Tokenizer(cores.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train([str(TEXTS[0])], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in THINK])  # as Qwen3 has them
+    tokenizer.save_pretrained(folder)
+    shape = backbone()["architecture"] | {"vocab_size": len(tokenizer) + spare, "tie_word_embeddings": tie}
+    torch.manual_seed(7)
+    model = Qwen3ForCausalLM(Qwen3Config(**shape, eos_token_id=tokenizer.eos_token_id)).eval()
+    model.save_pretrained(folder)
+    return model, tokenizer

@@ -314,9 +314,9 @@ def _encoder(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> None:
-    from cisterna.sequences import inputs
+    from cisterna.sequences import feature_bank
 
-    inputs.build_bank(
+    feature_bank.build_for_task(
         options.encoder, options.data, options.reading, options.work, options.output, options.save_minutes
     )
 
@@ -344,12 +344,12 @@ def _cpt(options: argparse.Namespace) -> None:
 
 def _inputs(options: argparse.Namespace) -> Any:
     from cisterna.artifacts import files
-    from cisterna.sequences import inputs
+    from cisterna.sequences.source import open_source
     from cisterna.training.run import one_gpu
 
     one_gpu()
     modality = files.read_json(options.data / "card.json")["modality"]
-    return inputs.open_source(options.sequences, modality, options.bank, options.encoder, options.reading)
+    return open_source(options.sequences, modality, options.bank, options.encoder, options.reading)
 
 
 def _sft(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cisterna import cli
 from cisterna.artifacts import files
 from cisterna.data import corpus
-from cisterna.sequences import inputs
+from cisterna.sequences import feature_bank
 from cisterna.training import run
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
@@ -208,7 +208,7 @@ def test_interrupted_run_with_features_resumes_but_not_with_those_of_another_rea
     again = asked(tmp_path / "same", bank).here()
     assert "resuming from step 10 of 16" in capsys.readouterr().out
     assert again.manifest["identity"] == straight.manifest["identity"]
-    inputs.build_bank(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
     asked(tmp_path / "other", tmp_path / "bank").here()
     said = capsys.readouterr().out
     assert "training from the start: the saved state is of another run (data changed)" in said

@@ -12,7 +12,7 @@ from cisterna import models
 from cisterna.artifacts import files
 from cisterna.data import corpus
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from tiny import ROOT
 
 RECORDS = 60
@@ -49,9 +49,9 @@ def parts(folder):
 
 def test_every_document_is_there_once_and_the_card_counts_exactly(base, dna):
     folder, sequences, card = dna
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     expected = sorted(
-        [*tokens(tokenizer.expand(f"<dna>{s}</dna>"))["input_ids"], tokens.eos_token_id] for s in sequences
+        [*tokens(tokenization.expand(f"<dna>{s}</dna>"))["input_ids"], tokens.eos_token_id] for s in sequences
     )
     found = parts(folder)
     assert sorted(found["train"] + found["heldout"]) == expected
@@ -65,7 +65,7 @@ def test_text_is_one_document_a_line_and_loses_nothing(base, tmp_path):
     lines = [line for line in (ROOT / "resources/corpora/text.txt").read_text().splitlines() if line.strip()][:200]
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
     card = corpus.tokenize(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     found = [tokens.decode(row[:-1]) for rows in parts(tmp_path / "tokens").values() for row in rows]
     assert sorted(found) == sorted(line.strip() for line in lines)
     assert card["train"]["documents"] + card["heldout"]["documents"] == len(lines)
@@ -76,7 +76,7 @@ def test_text_cannot_write_a_token_of_structure(base, tmp_path):
     lines = [f"{token} and line {number}" for number in range(60) for token in spelled]
     (tmp_path / "text.txt").write_text("\n".join(lines))
     corpus.tokenize(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     structure = set(tokens.get_added_vocab().values())
     for rows in parts(tmp_path / "tokens").values():
         for row in rows:

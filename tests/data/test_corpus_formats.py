@@ -16,7 +16,7 @@ from Bio.SeqRecord import SeqRecord
 from cisterna import cli, study
 from cisterna.data import corpus
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from cisterna.study import config
 from cisterna.training import encoder
 from tiny import ROOT
@@ -64,7 +64,7 @@ def test_a_json_object_is_a_document_with_all_its_lines(base, tmp_path, name):
     (tmp_path / name).write_bytes(packed(name, json_lines(TEXTS)))
     assert list(corpus.documents(tmp_path / name, "text")) == TEXTS
     corpus.tokenize(tmp_path / name, "text", base, tmp_path / "tokens")
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     found = [tokens.decode(row[:-1]) for rows in parts(tmp_path / "tokens").values() for row in rows]
     assert sorted(found) == sorted(TEXTS)
 
@@ -162,7 +162,7 @@ def test_an_encoder_is_trained_on_the_documents_that_the_config_names(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(SEQUENCES, "content"))
     entry = {"file": str(path), "modality": "dna", "field": "content", "train_documents": 20}
-    tokens = tokenizer.build_encoder()
+    tokens = tokenization.build_for_encoder()
     training, heldout = encoder.read(tokens, path, "dna", 10**6, entry)
     letters = ["".join(tokens.convert_ids_to_tokens(int(at))[-3] for at in piece[1:-1]) for piece in training]
     assert letters == [sequence for sequence in SEQUENCES if not corpus.is_heldout(sequence)][:20]
@@ -214,7 +214,7 @@ def test_a_cap_that_the_file_cannot_fill_is_refused(base, tmp_path, cap):
 @pytest.mark.parametrize("modality", ["text", "dna"])
 def test_memory_does_not_grow_with_the_number_of_documents(base, tmp_path, monkeypatch, modality):
     monkeypatch.setattr(corpus, "BATCH", 20_000)
-    tokenizer.load(base)
+    tokenization.load(base)
     peaks = []
     for count in (500, 5000):
         path = tmp_path / f"{count}.jsonl"

@@ -20,7 +20,7 @@ from cisterna.data.splits import prepare
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
 from cisterna.scoring import answers, gene_ontology, metrics
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from terms import OBO
 from tiny import ROOT, SIZES, publish
 
@@ -36,11 +36,11 @@ def trained(base, splice, tmp_path_factory):
 
     Trained here by a plain loop, so that these tests depend on no trainer. Without it all outputs would be malformed.
     """
-    tokens, model = tokenizer.load(base), models.compose(base).train()
+    tokens, model = tokenization.load(base), models.compose(base).train()
     frame = pd.read_parquet(splice / "train.parquet")
     rows = []
     for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
-        start = tokens(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"]
+        start = tokens(tokenization.expand(prompt), add_special_tokens=False)["input_ids"]
         text = answers.completion(prompt[-12:-7], answer) + tokens.eos_token
         end = tokens(text, add_special_tokens=False)["input_ids"]
         rows.append((start, end))
@@ -79,7 +79,7 @@ def ask(model, tokens, prompts, options):
 
 
 def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     assert len({len(prompt) for prompt in prompts}) > 5
 
     def predict(texts, size):
@@ -142,7 +142,7 @@ def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path
 
 
 def test_an_output_that_was_cut_is_never_well_formed(trained, prompts):
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     whole = ask(model, tokens, prompts, OPTIONS)
     chosen = whole[whole["well_formed"]].iloc[0]
     for length in range(1, int(chosen["tokens"]) + 1):
@@ -165,7 +165,7 @@ def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_
 
 
 def test_sampling_depends_on_the_seed_alone(trained, prompts):
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
 
     def sample(seed):
         options = OPTIONS | {"do_sample": True, "temperature": 1.5, "seed": seed}
@@ -178,7 +178,7 @@ def test_sampling_depends_on_the_seed_alone(trained, prompts):
 
 def test_what_is_sampled_depends_on_the_number_of_the_batch(trained, prompts):
     """Two batches of the same prompts are not the same draws."""
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     options = OPTIONS | {"do_sample": True, "temperature": 1.5, "batch_size": 4}
     found = ask(model, tokens, prompts[:1] * 8, options)["output"].tolist()
     assert found[:4] != found[4:]
@@ -405,7 +405,7 @@ def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(e
 
 def one_by_one(folder, frame, labels, bank=None):
     """Log-probability of each label after the reasoning of each output: a pass an output and label, nothing padded."""
-    tokens = tokenizer.load(models.base_of(folder))
+    tokens = tokenization.load(models.base_of(folder))
     given = evaluate.inputs.of(folder, bank)
     model, _ = evaluate._on_device(folder, given)
     prompts = evaluate._prompts(model, tokens, frame, given)
@@ -414,7 +414,7 @@ def one_by_one(folder, frame, labels, bank=None):
         reasoning, closed, _ = output.rpartition("</think>")
         logs = []
         for label in labels if closed else ():
-            spelled = tokenizer.expand(f"{reasoning}</think>")
+            spelled = tokenization.expand(f"{reasoning}</think>")
             start = prompt + tokens(spelled, add_special_tokens=False)["input_ids"]
             end = tokens(f"Answer: {label}<|endoftext|>", add_special_tokens=False)["input_ids"]
             with torch.inference_mode():
@@ -458,7 +458,7 @@ def test_confidence_of_a_model_that_reads_features_is_that_of_its_features(featu
 
 def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_their_own_probabilities(trained):
     """`high` is not also `higher`: the end of the text counts."""
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     labels = ["spliced", "spliced in part", "x"]
     row = tokens("<think>a</think>Answer: x<|endoftext|>", add_special_tokens=False)["input_ids"]
     asked = evaluate._Asked(model, tokens, [[5, 6, 7], [8, 9]], CPU)
@@ -511,7 +511,7 @@ def test_samples_depend_on_seed_temperature_and_number_alone(trained, deep, spli
 
 
 def test_samples_are_drawn_from_the_whole_distribution_whatever_the_models_own_settings(trained, prompts):
-    model, tokens = models.compose(trained), tokenizer.load(models.base_of(trained))
+    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     options = evaluate._sampling(OPTIONS | {"sample_temperature": 50.0})
     free = ask(model, tokens, prompts[:8], options)
     model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=0.1)
@@ -579,7 +579,7 @@ def test_output_repeats_itself_if_more_than_half_of_its_stretches_are_repetition
 
 
 def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     frame = pd.read_parquet(splice / "train.parquet")
     texts = [answers.completion(row.reasoning, row.answer) for row in frame.itertuples()]
     assert not any(map(evaluate.repeats, tokens(texts, add_special_tokens=False)["input_ids"]))
@@ -651,7 +651,7 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
 
 def test_letters_of_residue_tokens_are_not_an_answer(base):
     """The residue A is not the text A, also where A is a label."""
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     outputs = ["<think></think>Answer: A", "<think></think>Answer: <|rna:A|>", "<think></think>Answer: <rna>A</rna>"]
 
     class Model:
@@ -689,7 +689,7 @@ def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(base,
         model.lm_head.weight.zero_()
     blind = publish(base, tmp_path / "blind", model.save_pretrained)
     found = evaluate.perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
-    vocabulary = len(tokenizer.load(base))
+    vocabulary = len(tokenization.load(base))
     assert found["value"] == pytest.approx(vocabulary, rel=1e-5)
     assert found["low"] == pytest.approx(vocabulary, rel=1e-5)
     assert found["high"] == pytest.approx(vocabulary, rel=1e-5)

@@ -11,7 +11,8 @@ from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
 from cisterna.scoring import answers
-from cisterna.sequences import feature_bank, inputs
+from cisterna.sequences import feature_bank
+from cisterna.sequences.live import LiveEncoder
 from runs import SOLVE, Run, solver
 from tiny import READING, ROOT, SIZES, encoder
 
@@ -122,14 +123,14 @@ def test_checkpoint_that_was_not_trained_on_a_task_is_refused(base, tmp_path, ca
 
 def test_encoder_that_is_gone_or_another_is_refused(base, splice, tmp_path, capsys):
     own = encoder(tmp_path / "encoders" / "own" / "checkpoint")
-    inputs.build_bank(own, splice, READING, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(own, splice, READING, tmp_path / "w", tmp_path / "bank")
     reads = {"sequences": "features", "bank": tmp_path / "bank"}
     made = Run("sft", base, splice, tmp_path / "m", SOLVE | {"fraction": 0.2}, 1, reads=reads).here()
     (tmp_path / "new.csv").write_text("sequence\nCAGGUAAGU\n")
     encoder(own, seed=1)
     capsys.readouterr()
     predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
-    assert "these features are not those that the model's bridge was trained on" in capsys.readouterr().err
+    assert "the model's bridge was trained on other features" in capsys.readouterr().err
     own.rename(own.with_name("elsewhere"))
     predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet", code=2)
     assert f"{own}: not a checkpoint" in capsys.readouterr().err
@@ -168,14 +169,14 @@ def own(tmp_path):
 def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own, tmp_path, capsys):
     splits.prepare("own", own, 0, tmp_path / "data")
     reading = READING | {"flank": 2}
-    inputs.build_bank(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
     reads = {"sequences": "features", "bank": tmp_path / "bank"}
     made = Run("sft", base, tmp_path / "data", tmp_path / "m", SOLVE | {"fraction": 1.0}, 1, reads=reads).here()
     (tmp_path / "own.csv").unlink()  # nothing of it is needed any more
     (tmp_path / "new.csv").write_text("seq,where\nACCCGTTTAC,3\nacgtacgt,8\n")
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_bank.Live, "locate", lambda self, text: asked.append(text) or (0, len(text)))
+        patch.setattr(LiveEncoder, "locate", lambda self, text: asked.append(text) or (0, len(text)))
         with pytest.raises(IndexError):  # nothing was located, so nothing can be read
             predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet")
     assert asked == ["ACCC", "CGT"]

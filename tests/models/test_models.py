@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from cisterna import models
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
-from tiny import TEXTS, adapted, backbone, publish
+from cisterna.sequences import tokenization
+from tiny import adapted, backbone, hub_model, publish
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
@@ -70,7 +70,7 @@ def test_a_base_is_what_the_library_itself_loads_from_the_folder(parent):
     assert (
         ours.get_output_embeddings().weight is ours.get_input_embeddings().weight
     ) == ours.config.tie_word_embeddings
-    assert ours.config.vocab_size == len(tokenizer.load(parent))
+    assert ours.config.vocab_size == len(tokenization.load(parent))
 
 
 def test_a_model_is_composed_in_the_dtype_asked_for(base):
@@ -229,30 +229,6 @@ def test_a_lineage_that_does_not_begin_with_a_base_is_refused(base, tmp_path):
 # Bases that were trained elsewhere
 
 
-def someone_elses(folder, tie, spare, size=400):
-    """A local folder as the hub would give it: a Qwen3 with `spare` rows more than its tokenizer has tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers import models as cores
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    core = Tokenizer(cores.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    core.train([str(TEXTS[0])], trainer)
-    tokens = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
-    tokens.add_tokens([AddedToken(token, normalized=False) for token in tokenizer.THINK])  # as Qwen3 has them
-    tokens.save_pretrained(folder)
-    shape = backbone()["architecture"] | {"vocab_size": len(tokens) + spare, "tie_word_embeddings": tie}
-    torch.manual_seed(7)
-    model = Qwen3ForCausalLM(Qwen3Config(**shape, eos_token_id=tokens.eos_token_id)).eval()
-    model.save_pretrained(folder)
-    return model, tokens
-
-
 SPARE = {"no-spare-rows": 0, "some-spare-rows": 10, "enough-spare-rows": 100}
 
 
@@ -263,7 +239,7 @@ SPARE = {"no-spare-rows": 0, "some-spare-rows": 10, "enough-spare-rows": 100}
 def pretrained(request, tmp_path):
     """The base checkpoint over a model made elsewhere, that model and its tokenizer."""
     tie, spare = request.param
-    original, tokens = someone_elses(tmp_path / "elsewhere", tie, SPARE[spare])
+    original, tokens = hub_model(tmp_path / "elsewhere", tie, SPARE[spare])
     folder = tmp_path / "models" / "other" / "base" / "checkpoint"
     models.make_base({"pretrained": str(tmp_path / "elsewhere"), "seed": 3}, folder)
     return folder, original, tokens
@@ -271,12 +247,12 @@ def pretrained(request, tmp_path):
 
 def test_of_a_pretrained_model_only_the_new_rows_are_stored(pretrained):
     folder, original, tokens = pretrained
-    new = len(tokenizer.tokens()) - len(tokenizer.THINK)
+    new = len(tokenization.added_tokens()) - len(tokenization.THINK)
     names = {"input"} if original.config.tie_word_embeddings else {"input", "output"}
     stored = load_file(folder / models.NEW_ROWS)
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == dict.fromkeys(names, (new, 32))
     assert [path.name for path in folder.glob("*.safetensors")] == [models.NEW_ROWS]
-    assert len(tokenizer.load(folder)) == len(tokens) + new
+    assert len(tokenization.load(folder)) == len(tokens) + new
 
 
 def test_old_tokens_keep_the_logits_of_the_pretrained_model(pretrained):
@@ -285,14 +261,14 @@ def test_old_tokens_keep_the_logits_of_the_pretrained_model(pretrained):
     known = len(tokens)
     theirs, ours = logits(original, known)[..., :known], logits(composed, known)[..., :known]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # a wider matrix may be summed in another order
-    assert tokenizer.load(folder).encode("a gene of 12 kb") == tokens.encode("a gene of 12 kb")
+    assert tokenization.load(folder).encode("a gene of 12 kb") == tokens.encode("a gene of 12 kb")
 
 
 def test_new_tokens_are_distinct_and_read_and_written_by_the_model(pretrained):
     folder, _, tokens = pretrained
-    composed, extended = models.compose(folder), tokenizer.load(folder)
+    composed, extended = models.compose(folder), tokenization.load(folder)
     prompt = "Spliced? <rna>GUAAGU</rna> <dna>ACGT</dna> <protein>MKV</protein>"
-    ids = extended(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"]
+    ids = extended(tokenization.expand(prompt), add_special_tokens=False)["input_ids"]
     assert sum(token >= len(tokens) for token in ids) == 13 + 6
     assert extended.pad_token_id is not None
     for module in (composed.get_input_embeddings(), composed.get_output_embeddings()):
@@ -329,7 +305,7 @@ def test_another_model_in_the_place_of_the_pretrained_one_is_refused(pretrained,
 
 
 def test_the_new_rows_depend_on_the_seed_alone(tmp_path):
-    someone_elses(tmp_path / "elsewhere", tie=False, spare=0)
+    hub_model(tmp_path / "elsewhere", tie=False, spare=0)
     made = [
         models.make_base({"pretrained": str(tmp_path / "elsewhere"), "seed": seed}, tmp_path / name)["identity"]
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -343,7 +319,7 @@ def test_a_pretrained_folder_that_cannot_be_loaded_is_the_users_error(tmp_path, 
     if broken == "empty":
         folder.mkdir()
     elif broken != "absent":
-        someone_elses(folder, tie=False, spare=0)
+        hub_model(folder, tie=False, spare=0)
         for path in folder.glob("*.safetensors" if broken == "no-weights" else "tokenizer*"):
             path.unlink()
     with pytest.raises(UserError, match=f"backbone {folder}: cannot be loaded"):
@@ -352,7 +328,7 @@ def test_a_pretrained_folder_that_cannot_be_loaded_is_the_users_error(tmp_path, 
 
 
 def test_a_pretrained_folder_that_went_away_is_named_when_its_lineage_is_composed(tmp_path):
-    someone_elses(tmp_path / "elsewhere", tie=False, spare=0)
+    hub_model(tmp_path / "elsewhere", tie=False, spare=0)
     models.make_base({"pretrained": str(tmp_path / "elsewhere")}, tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=f"backbone {tmp_path / 'elsewhere'}: cannot be loaded"):

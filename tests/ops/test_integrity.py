@@ -22,7 +22,7 @@ from cisterna.artifacts import checkpoint, files
 from cisterna.cli import main
 from cisterna.data import corpus
 from cisterna.evaluation import evaluate
-from cisterna.sequences import inputs
+from cisterna.sequences import feature_bank
 from clones import CONFIG, Clone, Config, edited, environment, make
 from runs import SFT, Run
 from tiny import READING, ROOT, adapted, backbone, publish
@@ -48,7 +48,7 @@ def whole(base: Path, esm: Path, splice: Path, tmp_path_factory: pytest.TempPath
     publish(root / BASE, root / CHILD, adapted(root / BASE).save_pretrained)
     for seed, folder in enumerate(GRANDCHILDREN):
         publish(root / CHILD, root / folder, adapted(root / CHILD, seed).save_pretrained, "rl")
-    inputs.build_bank(root / ENCODER, root / DATA, READING, root / ".work" / BANK, root / BANK)
+    feature_bank.build_for_task(root / ENCODER, root / DATA, READING, root / ".work" / BANK, root / BANK)
     corpus.tokenize(ROOT / "resources" / "corpora" / "rna.fasta.gz", "rna", root / BASE, root / TOKENS)
     evaluate.evaluate(root / BASE, root / DATA, root / EVALUATION, OPTIONS)
     for folder in (root / BASE, root / BANK):  # as Snakemake leaves folders

@@ -16,7 +16,7 @@ from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology, rewards
 from cisterna.scoring.answers import Labels, Terms
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from clones import CONFIG, edited
 from runs import RL, Run, solver
 from terms import LIVE, OBO, ROOTS
@@ -84,7 +84,7 @@ NAMES = ("correct", "concise", "format", "tags", "well_formed")
 
 @pytest.fixture(scope="module")
 def tokens(base):
-    return tokenizer.load(base)
+    return tokenization.load(base)
 
 
 @pytest.fixture

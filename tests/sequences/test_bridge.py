@@ -22,8 +22,10 @@ from cisterna import cli, models
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
-from cisterna.sequences import bridge, encoders, feature_bank, inputs, tokenizer
-from cisterna.sequences.inputs import Inputs
+from cisterna.sequences import bridge, encoders, feature_bank, inputs_file, tokenization
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
+from cisterna.sequences.windows import tagged_stretches
 from cisterna.training import rl, run
 from runs import RL, SFT, SOLVE, Run, published
 from tiny import READING, encoder
@@ -112,8 +114,8 @@ def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm,
     # What has to be: for each prompt, a token or a row of features at each position.
     texts, wanted = {"ACGT"}, []
     for prompt, segments in prompts:
-        ids = iter(tokens(tokenizer.expand(prompt), add_special_tokens=False)["input_ids"])
-        stretches = iter(zip(segments, inputs.stretches(prompt), strict=True))
+        ids = iter(tokens(tokenization.expand(prompt), add_special_tokens=False)["input_ids"])
+        stretches = iter(zip(segments, tagged_stretches(prompt), strict=True))
         opening = tokens.convert_tokens_to_ids(f"<{modality}>")
         wanted.append([])
         for token in ids:
@@ -129,10 +131,10 @@ def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm,
         order = data.draw(st.permutations(sorted(texts)))
         reading = READING | {"pool": pool, "flank": flank}
         source = make_bank(Path(folder), esm, modality, reading, order, width, data.draw(st.integers(1, 40)))
-        given_ids = inputs.prompt_ids(
+        given_ids = encode_prompts(
             tokens,
             [prompt for prompt, _ in prompts],
-            Inputs(form, source),
+            SequenceSource(form, source),
             [segments for _, segments in prompts],
             first,
         )
@@ -170,7 +172,7 @@ LOADED = {}
 def plain(base):
     """The tokenizer and the model of the base, loaded once."""
     if base not in LOADED:
-        LOADED[base] = tokenizer.load(base), models.compose(base)
+        LOADED[base] = tokenization.load(base), models.compose(base)
     return LOADED[base]
 
 
@@ -201,12 +203,12 @@ def frame(splice):
 
 
 def of_bank(bank, form="features"):
-    return inputs.open_source(form, "rna", bank)
+    return open_source(form, "rna", bank)
 
 
 def prompt_ids(model, tokens, frame, given):
     first = model.get_input_embeddings().num_embeddings
-    return inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    return encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
 
 
 def test_order_of_a_bank_changes_nothing(base, esm, bank, frame, tmp_path):
@@ -222,18 +224,18 @@ def test_order_of_a_bank_changes_nothing(base, esm, bank, frame, tmp_path):
         save_file({"features": torch.cat(part)}, paths[-1])
     feature_bank.publish(tmp_path / "permuted", esm, "rna", READING, {}, order, [len(part) for part in rows], paths, {})
     logits, sampled = [], []
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     for folder in (bank, tmp_path / "permuted"):
         given = of_bank(folder)
         torch.manual_seed(0)
         model = models.compose(base)
-        inputs.prepare(model, given)
+        connect(model, given)
         ids = prompt_ids(model, tokens, frame, given)
         with torch.inference_mode():
             logits.append(model(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits)
         options = OPTIONS | {"do_sample": True, "temperature": 1.0}
         sampled.append(evaluate.answer(model, tokens, frame, ["a"], options, torch.device("cpu"), given))
-    assert of_bank(bank).source.locate(texts[0]) != of_bank(tmp_path / "permuted").source.locate(texts[0])
+    assert of_bank(bank).features.locate(texts[0]) != of_bank(tmp_path / "permuted").features.locate(texts[0])
     assert torch.equal(*logits)
     pd.testing.assert_frame_equal(*sampled)
 
@@ -271,7 +273,7 @@ def test_bridge_that_is_there_is_kept_and_has_to_fit(model):
 def test_no_adapter_goes_on_the_bridge(model, bank):
     from peft import get_peft_model
 
-    inputs.prepare(model, of_bank(bank), "mlp")
+    connect(model, of_bank(bank), "mlp")
     adapted = get_peft_model(model, models.lora_config({"r": 4}))
     names = [name for name, _ in adapted.named_parameters()]
     assert any("q_proj.lora_A" in name for name in names)
@@ -280,8 +282,8 @@ def test_no_adapter_goes_on_the_bridge(model, bank):
 
 @pytest.mark.parametrize("batch", ["padded on the left", "one by one", "with a cache"])
 def test_batch_with_and_without_features_equals_each_alone(model, base, bank, frame, batch):
-    tokens, given = tokenizer.load(base), of_bank(bank)
-    inputs.prepare(model, given)
+    tokens, given = tokenization.load(base), of_bank(bank)
+    connect(model, given)
     rows = prompt_ids(model, tokens, frame.head(3), given)
     rows += [tokens(text)["input_ids"] for text in ("A plain question?", "Another one, somewhat longer than that.")]
     with torch.inference_mode():
@@ -304,8 +306,8 @@ def test_batch_with_and_without_features_equals_each_alone(model, base, bank, fr
 
 @pytest.mark.parametrize("form", ["features", "both"])
 def test_generation_with_a_cache_equals_generation_without(model, base, bank, frame, form):
-    tokens, given = tokenizer.load(base), of_bank(bank, form)
-    inputs.prepare(model, given)
+    tokens, given = tokenization.load(base), of_bank(bank, form)
+    connect(model, given)
     batch = tokens.pad({"input_ids": prompt_ids(model, tokens, frame.head(4), given)}, return_tensors="pt")
     made = [model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False)]
     assert torch.equal(*made)
@@ -313,8 +315,8 @@ def test_generation_with_a_cache_equals_generation_without(model, base, bank, fr
 
 def test_features_matter(model, base, bank, frame):
     """What the tests above compare could also be equal if the features were never read."""
-    tokens, given = tokenizer.load(base), of_bank(bank)
-    inputs.prepare(model, given)
+    tokens, given = tokenization.load(base), of_bank(bank)
+    connect(model, given)
     ids = torch.tensor(prompt_ids(model, tokens, frame.head(2), given)[:1])
     with torch.inference_mode():
         before = model(ids).logits
@@ -324,14 +326,14 @@ def test_features_matter(model, base, bank, frame):
 
 def test_bridge_takes_part_in_a_pass_without_features(model, base, bank):
     """Ranks have to reduce the same parameters, whether or not their batch has a row."""
-    inputs.prepare(model, of_bank(bank))
-    model(torch.tensor([tokenizer.load(base)("A plain question?")["input_ids"]])).logits.sum().backward()
+    connect(model, of_bank(bank))
+    model(torch.tensor([tokenization.load(base)("A plain question?")["input_ids"]])).logits.sum().backward()
     assert all(weight.grad is not None and not weight.grad.any() for weight in model.bridge.parameters())
 
 
 def test_policy_cannot_emit_a_feature_row(model, base, bank, frame):
-    tokens, given = tokenizer.load(base), of_bank(bank)
-    inputs.prepare(model, given)
+    tokens, given = tokenization.load(base), of_bank(bank)
+    connect(model, given)
     ids = prompt_ids(model, tokens, frame, given)
     first = model.get_input_embeddings().num_embeddings
     assert max(max(row) for row in ids) >= first
@@ -344,7 +346,7 @@ def test_policy_cannot_emit_a_feature_row(model, base, bank, frame):
 
 
 def test_no_text_spells_a_feature_row(base):
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     assert max(tokens.get_vocab().values()) < models.compose(base).get_input_embeddings().num_embeddings
 
 
@@ -358,14 +360,14 @@ def reads(bank):
 
 def logits(folder, given, frame):
     """Logits of a checkpoint on the prompts of a frame."""
-    model, tokens = models.compose(folder), tokenizer.load(models.base_of(folder))
-    inputs.prepare(model, given)
+    model, tokens = models.compose(folder), tokenization.load(models.base_of(folder))
+    connect(model, given)
     return forward(model, tokens, frame, given)
 
 
 def forward(model, tokens, frame, given):
     first = model.get_input_embeddings().num_embeddings
-    ids = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
     with torch.inference_mode():
         return model.eval()(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits
 
@@ -396,16 +398,16 @@ def test_checkpoint_composes_to_the_model_that_was_trained(base, splice, bank, f
     trained = []
     with kept(trained):
         made = Run("sft", base, splice, tmp_path, recipe, 1, reads={"sequences": form, "bank": bank}).here()
-    given = inputs.of(made.output, bank)
+    given = source_of(made.output, bank)
     assert given.form == form
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     theirs = forward(trained[0], tokens, frame, given)
     torch.testing.assert_close(logits(made.output, given, frame), theirs, **CLOSE)
     stored = {name for name in load_file(made.weights) if "bridge" in name}
     parts = {"weight", "bias"} | ({"inner_weight", "inner_bias"} if kind == "mlp" else set())
     assert {name.rpartition(".")[2] for name in stored} == parts
     assert not [name for name in stored if "lora" in name]
-    described = inputs.read(made.output)
+    described = inputs_file.read(made.output)
     assert described["bridge"] == {"kind": kind, "width": 16}
     assert (described["task"], described["sequences"]) == ("splice-donor", form)
     assert described["encoder"]["bank"]
@@ -419,8 +421,8 @@ def test_sft_then_rl_of_another_rank_composes_to_the_model_that_was_trained(
         made = Run("rl", featured.output, splice, tmp_path, RL, 1, reads=reads).here()
     assert json.loads((featured.output / "adapter_config.json").read_text())["r"] == 8
     assert json.loads((made.output / "adapter_config.json").read_text())["r"] == 2
-    given = inputs.of(made.output, bank)
-    theirs = forward(trained[0], tokenizer.load(models.base_of(made.output)), frame, given)
+    given = source_of(made.output, bank)
+    theirs = forward(trained[0], tokenization.load(models.base_of(made.output)), frame, given)
     ours = logits(made.output, given, frame)
     torch.testing.assert_close(ours, theirs, **CLOSE)
     assert (ours - logits(featured.output, given, frame)).abs().max() > 1e-3
@@ -458,7 +460,7 @@ def test_bridge_that_nobody_trained_cannot_be_left_as_it_is(base, splice, reads,
 
 def test_rl_keeps_the_kind_of_bridge_of_its_parent(featured, splice, reads, tmp_path):
     made = Run("rl", featured.output, splice, tmp_path, RL | {"bridge": "mlp", "examples": 8}, 1, reads=reads).here()
-    assert inputs.read(made.output)["bridge"]["kind"] == "linear"
+    assert inputs_file.read(made.output)["bridge"]["kind"] == "linear"
 
 
 @pytest.mark.parametrize("encoder_in_step", [False, True], ids=["bank", "trained-encoder"])
@@ -522,7 +524,7 @@ def test_policy_of_grpo_samples_only_tokens_of_the_vocabulary(featured, splice, 
 def test_features_of_another_encoder_or_reading_are_refused(featured, splice, esm, tmp_path, capsys, change, command):
     other = encoder(tmp_path / "encoders" / "other" / "checkpoint", seed=1) if change == "encoder" else esm
     reading = READING | ({"layer": 1} if change == "reading" else {})
-    inputs.build_bank(other, splice, reading, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(other, splice, reading, tmp_path / "w", tmp_path / "bank")
     capsys.readouterr()
     if command == "rl":
         asked = Run(
@@ -539,7 +541,7 @@ def test_features_of_another_encoder_or_reading_are_refused(featured, splice, es
         code = cli.main(evaluation(featured.output, splice, tmp_path / "out" / "eval", tmp_path / "bank"))
     assert code == 2
     said = capsys.readouterr().err
-    assert "these features are not those that the model's bridge was trained on" in said
+    assert "the model's bridge was trained on other features" in said
     assert str(other) in said
     assert not published(tmp_path / "rl")
     assert not (tmp_path / "out").exists()
@@ -552,7 +554,7 @@ def evaluation(folder, data, output, bank=None):
 
 
 def test_evaluation_refuses_a_broken_bank_and_writes_nothing(featured, splice, esm, tmp_path, capsys):
-    inputs.build_bank(esm, splice, READING, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(esm, splice, READING, tmp_path / "w", tmp_path / "bank")
     path = tmp_path / "bank" / "features-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     capsys.readouterr()
@@ -587,7 +589,7 @@ def test_live_encoder_gives_the_loss_curve_and_the_weights_of_the_bank(base, spl
     assert len(losses[0]) == 16
     # Features are rounded to float16; rows that are rounded the other way differ by 2^-11 of their size.
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
-    assert [inputs.read(one.output)["encoder"]["bank"] for one in made] == [True, False]
+    assert [inputs_file.read(one.output)["encoder"]["bank"] for one in made] == [True, False]
     tensors = [load_file(one.weights) for one in made]
     for name, tensor in tensors[0].items():
         torch.testing.assert_close(tensor, tensors[1][name], atol=2e-2, rtol=0)
@@ -608,20 +610,20 @@ def test_trained_encoder_is_trained_composed_and_evaluated(base, splice, esm, fr
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {f"encoder.layer.{at}.attention.self.query.weight" for at in (0, 1)} <= moved
     # What evaluation reads is the trained encoder: its logits are those of the model that was trained.
-    given = inputs.of(made.output)
-    tokens = tokenizer.load(base)
-    inputs.prepare(composed, given)
-    assert given.source.encoder.module is composed.encoder
+    given = source_of(made.output)
+    tokens = tokenization.load(base)
+    connect(composed, given)
+    assert given.features.encoder.module is composed.encoder
     theirs = trained[0].eval()
     source = trained_source(theirs)
     assert source.encoder.module is not composed.encoder
     with torch.inference_mode():
         first = composed.get_input_embeddings().num_embeddings
-        ids = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+        ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
         for segments in frame["segments"]:
             for segment in segments:
                 source.locate(segment["sequence"])
-        same = Inputs("features", source, given.encoder)
+        same = SequenceSource("features", source, given.encoder)
         batch = tokens.pad({"input_ids": prompt_ids(composed, tokens, frame, same)}, return_tensors="pt")
         expected = theirs(**batch).logits
         found = composed(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits
@@ -646,8 +648,8 @@ def test_trained_encoder_goes_on_being_trained_in_rl(base, splice, esm, frame, t
     assert not torch.equal(
         before["encoder.layer.0.attention.self.query.weight"], after["encoder.layer.0.attention.self.query.weight"]
     )
-    with pytest.raises(UserError, match="not those that the model's bridge was trained on"):
-        logits(made.output, inputs.open_source("features", "rna", None, esm, READING), frame)
+    with pytest.raises(UserError, match="bridge was trained on other features"):
+        logits(made.output, open_source("features", "rna", None, esm, READING), frame)
 
 
 def test_encoder_made_anew_is_not_that_of_the_trained_model(base, splice, esm, tmp_path):
@@ -657,5 +659,5 @@ def test_encoder_made_anew_is_not_that_of_the_trained_model(base, splice, esm, t
     encoder(copy, seed=5)
     with pytest.raises(UserError, match=rf"{copy}: not the encoder that the model was trained with"):
         models.compose(made.output)
-    assert files.read_json(made.output / inputs.FILE)["encoder"]["path"] == "../../../encoders/copy/checkpoint"
+    assert files.read_json(made.output / inputs_file.FILE)["encoder"]["path"] == "../../../encoders/copy/checkpoint"
     assert checkpoint.verify(made.output)

@@ -18,7 +18,7 @@ from cisterna.artifacts import checkpoint, files
 from cisterna.data import corpus
 from cisterna.errors import UserError
 from cisterna.models import make_base
-from cisterna.sequences import encoders, tokenizer
+from cisterna.sequences import encoders, tokenization
 from cisterna.sequences.encoders import huggingface
 from cisterna.training import encoder as stage
 from cisterna.training import run
@@ -169,7 +169,7 @@ def test_six_bases_share_a_row_and_leftover_bases_have_their_own(folders):
 
 def test_tokens_of_a_causal_encoder_hold_several_residues(folders):
     """Else nothing here shows that its pieces are spelled out."""
-    assert len(tokenizer.load(folders.causal)(DNA[1])["input_ids"]) < len(DNA[1])
+    assert len(tokenization.load(folders.causal)(DNA[1])["input_ids"]) < len(DNA[1])
 
 
 def test_encoder_says_what_it_is_and_what_it_gives(folders):
@@ -251,7 +251,7 @@ def test_sequence_longer_than_the_encoder_can_read_is_refused(folders):
 def test_made_encoder_reads_each_modality_with_tokens_of_its_own(tmp_path):
     network = encoders.load(encoder(tmp_path / "tiny-esm" / "checkpoint"), -1)
     assert network.name == "tiny-esm"
-    rows = {modality: network.forward(["GACCA", "AC"], modality) for modality in tokenizer.ALPHABETS}
+    rows = {modality: network.forward(["GACCA", "AC"], modality) for modality in tokenization.ALPHABETS}
     assert {tuple(found.shape) for pair in rows.values() for found in pair} == {(5, 16), (2, 16)}
     assert not torch.allclose(rows["dna"][0], rows["rna"][0], atol=0.1)
     assert not torch.allclose(rows["dna"][0], rows["protein"][0], atol=0.1)
@@ -491,7 +491,7 @@ def test_masked_residues_are_predicted_better_than_by_their_frequency(trained, c
 
 
 def test_encoder_that_knows_nothing_has_the_vocabularys_size_as_perplexity(corpora, tmp_path):
-    tokens = tokenizer.build_encoder()
+    tokens = tokenization.build_for_encoder()
     model = stage.make(ESM, tokens)
     with torch.no_grad():
         model.lm_head.decoder.weight.zero_()
@@ -503,7 +503,7 @@ def test_encoder_that_knows_nothing_has_the_vocabularys_size_as_perplexity(corpo
 
 
 def test_pieces_are_between_tags_and_held_out_documents_are_not_trained_on(corpora):
-    tokens = tokenizer.build_encoder()
+    tokens = tokenization.build_for_encoder()
     path = Path(corpora["protein"]["file"])
     training, heldout = stage.read(tokens, path, "protein", 40)
     opening, closing = tokens.convert_tokens_to_ids(["<protein>", "</protein>"])

@@ -15,8 +15,11 @@ from cisterna import cli
 from cisterna.artifacts import checkpoint
 from cisterna.constants import SPLITS
 from cisterna.errors import UserError
-from cisterna.sequences import encoders, feature_bank, inputs
+from cisterna.sequences import encoders, feature_bank
 from cisterna.sequences.encoders import huggingface
+from cisterna.sequences.live import LiveEncoder
+from cisterna.sequences.source import open_source
+from cisterna.sequences.windows import cut_window
 from runs import SFT, Run, published
 from tiny import READING, encoder
 
@@ -63,7 +66,7 @@ def test_window_keeps_both_flanks_and_shows_the_residues_of_the_stretch(length, 
     kept = [at for at in range(length) if middle - flank <= at < middle + flank]
     shown = [at for at in kept if start <= at < stop]
 
-    found = feature_bank.window(sequence, start, stop, center, flank)
+    found = cut_window(sequence, start, stop, center, flank)
     assert found.text == "".join(sequence[at] for at in kept)
     assert [kept[at] for at in range(found.first, found.last)] == shown
     assert center is not None or shown
@@ -73,7 +76,7 @@ def test_window_keeps_both_flanks_and_shows_the_residues_of_the_stretch(length, 
 
 
 def test_window_of_a_short_sequence_is_the_whole_of_it():
-    assert feature_bank.window("ACGTACGT", 2, 3, None, 1024) == ("ACGTACGT", 2, 3)
+    assert cut_window("ACGTACGT", 2, 3, None, 1024) == ("ACGTACGT", 2, 3)
 
 
 # --- What a bank holds ---
@@ -381,11 +384,9 @@ def test_features_of_a_text_in_one_modality_are_not_taken_for_those_in_another(e
     """CCG is RNA, DNA and a protein; the encoder reads each with other tokens."""
     texts = ["CCG", "GACCA"]
     feature_bank.build(esm, texts, "dna", READING, {}, tmp_path / ".dna", tmp_path / "dna")
-    assert inputs.open_source("features", "dna", tmp_path / "dna").source.locate("CCG") == (0, 3)
-    with pytest.raises(
-        UserError, match=rf"features of dna, and the data are rna.* Delete {tmp_path / 'dna'} and rerun"
-    ):
-        inputs.open_source("features", "rna", tmp_path / "dna")
+    assert open_source("features", "dna", tmp_path / "dna").features.locate("CCG") == (0, 3)
+    with pytest.raises(UserError, match=rf"{tmp_path / 'dna'}: .*dna.*rna"):
+        open_source("features", "rna", tmp_path / "dna")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "other data", "none"])
@@ -420,7 +421,7 @@ def test_command_refuses_a_wrong_bank_and_publishes_nothing(base, splice, esm, b
 
 
 def test_live_gives_the_rows_of_the_bank(esm, expected):
-    live = feature_bank.Live(encoders.load(esm, -1), "rna", READING)
+    live = LiveEncoder(encoders.load(esm, -1), "rna", READING)
     places = {text: live.locate(text) for text in (*TEXTS, *TEXTS[::-1])}
     assert sorted(count for _, count in places.values()) == sorted(map(len, TEXTS))
     rows = np.concatenate([np.arange(row, row + count) for row, count in places.values()])
@@ -433,7 +434,7 @@ def test_live_gives_the_rows_of_the_bank(esm, expected):
 
 
 def test_live_encodes_each_sequence_of_a_call_once(esm, monkeypatch):
-    live = feature_bank.Live(encoders.load(esm, -1), "rna", READING)
+    live = LiveEncoder(encoders.load(esm, -1), "rna", READING)
     for text in TEXTS:
         live.locate(text)
     read_texts = []

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import someone_elses
 
 from cisterna import models
 from cisterna.artifacts import checkpoint, files
@@ -15,11 +14,13 @@ from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.scoring import answers
-from cisterna.sequences import encoders, feature_bank, inputs, tokenizer
-from cisterna.sequences.inputs import Inputs
+from cisterna.sequences import encoders, feature_bank, inputs_file, tokenization
+from cisterna.sequences.live import LiveEncoder
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
 from cisterna.training import sft
 from runs import SFT, Run
-from tiny import READING, SIZES, encoder
+from tiny import READING, SIZES, encoder, hub_model
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -29,7 +30,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokens(base):
-    return tokenizer.load(base)
+    return tokenization.load(base)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def chat(tmp_path_factory):
     from tokenizers import AddedToken, normalizers
 
     folder = tmp_path_factory.mktemp("chat")
-    model, tokens = someone_elses(folder / "elsewhere", tie=True, spare=0)
+    model, tokens = hub_model(folder / "elsewhere", tie=True, spare=0)
     tokens.backend_tokenizer.normalizer = normalizers.NFKC()
     tokens.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}, False)
     tokens.add_tokens([AddedToken("[INST]", normalized=False), "   "])
@@ -47,7 +48,7 @@ def chat(tmp_path_factory):
     model.resize_token_embeddings(len(tokens))
     model.save_pretrained(folder / "elsewhere")
     models.make_base({"pretrained": str(folder / "elsewhere")}, folder / "base")
-    return tokenizer.load(folder / "base")
+    return tokenization.load(folder / "base")
 
 
 class Counted:
@@ -55,13 +56,13 @@ class Counted:
 
     def __init__(self, **reading):
         self.reading, self.width = READING | reading, 4
-        self.live = feature_bank.Live(type("Network", (), {"width": 4})(), "rna", self.reading)
+        self.live = LiveEncoder(type("Network", (), {"width": 4})(), "rna", self.reading)
         self.locate = self.live.locate
 
 
 def parts(tokens, prompt, given, segments, first=1000):
     """Ids of a prompt as tokens and, for ids beyond the vocabulary, rows."""
-    (ids,) = inputs.prompt_ids(tokens, [prompt], given, [segments], first)
+    (ids,) = encode_prompts(tokens, [prompt], given, [segments], first)
     return [tokens.convert_ids_to_tokens(at) if at < first else at - first for at in ids]
 
 
@@ -91,11 +92,11 @@ AAG, GU = (["<|rna:A|>", "<|rna:A|>", "<|rna:G|>"], ["<|rna:G|>", "<|rna:U|>"])
 @pytest.mark.parametrize("which", ["tokens", "chat"])
 def test_form_says_what_is_between_the_tags(request, which, form, expected):
     tokens = request.getfixturevalue(which)
-    given = Inputs() if form == "tokens" else Inputs(form, Counted())
+    given = SequenceSource() if form == "tokens" else SequenceSource(form, Counted())
     found = parts(tokens, PROMPT, given, SEGMENTS)
     assert between(found, "rna") == expected
     # All else is as in the form of tokens.
-    plain = parts(tokens, PROMPT, Inputs(), SEGMENTS)
+    plain = parts(tokens, PROMPT, SequenceSource(), SEGMENTS)
     other = [part for part in found if isinstance(part, str) and not part.startswith("<|rna:")]
     assert other == [part for part in plain if not part.startswith("<|rna:")]
     if which == "chat":
@@ -115,21 +116,21 @@ def test_form_says_what_is_between_the_tags(request, which, form, expected):
     ids=["pooled", "pooled-to-one", "windows", "center-elsewhere", "whole-sequences"],
 )  # fmt: skip
 def test_rows_of_a_stretch_are_those_of_its_residues_in_its_window(tokens, reading, segments, expected):
-    found = parts(tokens, PROMPT, Inputs("features", Counted(**reading)), segments)
+    found = parts(tokens, PROMPT, SequenceSource("features", Counted(**reading)), segments)
     assert between(found, "rna") == expected
 
 
 def test_prompt_and_segments_that_do_not_fit_are_a_bug(tokens):
     for segments in (SEGMENTS[:1], [*SEGMENTS, SEGMENTS[0]]):
         with pytest.raises(ValueError, match="zip"):
-            parts(tokens, PROMPT, Inputs("features", Counted()), segments)
+            parts(tokens, PROMPT, SequenceSource("features", Counted()), segments)
 
 
 def test_prompts_with_and_without_stretches_are_read_in_one_call(tokens):
     prompts = ["Plain?", PROMPT, "", "Plain <rna>", PROMPT]
     segments = [[], SEGMENTS, [], [], SEGMENTS]
-    found = inputs.prompt_ids(tokens, prompts, Inputs("features", Counted()), segments, 1000)
-    alone = [inputs.prompt_ids(tokens, [prompt], Inputs("features", Counted()), [part], 1000)[0]
+    found = encode_prompts(tokens, prompts, SequenceSource("features", Counted()), segments, 1000)
+    alone = [encode_prompts(tokens, [prompt], SequenceSource("features", Counted()), [part], 1000)[0]
              for prompt, part in zip(prompts, segments, strict=True)]  # fmt: skip
     assert found == alone
 
@@ -150,30 +151,30 @@ WORDS = st.lists(st.sampled_from(SPELLED) | st.text(max_size=8), max_size=6).map
 def test_no_text_becomes_a_token_of_structure(request, which, before, after):
     tokens = request.getfixturevalue(which)
     text = f"{before}<rna>AAG</rna>{after}"
-    if tokenizer.TAGGED.findall(text) != [("rna", "AAG")]:
+    if tokenization.TAGGED.findall(text) != [("rna", "AAG")]:
         return  # the text is a stretch of residues itself, which the tables of users refuse
     added = {token for token in tokens.get_added_vocab() if token.strip()}
     template = ["<|im_start|>", "<|im_end|>", "<|im_start|>"] if which == "chat" else []
     for form, inside in (("tokens", AAG), ("features", [])):
-        (written,) = tokenizer.prompt_texts(tokens, [text.replace("\x00", "")], form)
+        (written,) = tokenization.render_prompts(tokens, [text.replace("\x00", "")], form)
         found = tokens.convert_ids_to_tokens(tokens(written.replace("\x00", ""), add_special_tokens=False)["input_ids"])
         structure = [token for token in found if token in added]
         assert structure == [*template[:1], "<rna>", *inside, "</rna>", *template[1:]]
     # A document of a corpus is text and nothing else.
-    (ids,) = tokenizer.encode(tokens, [text])
+    (ids,) = tokenization.encode_text(tokens, [text])
     assert not added & set(tokens.convert_ids_to_tokens(ids))
-    for broken in tokenizer.escape(tokens, [before, after]):
-        assert not any(token in tokenizer.TAGGED.sub("", broken) for token in added)
+    for broken in tokenization.escape(tokens, [before, after]):
+        assert not any(token in tokenization.TAGGED.sub("", broken) for token in added)
 
 
 def test_escaped_text_is_the_text_but_for_a_space(tokens):
-    (found,) = tokenizer.escape(tokens, ["a <think> b <|dna:A|> c <rna>AU</rna> d <|endoftext|>"])
+    (found,) = tokenization.escape(tokens, ["a <think> b <|dna:A|> c <rna>AU</rna> d <|endoftext|>"])
     assert found == "a < think> b < |dna:A|> c <rna>AU</rna> d < |endoftext|>"
-    assert tokenizer.escape(tokens, ["Nothing here, 5' < 3'."]) == ["Nothing here, 5' < 3'."]
+    assert tokenization.escape(tokens, ["Nothing here, 5' < 3'."]) == ["Nothing here, 5' < 3'."]
 
 
 def test_blanks_that_a_tokenizer_has_tokens_of_stay_as_they_are(chat):
-    assert tokenizer.escape(chat, ["a   b"]) == ["a   b"]
+    assert tokenization.escape(chat, ["a   b"]) == ["a   b"]
 
 
 def test_completion_of_training_has_the_structure_that_cisterna_writes_and_no_other(tokens):
@@ -190,14 +191,14 @@ def test_completion_of_training_has_the_structure_that_cisterna_writes_and_no_ot
     structure = [token for token in tokens.convert_ids_to_tokens(learned) if token in tokens.get_added_vocab()]
     residues = ["<rna>", "<|rna:A|>", "<|rna:U|>", "</rna>"]
     assert structure == ["<think>", *residues, "</think>", "<|endoftext|>"]
-    text, finished = tokenizer.written(tokens, learned)
+    text, finished = tokenization.decode_completion(tokens, learned)
     assert finished
     assert answers.parse(text, ["a", "b"]) == "a"
 
 
 def test_feature_rows_are_labels_of_nothing(tokens):
     frame = pd.DataFrame({"prompt": [PROMPT], "segments": [SEGMENTS], "reasoning": ["r"], "answer": ["a"]})
-    rows = sft.tokenize(tokens, frame, Inputs("both", Counted()), 1000)
+    rows = sft.tokenize(tokens, frame, SequenceSource("both", Counted()), 1000)
     assert max(rows["input_ids"][0]) >= 1000 > max(rows["labels"][0])
 
 
@@ -205,22 +206,22 @@ def test_feature_rows_are_labels_of_nothing(tokens):
 
 
 def test_source_is_a_bank_or_a_live_encoder(esm, bank):
-    assert inputs.open_source("tokens", "rna", bank) == Inputs()
-    stored, running = (inputs.open_source("both", "rna", bank), inputs.open_source("both", "rna", None, esm, READING))
-    assert isinstance(stored.source, feature_bank.Bank)
-    assert isinstance(running.source, feature_bank.Live)
-    assert inputs._space(stored.encoder) == inputs._space(running.encoder)
+    assert open_source("tokens", "rna", bank) == SequenceSource()
+    stored, running = (open_source("both", "rna", bank), open_source("both", "rna", None, esm, READING))
+    assert isinstance(stored.features, feature_bank.Bank)
+    assert isinstance(running.features, LiveEncoder)
+    assert inputs_file.feature_space(stored.encoder) == inputs_file.feature_space(running.encoder)
     assert stored.encoder["identity"] == checkpoint.read_manifest(esm)["identity"]
     for options in ({}, {"encoder": esm}, {"reading": READING}):
         with pytest.raises(UserError, match=r"need a feature bank \(--bank\), or --encoder and --reading"):
-            inputs.open_source("features", "rna", **options)
+            open_source("features", "rna", **options)
 
 
 @pytest.mark.parametrize("form", ["features", "both"])
 def test_checkpoint_remembers_its_task_form_and_encoder(base, splice, esm, bank, tmp_path, form):
     made = Run("sft", base, splice, tmp_path / "m", SFT, 1, reads={"sequences": form, "bank": bank}).here()
     card = files.read_json(splice / "card.json")
-    described = inputs.read(made.output)
+    described = inputs_file.read(made.output)
     assert {key: described[key] for key in ("task", "spec", "labels", "modality")} == {
         "task": "splice-donor", "spec": SIZES, "labels": card["labels"], "modality": "rna",
     }  # fmt: skip
@@ -228,11 +229,11 @@ def test_checkpoint_remembers_its_task_form_and_encoder(base, splice, esm, bank,
     assert described["encoder"] == {
         "path": str(esm), "identity": checkpoint.read_manifest(esm)["identity"], "reading": READING, "bank": True,
     }  # fmt: skip
-    stored = files.read_json(made.output / inputs.FILE)["encoder"]["path"]
+    stored = files.read_json(made.output / inputs_file.FILE)["encoder"]["path"]
     assert not stored.startswith("/")
     # The manifest covers the file, and the encoder determines the identity.
-    assert inputs.FILE in made.manifest["files"]
-    other = made.output / inputs.FILE
+    assert inputs_file.FILE in made.manifest["files"]
+    other = made.output / inputs_file.FILE
     other.write_text(other.read_text().replace('"splice-donor"', '"protein-fitness"'))
     with pytest.raises(UserError, match=rf"{other}: its SHA-256"):
         models.compose(made.output)
@@ -240,11 +241,11 @@ def test_checkpoint_remembers_its_task_form_and_encoder(base, splice, esm, bank,
 
 def test_model_of_tokens_remembers_no_encoder(base, splice, tmp_path):
     made = Run("sft", base, splice, tmp_path, SFT, 1).here()
-    described = inputs.read(made.output)
+    described = inputs_file.read(made.output)
     assert (described["sequences"], described["encoder"], described["bridge"]) == ("tokens", None, None)
-    assert inputs.of(made.output) == Inputs()
-    assert inputs.read(base) is None
-    assert inputs.of(base) == Inputs()
+    assert source_of(made.output) == SequenceSource()
+    assert inputs_file.read(base) is None
+    assert source_of(base) == SequenceSource()
 
 
 def test_what_determines_the_weights_determines_the_hashes(base, esm, bank, splice, tmp_path):
@@ -252,28 +253,28 @@ def test_what_determines_the_weights_determines_the_hashes(base, esm, bank, spli
 
     def hashes(given, kind="linear"):
         model = models.compose(base)
-        inputs.prepare(model, given, kind)
-        return inputs.hashes(inputs.describe(given, card, model))
+        connect(model, given, kind)
+        return inputs_file.hashes(given.describe(card, model))
 
     def live(**reading):
-        return inputs.open_source("features", "rna", None, esm, READING | reading)
+        return open_source("features", "rna", None, esm, READING | reading)
 
-    first = hashes(inputs.open_source("features", "rna", bank))
+    first = hashes(open_source("features", "rna", bank))
     assert hashes(live()) == hashes(live(batch_tokens=7)) == first
     copy = encoder(tmp_path / "encoders" / "copy" / "checkpoint")
-    assert hashes(inputs.open_source("features", "rna", None, copy, READING)) == first
+    assert hashes(open_source("features", "rna", None, copy, READING)) == first
     other = encoder(tmp_path / "encoders" / "other" / "checkpoint", seed=1)
     different = [
-        hashes(inputs.open_source("both", "rna", bank)),
-        hashes(inputs.open_source("features", "rna", bank), "mlp"),
-        hashes(inputs.open_source("features", "rna", None, other, READING)),
+        hashes(open_source("both", "rna", bank)),
+        hashes(open_source("features", "rna", bank), "mlp"),
+        hashes(open_source("features", "rna", None, other, READING)),
         hashes(live(layer=1)),
         hashes(live(pool=3)),
         hashes(live(flank=3)),
         hashes(live(letters={"U": "A"})),
         hashes(live(storage="bfloat16")),
         hashes(live(trained=True)),
-        hashes(Inputs()),
+        hashes(SequenceSource()),
     ]
     assert len({json.dumps(found) for found in (first, *different)}) == 11
 
@@ -295,18 +296,18 @@ def test_bank_of_a_task_holds_the_windows_of_all_its_stretches(esm, tmp_path):
     }  # fmt: skip
     splits.prepare("own", spec, 0, tmp_path / "data")
     reading = READING | {"flank": 4}
-    inputs.build_bank(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
+    feature_bank.build_for_task(esm, tmp_path / "data", reading, tmp_path / "w", tmp_path / "bank")
     opened = feature_bank.Bank(tmp_path / "bank")
     assert opened.modality == "dna"
     everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in SPLITS])
     positions = dict(zip(frame["seq"], frame["pos"], strict=True))
     network = encoders.load(esm, -1)
-    tokens = tokenizer.build_encoder()
+    tokens = tokenization.build_for_encoder()
     assert len(everything) == 35
     for row in everything.itertuples():
         at = positions[row.sequence] - 1
         text = row.sequence[max(0, at - 4) : at + 4]
-        (ids,) = inputs.prompt_ids(tokens, [row.prompt], Inputs("features", opened), [row.segments], 1000)
+        (ids,) = encode_prompts(tokens, [row.prompt], SequenceSource("features", opened), [row.segments], 1000)
         found = opened.rows(torch.tensor([token - 1000 for token in ids if token >= 1000]))
         (expected,) = encoders.encode(network, [text], "dna", reading)
         torch.testing.assert_close(found, expected, atol=4e-3, rtol=0)
@@ -318,7 +319,7 @@ def test_task_without_residues_has_no_bank(esm, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     splits.prepare("cell-type", SIZES, 0, tmp_path / "data")
     with pytest.raises(UserError, match="its prompts have no residues that an encoder could read"):
-        inputs.build_bank(esm, tmp_path / "data", READING, tmp_path / "w", tmp_path / "bank")
+        feature_bank.build_for_task(esm, tmp_path / "data", READING, tmp_path / "w", tmp_path / "bank")
     assert not (tmp_path / "bank").exists()
 
 

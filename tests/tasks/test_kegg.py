@@ -352,11 +352,11 @@ def test_stretches_are_read_by_an_encoder_around_the_variant(tmp_path):
 
 
 def test_an_encoder_reads_reference_and_variant_of_every_row(tmp_path, esm):
-    from cisterna.sequences import inputs
+    from cisterna.sequences import feature_bank
     from cisterna.sequences.feature_bank import Bank
 
     frames, _ = prepare(tmp_path / "data", save(tmp_path / "raw"))
-    inputs.build_bank(esm, tmp_path / "data", READING | {"flank": 8}, tmp_path / "work", tmp_path / "bank")
+    feature_bank.build_for_task(esm, tmp_path / "data", READING | {"flank": 8}, tmp_path / "work", tmp_path / "bank")
     bank = Bank(tmp_path / "bank")
     for row in frames["ood"].itertuples():
         for part in row.segments:

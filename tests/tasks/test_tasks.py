@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cisterna import tasks
 from cisterna.errors import UserError
-from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks import table
 from cisterna.tasks.builtin import cell_type, promoter_expression, protein_fitness, splice_donor
 from cisterna.tasks.catalog import LABELS, MODALITIES, SOURCES

@@ -9,7 +9,7 @@ from cisterna import models
 from cisterna.data import corpus
 from cisterna.errors import UserError
 from cisterna.scoring import answers
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from cisterna.training import cpt, guards, rl, run, sft
 from cisterna.training.run import library_options
 from conftest import ROOT
@@ -137,11 +137,11 @@ def test_loss_is_the_cross_entropy_of_the_completions(base, splice, tmp_path):
 
     recipe = SFT | {"lora": {"r": 4}, "fraction": 1.0, "per_device_train_batch_size": 64, "logging_steps": 1}
     made = Run("sft", base, splice, tmp_path, recipe, 1).here()
-    tokens, model = tokenizer.load(base), models.compose(base)
+    tokens, model = tokenization.load(base), models.compose(base)
     total = count = 0.0
     for row in pd.read_parquet(splice / "train.parquet").itertuples():
-        prompt = tokens(tokenizer.expand(row.prompt), add_special_tokens=False)["input_ids"]
-        text = tokenizer.expand(answers.completion(row.reasoning, row.answer)) + tokens.eos_token
+        prompt = tokens(tokenization.expand(row.prompt), add_special_tokens=False)["input_ids"]
+        text = tokenization.expand(answers.completion(row.reasoning, row.answer)) + tokens.eos_token
         completion = tokens(text, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             scores = model(torch.tensor([prompt + completion])).logits[0].log_softmax(dim=-1)
@@ -153,14 +153,14 @@ def test_loss_is_the_cross_entropy_of_the_completions(base, splice, tmp_path):
 def test_labels_are_the_completion_and_nothing_of_the_prompt(base, splice):
     import pandas as pd
 
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     frame = pd.read_parquet(splice / "train.parquet").head(5)
     rows = sft.tokenize(tokens, frame)
     for row, ids, labels in zip(frame.itertuples(), rows["input_ids"], rows["labels"], strict=True):
         learned = [label for label in labels if label != -100]
         assert labels == [-100] * (len(ids) - len(learned)) + ids[len(ids) - len(learned) :]
         assert tokens.decode(learned) == answers.completion(row.reasoning, row.answer) + tokens.eos_token
-        assert tokenizer.collapse(tokens.decode(ids)).startswith(row.prompt)
+        assert tokenization.collapse(tokens.decode(ids)).startswith(row.prompt)
 
 
 def build(stage, asked: Run) -> run.Setup:
@@ -212,7 +212,7 @@ def test_rl_history_is_the_reward_curve(solved, splice, tmp_path):
 
 def test_rl_starts_cold_from_a_model_that_can_already_answer(solved, splice, base, tmp_path):
     models.compose(solved.output).save_pretrained(tmp_path / "model")
-    tokenizer.load(base).save_pretrained(tmp_path / "model")
+    tokenization.load(base).save_pretrained(tmp_path / "model")
     models.make_base({"pretrained": str(tmp_path / "model")}, tmp_path / "base")
     made = Run("rl", tmp_path / "base", splice, tmp_path / "rl", RL, 1).here()
     assert made.manifest["parent"]["path"] == "../../../base"

@@ -38,7 +38,7 @@ from torch.utils.data import Dataset
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -215,7 +215,7 @@ def tokenize(
     BATCH characters; in memory are at most one batch, or one sequence. Raises UserError as `chosen` does, for a letter
     outside the modality, and for a part without documents; then nothing is written.
     """
-    tokens = tokenizer.load(base)
+    tokens = tokenization.load(base)
     options = dict(options or {})
     card: dict[str, object] = {"modality": modality, "source": source.name}
     if options:
@@ -257,14 +257,14 @@ def _encoded(
     opening, closing = (np.asarray([tokens.convert_tokens_to_ids(f"<{slash}{modality}>")]) for slash in ("", "/"))
     for number, document, heldout in chosen(source, modality, options):
         try:
-            residues = tokenizer.residue_ids(tokens, document.encode(), modality)
+            residues = tokenization.residue_ids(tokens, document.encode(), modality)
         except UserError as error:
             raise UserError(f"{source}, record {number}: {error}") from None
         yield heldout, [opening, residues, closing]
 
 
 def _texts(batch: list[tuple[bool, str]], tokens: "PreTrainedTokenizerBase") -> Iterator[tuple[bool, list[np.ndarray]]]:
-    rows = tokenizer.encode(tokens, [document for _, document in batch])
+    rows = tokenization.encode_text(tokens, [document for _, document in batch])
     for (heldout, _), row in zip(batch, rows, strict=True):
         yield heldout, [np.asarray(row)]
 

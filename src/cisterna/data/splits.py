@@ -4,7 +4,7 @@
         --spec '{"train": 1000, "validation": 150, "id": 400, "ood": 400}'
 
 Writes {train,validation,id,ood}.parquet and card.json, which has their SHA-256, all or nothing. Makes no prompts (that
-is `cisterna.tasks`) and no tokens (`cisterna.sequences.tokenizer`).
+is `cisterna.tasks`) and no tokens (`cisterna.sequences.tokenization`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cisterna.constants import SPLITS
 from cisterna.data import holdout, similarity
 from cisterna.errors import UserError
 from cisterna.scoring import gene_ontology
-from cisterna.sequences.tokenizer import TAGGED
+from cisterna.sequences.tokenization import TAGGED
 
 COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group")
 SEGMENTS = pa.list_(pa.struct([("sequence", pa.string()), ("start", pa.int32()), ("center", pa.int32())]))

@@ -35,8 +35,9 @@ from cisterna.data.corpus import Blocks
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology, metrics
 from cisterna.scoring.answers import Answers, Labels, Terms
-from cisterna.sequences import inputs, tokenizer
-from cisterna.sequences.inputs import Inputs
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,6 @@ SAID = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # in the lo
 OF_GROUPS = {Labels.kind: ("accuracy", "balanced_accuracy"), Terms.kind: ("accuracy", "f1_micro")}
 # Of the predictions; the last two where the options ask for them.
 COLUMNS = "id prompt output answer predicted well_formed tokens finished repeated confidence sampled".split()
-TOKENS = Inputs()
 # Evaluation keys that are Cisterna's own; the others are options of transformers.GenerationConfig.
 OWN_KEYS = frozenset({"batch_size", "bootstrap", "seed", "samples", "sample_temperature", "calibration"})
 # Of these, keys that change no answer that is kept: more samples can be asked for later, and no answer is lost.
@@ -92,7 +92,7 @@ def evaluate(
     card = splits.read_card(data)
     tables = {split: splits.check(data, split, card) for split in TEST_SPLITS}
     space = answers.of(card, data)
-    inputs.check_data(folder, card["task"], {"train.parquet": card["files"]["train.parquet"]})
+    inputs_file.check_data(folder, card["task"], {"train.parquet": card["files"]["train.parquet"]})
     facts = {
         "checkpoint": checkpoint.read_manifest(folder)["identity"],
         "data": {path.name: card["files"][path.name] for path in tables.values()},
@@ -103,8 +103,8 @@ def evaluate(
         "packages": checkpoint.packages(),
     }
     with work_folder.folder(work, output, facts) if work else nullcontext():
-        tokens = tokenizer.load(models.base_of(folder))
-        given = inputs.of(folder, bank)
+        tokens = tokenization.load(models.base_of(folder))
+        given = source_of(folder, bank)
         model, device = _on_device(folder, given)
         columns = ["id", "prompt", "segments", "answer", "group"]
         frames = {split: pd.read_parquet(path, columns=columns) for split, path in tables.items()}
@@ -272,13 +272,13 @@ def predict(folder: Path, table: Path, output: Path, options: Mapping[str, Any])
     where the output does not parse), well_formed, tokens, finished. Raises UserError for a checkpoint that was not
     trained on a task, and naming the row for a sequence that the task cannot ask about.
     """
-    described = inputs.read(folder)
+    described = inputs_file.read(folder)
     if described is None:
         raise UserError(f"{folder}: not trained on a task; expected a checkpoint of SFT or RL")
     frame = tasks.questions(tasks.load(described["task"], described["spec"]), table)
-    given = inputs.of(folder)
+    given = source_of(folder)
     model, device = _on_device(folder, given)
-    tokens = tokenizer.load(models.base_of(folder))
+    tokens = tokenization.load(models.base_of(folder))
     answered = answer(model, tokens, frame, described["labels"], options, device, given)
     frame = pd.concat([frame.drop(columns="segments"), answered], axis=1)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +294,7 @@ def answer(
     labels: Sequence[str],
     options: Mapping[str, Any],
     device: torch.device,
-    given: Inputs,
+    given: SequenceSource,
     kept: Path | None = None,
     told: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
@@ -311,11 +311,11 @@ def answer(
 
 
 def _prompts(
-    model: "PreTrainedModel", tokens: "PreTrainedTokenizerBase", frame: pd.DataFrame, given: Inputs
+    model: "PreTrainedModel", tokens: "PreTrainedTokenizerBase", frame: pd.DataFrame, given: SequenceSource
 ) -> list[list[int]]:
     """The prompts of a frame as token ids, with feature rows where the model reads them."""
     first = model.get_input_embeddings().num_embeddings
-    return inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    return encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
 
 
 def _generate(
@@ -361,7 +361,7 @@ def _read(tokens: "PreTrainedTokenizerBase", rows: Sequence[list[int]], labels: 
     read = functools.partial(answers.parse, labels=labels) if labels else answers.parse_terms
     found = []
     for row in rows:
-        text, finished = tokenizer.written(tokens, row)
+        text, finished = tokenization.decode_completion(tokens, row)
         predicted = read(text) if finished else None
         length = row.index(tokens.eos_token_id) + 1 if finished else len(row)
         found.append((text, predicted, predicted is not None, length, finished))
@@ -415,9 +415,9 @@ def _label_logs(
 
 def _endings(tokens: "PreTrainedTokenizerBase", labels: Sequence[str]) -> list[list[int]]:
     """The token ids after `</think>` of an output that answers each label, as SFT tokenizes them."""
-    texts = [answers.completion("", label) + tokens.eos_token for label in tokenizer.escape(tokens, list(labels))]
+    texts = [answers.completion("", label) + tokens.eos_token for label in tokenization.escape(tokens, list(labels))]
     end = tokens.convert_tokens_to_ids(answers.END_THINK)
-    ids = tokens([tokenizer.expand(text) for text in texts], add_special_tokens=False)["input_ids"]
+    ids = tokens([tokenization.expand(text) for text in texts], add_special_tokens=False)["input_ids"]
     return [row[row.index(end) + 1 :] for row in ids]
 
 
@@ -495,9 +495,9 @@ def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: 
     return results
 
 
-def _on_device(folder: Path, given: Inputs = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
+def _on_device(folder: Path, given: SequenceSource = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     model = models.compose(folder, torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else None)
-    inputs.prepare(model, given)
+    connect(model, given)
     return model.to(device), device

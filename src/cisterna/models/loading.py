@@ -1,7 +1,7 @@
 """Models from checkpoints: make a base, compose a lineage, load strictly.
 
 `compose` loads the base, merges each ancestor's adapter in order and returns one plain model, with its bridge if it
-reads features (`cisterna.sequences.inputs.prepare` joins it to their source); a missing or unexpected key, or a hash
+reads features (`cisterna.sequences.source.connect` connects it to them); a missing or unexpected key, or a hash
 that does not match its manifest, is an error that names it. Not for training (`cisterna.training`).
 """
 
@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError
-from cisterna.sequences import inputs, tokenizer
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.source import restore
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -66,7 +67,7 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
 def _create(spec: Mapping[str, Any], folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    tokens = tokenizer.build(spec["tokenizer"]["vocab_size"], [Path(file) for file in spec["tokenizer"]["files"]])
+    tokens = tokenization.build(spec["tokenizer"]["vocab_size"], [Path(file) for file in spec["tokenizer"]["files"]])
     ids = {"eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
     model = untrained("backbone", AutoModelForCausalLM, spec["architecture"], tokens, **ids, bos_token_id=None)
     model.generation_config.update(**ids)
@@ -108,7 +109,7 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
             raise ValueError("It has no tokenizer.")
     before = len(tokens)
     # Not normalized: else a tokenizer that rewrites its text would read <|protein:K|> with a Kelvin sign as the token.
-    added = (token for token in tokenizer.tokens() if token not in tokens.get_vocab())
+    added = (token for token in tokenization.added_tokens() if token not in tokens.get_vocab())
     tokens.add_tokens([AddedToken(token, normalized=False) for token in added])
     if tokens.pad_token is None:
         tokens.pad_token = tokens.eos_token
@@ -212,9 +213,9 @@ def compose(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel"
         raise UserError(f"{base}: a lineage has to begin with a base checkpoint, this is {manifest['kind']}")
     model = _load_base(base, manifest)
     for path, _ in chain[1:]:
-        described = inputs.read(path)
+        described = inputs_file.read(path)
         if described:
-            inputs.restore(model, described)
+            restore(model, described)
         if (path / "adapter_model.safetensors").is_file():
             model = attach(model, path).merge_and_unload()
         else:

@@ -24,7 +24,7 @@ from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology
 from cisterna.scoring.answers import ANSWER, END_THINK, THINK, Answers, Terms
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 
 CONCISE = 20  # words beside the reasoning; BioReason's limit for the text after </think>
 TAGS = (THINK, END_THINK, ANSWER)
@@ -130,7 +130,7 @@ def trl_functions(weights: Mapping[str, float], space: Answers, tokens: Any) -> 
         function = own(name) if is_own(name) else REWARDS[name]
 
         def reward(completion_ids: list[list[int]], answer: list[str], **_: object) -> list[float]:
-            read = (tokenizer.written(tokens, ids) for ids in completion_ids)
+            read = (tokenization.decode_completion(tokens, ids) for ids in completion_ids)
             found = []
             for index, ((text, finished), gold) in enumerate(zip(read, answer, strict=True)):
                 try:

@@ -7,7 +7,7 @@ the source
 through the bridge. So a row stays at its position whatever pads, cuts or reorders the ids; no text can spell such an
 id, for the tokenizer does not have it; and a policy cannot sample it, for the output layer has no column for it.
 
-Not for making features (`cisterna.sequences.encoders`), and not for prompts (`cisterna.sequences.inputs`).
+Not for making features (`cisterna.sequences.encoders`), and not for prompts (`cisterna.sequences.prompt`).
 """
 
 import math

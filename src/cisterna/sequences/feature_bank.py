@@ -11,10 +11,7 @@ A bank is a folder:
 
 Rows are numbered through all shards. A sequence is found by the hash of its text, and its number of residues and of
 rows must be what the text asks for, so the order of a bank means nothing, and a sequence that it does not hold is an
-error. `Live` offers the same without a bank: the encoder runs when rows are read.
-
-What an encoder reads of a long sequence is a window around the variant (`window`). Not for prompts
-(`cisterna.sequences.inputs`).
+error. `cisterna.sequences.live` offers the same without a bank.
 """
 
 import hashlib
@@ -23,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,34 +31,16 @@ from safetensors.torch import load_file, save_file
 from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.artifacts.progress import Progress
 from cisterna.artifacts.work_folder import SAVE_MINUTES
+from cisterna.constants import SPLITS
 from cisterna.errors import UserError
 from cisterna.sequences import encoders
+from cisterna.sequences.windows import tagged_stretches, window_of
 
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
 PART = ".part"
 HASH = ".sha256"
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
-
-
-class Window(NamedTuple):
-    """What the encoder reads of a sequence, and which of its residues a prompt shows: `text[first:last]`."""
-
-    text: str
-    first: int
-    last: int
-
-
-def window(sequence: str, start: int, stop: int, center: int | None, flank: int) -> Window:
-    """The window of `sequence` around residue `center`, `flank` residues on each side, and in it residues start..stop.
-
-    Positions count from 0. Without a center it is the middle of start..stop. Residues of start..stop that lie beyond
-    the window are cut off, so a long sequence keeps both flanks of its variant (1,024 a side in the paper's code).
-    """
-    if center is None:
-        center = (start + stop) // 2
-    low, high = max(0, center - flank), min(len(sequence), center + flank)
-    return Window(sequence[low:high], max(start, low) - low, max(min(stop, high) - low, 0))
 
 
 class Bank:
@@ -124,38 +103,24 @@ class Bank:
         return found
 
 
-class Live:
-    """An encoder in place of a bank: sequences get rows when they are located, and are encoded when these are read."""
+def build_for_task(
+    encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path,
+    save_minutes: float = SAVE_MINUTES,
+) -> dict[str, Any]:  # fmt: skip
+    """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
+    import pandas as pd
 
-    def __init__(self, encoder: encoders.Encoder, modality: str, reading: Mapping[str, Any]) -> None:
-        self.encoder, self.modality, self.reading = encoder, modality, reading
-        self.width = encoder.width
-        self._places: dict[str, tuple[int, int]] = {}
-        self._texts: list[str] = []
-        self._starts: list[int] = []
-        self._end = 0
-
-    def locate(self, text: str) -> tuple[int, int]:
-        """First row and number of rows of a sequence."""
-        if text not in self._places:
-            count = encoders.rows(encoders.residues(text), self.reading["pool"])
-            self._places[text] = (self._end, count)
-            self._texts.append(text)
-            self._starts.append(self._end)
-            self._end += count
-        return self._places[text]
-
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Features of rows: (n,) int64 to (n, width). Every sequence that a row is of is encoded once a call."""
-        wanted = np.searchsorted(self._starts, index.numpy(), side="right") - 1
-        numbers, which = np.unique(wanted, return_inverse=True)
-        grad = bool(self.reading["trained"]) and torch.is_grad_enabled()
-        texts = [self._texts[number] for number in numbers]
-        features = encoders.encode(self.encoder, texts, self.modality, self.reading, grad)
-        starts = np.cumsum([0, *map(len, features)])[:-1]
-        offsets = index.numpy() - np.asarray(self._starts)[wanted]
-        joined = torch.cat(features)
-        return joined[torch.from_numpy(starts[which] + offsets).to(joined.device)]
+    texts: set[str] = set()
+    for split in SPLITS:
+        frame = pd.read_parquet(data / f"{split}.parquet", columns=["prompt", "segments"])
+        for prompt, segments in zip(frame["prompt"], frame["segments"], strict=True):
+            for stretch, context in zip(tagged_stretches(prompt), segments, strict=True):
+                texts.add(window_of(stretch, context, reading["flank"]).text)
+    if not texts:
+        raise UserError(f"{data}: its prompts have no residues that an encoder could read")
+    modality = files.read_json(data / "card.json")["modality"]
+    hashed = {f"{split}.parquet": files.sha256(data / f"{split}.parquet") for split in SPLITS}
+    return build(encoder, texts, modality, reading, hashed, work, output, save_minutes=save_minutes)
 
 
 def build(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cisterna.errors import UserError
-from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks.base import Task
 from cisterna.tasks.catalog import ADAPTERS, LABELS, MODALITIES, SOURCES
 

@@ -45,7 +45,7 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks.base import Task, segment
 
 # What the tokenizer and the answer parser read as structure.

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset
 from cisterna import models
 from cisterna.artifacts import files
 from cisterna.data.corpus import Blocks
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from cisterna.training.run import Job, Setup, configure, execute, parent_model, parent_of
 
 
@@ -36,7 +36,7 @@ def train(job: Job, corpora: list[Path]) -> None:
             args=configure(transformers.TrainingArguments, options),
             train_dataset=blocks,
             data_collator=transformers.default_data_collator,
-            processing_class=tokenizer.load(models.base_of(parent_of(job))),
+            processing_class=tokenization.load(models.base_of(parent_of(job))),
         )
         return Setup(
             trainer=trainer,

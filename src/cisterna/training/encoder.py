@@ -25,7 +25,7 @@ from cisterna import models
 from cisterna.artifacts import files, weights
 from cisterna.data import corpus
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from cisterna.sequences.encoders import batches
 from cisterna.sequences.encoders.huggingface import position_limit
 from cisterna.training.run import Job, Setup, configure, execute
@@ -49,7 +49,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
 
     def build(options: dict[str, Any]) -> Setup:
         options.pop("architecture")
-        tokens = tokenizer.build_encoder()
+        tokens = tokenization.build_for_encoder()
         model = make(spec["architecture"], tokens)
         limit = position_limit(model)
         if limit is not None and recipe["block_size"] + 2 > limit:
@@ -124,7 +124,7 @@ def read(
     heldout: list[np.ndarray] = []
     for number, document, is_heldout in corpus.chosen(path, modality, options or {}):
         try:
-            ids = tokenizer.residue_ids(tokens, document.encode(), modality)
+            ids = tokenization.residue_ids(tokens, document.encode(), modality)
         except UserError as error:
             raise UserError(f"{path}, record {number}: {error}") from None
         kept = heldout if is_heldout else training

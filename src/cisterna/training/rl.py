@@ -23,25 +23,24 @@ from trl import GRPOConfig, GRPOTrainer
 from cisterna import models
 from cisterna.errors import UserError
 from cisterna.scoring import answers, rewards
-from cisterna.sequences import inputs, tokenizer
-from cisterna.sequences.inputs import Inputs
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
-TOKENS = Inputs()
 
-
-def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
+def train(job: Job, data: Path, given: SequenceSource = TOKENS) -> None:
     """Train on the prompts of `data`/train.parquet (as many of them as `head` says) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenizer.load(models.base_of(parent_of(job)))
+        tokens = tokenization.load(models.base_of(parent_of(job)))
         card, table = given_to(job, data)
         frame = head(pd.read_parquet(table), job.recipe)
         paid = job.recipe.get("rewards", {"correct": 1.0})
         functions, weights = rewards.trl_functions(paid, answers.of(card, data), tokens)
         model, first = reader(job, given)
-        prompts = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
-        described = inputs.describe(given, card, model)
+        prompts = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+        described = given.describe(card, model)
         adapter = lora(job, given)
         config = configure(GRPOConfig, options | {"reward_weights": weights})
         if config.beta != 0.0 and adapter is None:
@@ -63,9 +62,9 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         return Setup(
             trainer=trainer,
-            data={table.name: card["files"][table.name]} | inputs.hashes(described) | rewards.hashes(paid, card),
+            data={table.name: card["files"][table.name]} | inputs_file.hashes(described) | rewards.hashes(paid, card),
             unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
-            beside=lambda folder: inputs.write(folder, job.output, described),
+            beside=lambda folder: inputs_file.write(folder, job.output, described),
         )
 
     execute(job, build)

@@ -46,7 +46,8 @@ from cisterna.artifacts.progress import Progress
 from cisterna.artifacts.work_folder import SAVE_MINUTES
 from cisterna.data import splits
 from cisterna.errors import UserError
-from cisterna.sequences.inputs import Inputs, check_data, prepare
+from cisterna.sequences import inputs_file
+from cisterna.sequences.source import SequenceSource, connect
 from cisterna.training import guards, trackers
 
 COMPLETE = "complete.json"
@@ -139,7 +140,7 @@ def given_to(job: Job, data: Path) -> tuple[dict[str, Any], Path]:
     """
     card = splits.read_card(data)
     table = splits.check(data, "train", card)
-    check_data(parent_of(job), card["task"], {table.name: card["files"][table.name]})
+    inputs_file.check_data(parent_of(job), card["task"], {table.name: card["files"][table.name]})
     return card, table
 
 
@@ -151,27 +152,27 @@ def head(frame: pd.DataFrame, recipe: Mapping[str, Any]) -> pd.DataFrame:
     return frame.head(recipe.get("examples") or math.ceil(len(frame) * float(recipe.get("fraction", 1.0))))
 
 
-def reader(job: Job, inputs: Inputs) -> tuple[transformers.PreTrainedModel, int]:
+def reader(job: Job, inputs: SequenceSource) -> tuple[transformers.PreTrainedModel, int]:
     """The model of the parent, made to read `inputs`, and the size of its vocabulary: the first id of a feature row."""
     model = parent_model(job)
-    frozen = inputs.source is not None and not job.recipe.get("train_bridge", True)
+    frozen = inputs.features is not None and not job.recipe.get("train_bridge", True)
     if frozen and not hasattr(model, "bridge"):
         raise UserError(
             f"{job.parent}: has no bridge, and with train_bridge: false it would get a random one. Set train_bridge: "
             "true in the RL recipe, or start from SFT with features"
         )
-    prepare(model, inputs, job.recipe.get("bridge", "linear"))
+    connect(model, inputs, job.recipe.get("bridge", "linear"))
     if frozen:
         model.bridge.requires_grad_(False)
     return model, model.get_input_embeddings().num_embeddings
 
 
-def lora(job: Job, inputs: Inputs) -> LoraConfig | None:
+def lora(job: Job, inputs: SequenceSource) -> LoraConfig | None:
     """The adapter of a recipe; a bridge that is trained is saved with it. None where all weights are trained."""
     options = job.recipe.get("lora")
     if not options:
         return None
-    if inputs.source is not None and job.recipe.get("train_bridge", True):
+    if inputs.features is not None and job.recipe.get("train_bridge", True):
         options = options | {"modules_to_save": [*(options.get("modules_to_save") or []), "bridge"]}
     return models.lora_config(options)
 

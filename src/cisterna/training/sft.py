@@ -21,25 +21,24 @@ from trl import SFTConfig, SFTTrainer
 from cisterna import models
 from cisterna.errors import UserError
 from cisterna.scoring import answers
-from cisterna.sequences import inputs, tokenizer
-from cisterna.sequences.inputs import Inputs
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
 
-TOKENS = Inputs()
 
-
-def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
+def train(job: Job, data: Path, given: SequenceSource = TOKENS) -> None:
     """Train on `data`/train.parquet (as much of it as `head` says) and publish."""
 
     def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenizer.load(models.base_of(parent_of(job)))
+        tokens = tokenization.load(models.base_of(parent_of(job)))
         card, table = given_to(job, data)
         frame = pd.read_parquet(table)
         frame = head(frame, job.recipe)
         model, first = reader(job, given)
         config = configure(SFTConfig, options)
         rows = tokenize(tokens, frame, given, first)
-        described = inputs.describe(given, card, model)
+        described = given.describe(card, model)
         limit = config.max_length or math.inf
         too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > limit]
         if too_long:
@@ -56,23 +55,25 @@ def train(job: Job, data: Path, given: Inputs = TOKENS) -> None:
         )
         return Setup(
             trainer=trainer,
-            data={table.name: card["files"][table.name]} | inputs.hashes(described),
+            data={table.name: card["files"][table.name]} | inputs_file.hashes(described),
             tokens_per_epoch=sum(map(len, rows["input_ids"])),
-            beside=lambda folder: inputs.write(folder, job.output, described),
+            beside=lambda folder: inputs_file.write(folder, job.output, described),
         )
 
     execute(job, build)
 
 
-def tokenize(tokens: Any, frame: pd.DataFrame, given: Inputs = TOKENS, first: int = 0) -> dict[str, list[list[int]]]:
+def tokenize(
+    tokens: Any, frame: pd.DataFrame, given: SequenceSource = TOKENS, first: int = 0
+) -> dict[str, list[list[int]]]:
     """`input_ids` and `labels` (-100 on the prompt) of rows with `prompt`, `segments`, `reasoning`, `answer`."""
-    prompt_ids = inputs.prompt_ids(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
-    reasonings, labels = (tokenizer.escape(tokens, list(frame[column])) for column in ("reasoning", "answer"))
+    prompt_ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    reasonings, labels = (tokenization.escape(tokens, list(frame[column])) for column in ("reasoning", "answer"))
     completions = [
         answers.completion(reasoning, answer) + tokens.eos_token
         for reasoning, answer in zip(reasonings, labels, strict=True)
     ]
-    completion_ids = tokens([tokenizer.expand(text) for text in completions], add_special_tokens=False)["input_ids"]
+    completion_ids = tokens([tokenization.expand(text) for text in completions], add_special_tokens=False)["input_ids"]
     return {
         "input_ids": [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)],
         "labels": [

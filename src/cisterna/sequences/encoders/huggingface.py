@@ -17,7 +17,7 @@ import torch
 
 from cisterna.artifacts import weights
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from cisterna.sequences.encoders import layers
 
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # names of learned positions in the library's models
@@ -59,7 +59,7 @@ class Encoder:
         """Features of one batch; see `cisterna.sequences.encoders.Encoder`."""
         texts = list(sequences)
         if self.tagged:
-            texts = [tokenizer.expand(f"<{modality}>{sequence}</{modality}>") for sequence in texts]
+            texts = [tokenization.expand(f"<{modality}>{sequence}</{modality}>") for sequence in texts]
         batch = self.tokens(texts, padding=True, return_tensors="pt", add_special_tokens=not self.tagged)
         count = batch["input_ids"].shape[1]
         if self._limit is not None and count > self._limit:

@@ -57,7 +57,7 @@ import pandas as pd
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology
 from cisterna.scoring.gene_ontology import Ontology
-from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks import catalog, table
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import Task, segment

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.sequences.tokenizer import ALPHABETS
+from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks import table
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import SPLIT, Task, segment

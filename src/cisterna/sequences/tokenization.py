@@ -1,14 +1,14 @@
 """Tokenizers whose residues are tokens of their own, one set for each modality.
 
 Between tags (`<dna>ACGT</dna>`, `<rna>ACGU</rna>`, `<protein>MKV</protein>`) every residue becomes one token such as
-`<|dna:A|>`, so that a sequence never falls into the byte-pair encoding of the text around it, and the A of DNA is not
-the A of alanine. `expand` writes the tokens out as text, so any Hugging Face tokenizer that was given `tokens()` reads
-them, inside TRL's trainers too; `residue_ids` converts a whole sequence at once for corpora.
+`<|dna:A|>`, so that byte-pair encoding never cuts a sequence into pieces, and the A of DNA is not the A of alanine.
+`expand` writes the tokens out as text, which any Hugging Face tokenizer with the `added_tokens()` can read, also inside
+TRL's trainers; `residue_ids` converts a whole sequence at once for corpora.
 
 All other text is data, and data cannot write a token of structure: `escape` breaks up every added token in it, those of
-a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`written`).
+a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`decode_completion`).
 
-Not for packing corpora (`cisterna.data.corpus`), not for features in prompts (`cisterna.sequences.inputs`), not for
+Not for packing corpora (`cisterna.data.corpus`), not for features in prompts (`cisterna.sequences.prompt`), not for
 parsing answers (`cisterna.scoring.answers`).
 """
 
@@ -29,7 +29,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 MASK = "<|mask|>"
 UNKNOWN = "<|unknown|>"
-ROWS = "\x00"  # stands in a prompt for the feature rows of a stretch of residues; user tables may not hold it
+PLACEHOLDER = "\x00"  # stands in a prompt for the feature rows of a stretch of residues; user tables may not hold it
 
 TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
@@ -39,7 +39,7 @@ _TABLES = {
 }
 
 
-def tokens() -> list[str]:
+def added_tokens() -> list[str]:
     """Every token that Cisterna adds to a tokenizer, in a fixed order: tags, residues, thinking tags."""
     added = []
     for modality, letters in ALPHABETS.items():
@@ -49,7 +49,7 @@ def tokens() -> list[str]:
 
 
 def expand(text: str, form: str = "tokens") -> str:
-    """Write each residue between tags as its token; in the form `features` ROWS takes their place, in `both` follows.
+    """Write each residue between tags as its token; PLACEHOLDER instead in the form `features`, after them in `both`.
 
     Raises UserError for a letter outside the modality's alphabet.
     """
@@ -63,7 +63,7 @@ def expand(text: str, form: str = "tokens") -> str:
                 f"{ALPHABETS[modality]}; write upper-case residues and {ALPHABETS[modality][-1]} for unknown ones"
             )
         spelled = "" if form == "features" else sequence.translate(_TABLES[modality])
-        return f"<{modality}>{spelled}{'' if form == 'tokens' else ROWS}</{modality}>"
+        return f"<{modality}>{spelled}{'' if form == 'tokens' else PLACEHOLDER}</{modality}>"
 
     return TAGGED.sub(residues, text)
 
@@ -92,7 +92,7 @@ def collapse(text: str) -> str:
     return _SPELLED.sub(lambda match: _RESIDUE.sub(r"\1", match[0]), text)
 
 
-def written(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
+def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
     """What a model wrote, up to the end-of-text token, and whether there is one.
 
     Control tokens are spelled out, so that a text with one in its answer is not the text without it.
@@ -134,11 +134,11 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
         ),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=PAD, padding_side="left")
-    tokenizer.add_tokens(tokens())
+    tokenizer.add_tokens(added_tokens())
     return tokenizer
 
 
-def build_encoder() -> "PreTrainedTokenizerBase":
+def build_for_encoder() -> "PreTrainedTokenizerBase":
     """The tokenizer of an encoder that is made here: residue tokens alone; tags, mask and padding are special."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -148,7 +148,7 @@ def build_encoder() -> "PreTrainedTokenizerBase":
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, mask_token=MASK, unk_token=UNKNOWN, extra_special_tokens=tags
     )
-    tokenizer.add_tokens([token for token in tokens() if _RESIDUE.fullmatch(token)])
+    tokenizer.add_tokens([token for token in added_tokens() if _RESIDUE.fullmatch(token)])
     return tokenizer
 
 
@@ -163,7 +163,7 @@ def load(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+def encode_text(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that are nothing but text: tags in them are letters. One call for all, batched in Rust."""
     if not texts:
         return []
@@ -191,7 +191,7 @@ def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality:
     return ids
 
 
-def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], form: str = "tokens") -> list[str]:
+def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], form: str = "tokens") -> list[str]:
     """Prompts as a model reads them: through the chat template where the tokenizer has one, else as they stand."""
     texts = [expand(text, form) for text in escape(tokenizer, prompts)]
     if not getattr(tokenizer, "chat_template", None):

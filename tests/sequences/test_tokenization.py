@@ -6,18 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cisterna.errors import UserError
-from cisterna.sequences import tokenizer
+from cisterna.sequences import tokenization
 from tiny import TEXTS
 
-SEQUENCES = st.sampled_from(sorted(tokenizer.ALPHABETS)).flatmap(
-    lambda modality: st.tuples(st.just(modality), st.text(tokenizer.ALPHABETS[modality], max_size=40))
+SEQUENCES = st.sampled_from(sorted(tokenization.ALPHABETS)).flatmap(
+    lambda modality: st.tuples(st.just(modality), st.text(tokenization.ALPHABETS[modality], max_size=40))
 )
 PLAIN = st.text(st.characters(blacklist_characters="<>|", blacklist_categories=("Cs",)), max_size=30)
 
 
 @pytest.fixture(scope="module")
 def tokens(base):
-    return tokenizer.load(base)
+    return tokenization.load(base)
 
 
 def tagged(modality, sequence):
@@ -26,7 +26,7 @@ def tagged(modality, sequence):
 
 def encode(tokens, prompt):
     """Ids of a prompt, its stretches of residues as tokens."""
-    return tokens(tokenizer.prompt_texts(tokens, [prompt])[0], add_special_tokens=False)["input_ids"]
+    return tokens(tokenization.render_prompts(tokens, [prompt])[0], add_special_tokens=False)["input_ids"]
 
 
 @given(SEQUENCES, PLAIN, PLAIN)
@@ -45,15 +45,15 @@ def test_a_residue_is_one_token_whatever_text_stands_around_it(tokens, piece, be
 @settings(deadline=None)
 def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokens, pieces, end):
     text = "".join(before + tagged(*piece) for before, piece in pieces) + end
-    assert tokenizer.collapse(tokenizer.expand(text)) == text
-    assert tokenizer.collapse(tokens.decode(encode(tokens, text))) == text
+    assert tokenization.collapse(tokenization.expand(text)) == text
+    assert tokenization.collapse(tokens.decode(encode(tokens, text))) == text
 
 
 @given(SEQUENCES)
 @settings(deadline=None)
 def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokens, piece):
     modality, sequence = piece
-    ids = tokenizer.residue_ids(tokens, sequence.encode(), modality)
+    ids = tokenization.residue_ids(tokens, sequence.encode(), modality)
     assert ids.dtype == np.int32
     assert ids.tolist() == encode(tokens, tagged(modality, sequence))[1:-1]
 
@@ -62,37 +62,37 @@ def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokens, piece)
     ("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "B"), ("dna", "a"), ("rna", " ")]
 )
 def test_letters_outside_the_alphabet_are_named(tokens, modality, wrong):
-    letters = tokenizer.ALPHABETS[modality]
+    letters = tokenization.ALPHABETS[modality]
     with pytest.raises(UserError, match=letters):
-        tokenizer.expand(f"text {tagged(modality, letters + wrong)}")
+        tokenization.expand(f"text {tagged(modality, letters + wrong)}")
     with pytest.raises(UserError, match=f"{wrong!r} at position {len(letters) + 1} .*{letters}"):
-        tokenizer.residue_ids(tokens, (letters + wrong).encode(), modality)
+        tokenization.residue_ids(tokens, (letters + wrong).encode(), modality)
 
 
 def test_residue_tokens_without_their_tags_are_not_letters():
     text = "A <|dna:A|> <dna><|dna:C|></dna> <dna><|rna:G|></dna> <rna>G</rna>"
-    assert tokenizer.collapse(text) == text.replace("<dna><|dna:C|></dna>", "<dna>C</dna>")
+    assert tokenization.collapse(text) == text.replace("<dna><|dna:C|></dna>", "<dna>C</dna>")
 
 
 def test_what_a_model_wrote_ends_at_the_end_of_text_and_spells_control_tokens_out(tokens):
     ids = tokens("<think>x<|pad|></think>Answer: <rna><|rna:A|></rna>", add_special_tokens=False)["input_ids"]
     text = "<think>x<|pad|></think>Answer: <rna>A</rna>"
-    assert tokenizer.written(tokens, ids) == (text, False)
+    assert tokenization.decode_completion(tokens, ids) == (text, False)
     end = [tokens.eos_token_id, tokens.pad_token_id, tokens.pad_token_id]
-    assert tokenizer.written(tokens, ids + end) == (text, True)
-    assert tokenizer.written(tokens, []) == ("", False)
+    assert tokenization.decode_completion(tokens, ids + end) == (text, True)
+    assert tokenization.decode_completion(tokens, []) == ("", False)
 
 
 def test_only_what_stands_between_matching_tags_is_a_sequence():
     for text in ("ACGT", "<dna>ACGT", "<dna>ACGU</rna>", "<DNA>acgt</DNA>"):
-        assert tokenizer.expand(text) == text
+        assert tokenization.expand(text) == text
 
 
 def test_every_residue_of_every_modality_has_an_id_of_its_own(tokens):
-    ids = [tokens.convert_tokens_to_ids(token) for token in tokenizer.tokens()]
+    ids = [tokens.convert_tokens_to_ids(token) for token in tokenization.added_tokens()]
     assert len(set(ids)) == len(ids)
     assert tokens.unk_token_id not in ids
-    assert len({tokens.convert_tokens_to_ids(f"<|{modality}:A|>") for modality in tokenizer.ALPHABETS}) == 3
+    assert len({tokens.convert_tokens_to_ids(f"<|{modality}:A|>") for modality in tokenization.ALPHABETS}) == 3
 
 
 def test_digits_of_a_position_are_separate_tokens(tokens):
@@ -101,36 +101,36 @@ def test_digits_of_a_position_are_separate_tokens(tokens):
 
 def test_building_twice_gives_identical_files(tmp_path):
     for name in ("a", "b"):
-        tokenizer.build(400, TEXTS).save_pretrained(tmp_path / name)
+        tokenization.build(400, TEXTS).save_pretrained(tmp_path / name)
     first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b"))
     assert "tokenizer.json" in first
     assert first == second
 
 
 def test_the_vocabulary_is_the_size_asked_for_and_the_residue_tokens():
-    assert len(tokenizer.build(400, TEXTS)) == 400 + len(tokenizer.tokens())
+    assert len(tokenization.build(400, TEXTS)) == 400 + len(tokenization.added_tokens())
 
 
 def test_a_text_file_that_is_not_there_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match=r"absent\.txt"):
-        tokenizer.build(400, [tmp_path / "absent.txt"])
+        tokenization.build(400, [tmp_path / "absent.txt"])
 
 
 def test_a_folder_without_a_tokenizer_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="no tokenizer"):
-        tokenizer.load(tmp_path)
+        tokenization.load(tmp_path)
 
 
 def test_a_prompt_stands_as_it_is_or_goes_through_the_chat_template(base):
     prompt = "Spliced? <rna>GU</rna>\n"
     expanded = "Spliced? <rna><|rna:G|><|rna:U|></rna>\n"
-    tokens = tokenizer.load(base)
-    assert tokenizer.prompt_texts(tokens, [prompt])[0] == expanded
+    tokens = tokenization.load(base)
+    assert tokenization.render_prompts(tokens, [prompt])[0] == expanded
     tokens.chat_template = (
         "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    assert tokenizer.prompt_texts(tokens, [prompt])[0] == f"[user]{expanded}[assistant]"
+    assert tokenization.render_prompts(tokens, [prompt])[0] == f"[user]{expanded}[assistant]"
 
 
 def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
@@ -146,12 +146,12 @@ def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
     )
     other = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
     known = len(other)
-    other.add_tokens(tokenizer.tokens())
+    other.add_tokens(tokenization.added_tokens())
     other.save_pretrained(tmp_path)
-    other = tokenizer.load(tmp_path)
-    assert len(other) == known + len(tokenizer.tokens())
-    for modality, letters in tokenizer.ALPHABETS.items():
+    other = tokenization.load(tmp_path)
+    assert len(other) == known + len(tokenization.added_tokens())
+    for modality, letters in tokenization.ALPHABETS.items():
         ids = encode(other, f"the gene{tagged(modality, letters)}codes")
-        residues = tokenizer.residue_ids(other, letters.encode(), modality).tolist()
+        residues = tokenization.residue_ids(other, letters.encode(), modality).tolist()
         opening, closing = other.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
         assert ids[ids.index(opening) : ids.index(closing) + 1] == [opening, *residues, closing]

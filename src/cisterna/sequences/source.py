@@ -1,0 +1,115 @@
+"""How a run reads sequences: as tokens, or as features from a bank or from a live encoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cisterna.artifacts import checkpoint
+from cisterna.errors import UserError
+from cisterna.sequences import bridge, encoders, inputs_file
+from cisterna.sequences.feature_bank import Bank
+from cisterna.sequences.live import LiveEncoder
+
+Features = Bank | LiveEncoder
+
+
+@dataclass(frozen=True)
+class SequenceSource:
+    """How a run reads the sequences of its prompts.
+
+    `features` is None for the form `tokens`; `encoder` describes the encoder of the features, as in inputs.json.
+    """
+
+    form: str = "tokens"
+    features: Features | None = None
+    encoder: Mapping[str, Any] | None = None
+
+    def describe(self, card: Mapping[str, Any], model: Any) -> dict[str, Any]:
+        """The content of inputs.json, with the encoder's path not yet relative; `card` is the card of the data."""
+        inputs = {key: card[key] for key in ("task", "spec", "labels", "modality")} | {"sequences": self.form}
+        if self.encoder is None:
+            return inputs | {"encoder": None, "bridge": None}
+        return inputs | {
+            "encoder": dict(self.encoder) | {"bank": isinstance(self.features, Bank)},
+            "bridge": {"kind": model.bridge.kind, "width": model.bridge.width},
+        }
+
+
+TOKENS = SequenceSource()
+
+
+def open_source(
+    form: str, modality: str, bank: Path | None = None, encoder: Path | None = None, reading: Mapping | None = None
+) -> SequenceSource:
+    """The source of a run in `form`: a bank, or the live encoder read as `reading`. UserError if there is neither."""
+    if form == "tokens":
+        return TOKENS
+    if bank is not None:
+        opened = Bank(bank)
+        if opened.modality != modality:
+            raise UserError(
+                f"{bank}: the bank has features of {opened.modality}, but the data are {modality}; it belongs to other "
+                f"data. Delete {bank} and rerun"
+            )
+        return SequenceSource(form, opened, _description(opened.encoder, opened.reading))
+    if encoder is None or reading is None:
+        raise UserError(f"sequences as {form} need a feature bank (--bank), or --encoder and --reading")
+    network = encoders.load(encoder, reading["layer"])
+    return SequenceSource(form, LiveEncoder(network, modality, reading), _description(encoder, reading))
+
+
+def source_of(folder: Path, bank: Path | None = None) -> SequenceSource:
+    """The source that a checkpoint was trained with: from `bank`, or else live from its encoder."""
+    inputs = inputs_file.read(folder)
+    if inputs is None or inputs["encoder"] is None:
+        return TOKENS
+    encoder = inputs["encoder"]
+    return open_source(inputs["sequences"], inputs["modality"], bank, Path(encoder["path"]), encoder["reading"])
+
+
+def _description(encoder: Path, reading: Mapping[str, Any]) -> dict[str, Any]:
+    identity = checkpoint.read_manifest(encoder)["identity"]
+    return {"path": str(encoder), "identity": identity, "reading": dict(reading)}
+
+
+def connect(model: Any, source: SequenceSource, kind: str = "linear") -> None:
+    """Make a model read the features of `source`, through a new bridge of `kind` if it has none yet.
+
+    An encoder that is trained becomes a part of the model, `model.encoder`. UserError if the model's bridge was trained
+    on features of another encoder, or of the same encoder read in another way.
+    """
+    if source.features is None:
+        return
+    assert source.encoder is not None
+    trained_on = getattr(model, "features", None)
+    if trained_on is not None and trained_on != inputs_file.feature_space(source.encoder):
+        raise UserError(
+            f"the model's bridge was trained on other features: these are of {source.encoder['path']} "
+            f"(identity {source.encoder['identity'][:12]}), read as {source.encoder['reading']}; expected identity "
+            f"{trained_on['identity'][:12]}, read as {trained_on['reading']}"
+        )
+    if source.encoder["reading"]["trained"]:
+        assert isinstance(source.features, LiveEncoder)
+        if hasattr(model, "encoder"):
+            source.features.encoder.module = model.encoder
+        else:
+            model.encoder = source.features.encoder.module.requires_grad_(True)
+    bridge.attach(model, kind, source.features.width)
+    bridge.install(model, source.features)
+
+
+def restore(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Give a model the modules that inputs.json describes, to load weights into: the bridge, and a trained encoder."""
+    encoder = inputs["encoder"]
+    if encoder is None:
+        return
+    if not hasattr(model, "bridge"):
+        bridge.attach(model, inputs["bridge"]["kind"], inputs["bridge"]["width"])
+    if encoder["reading"]["trained"] and not hasattr(model, "encoder"):
+        path = Path(encoder["path"])
+        identity = checkpoint.read_manifest(path)["identity"]
+        if identity != encoder["identity"]:
+            raise UserError(f"{path}: not the encoder that the model was trained with (identity {identity[:12]})")
+        model.encoder = encoders.load(path, encoder["reading"]["layer"]).module
+    model.features = inputs_file.feature_space(encoder)
