@@ -411,16 +411,16 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from cisterna.ops import integrity
+    from cisterna.ops import verify
 
-    print(integrity.verify(options.path))
+    print(verify.verify(options.path))
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from cisterna.ops import integrity
+    from cisterna.ops import clean
 
     configs = options.config or [DEFAULT]
-    integrity.clean(configs, yes=options.yes, finished=options.finished)
+    clean.clean(configs, yes=options.yes, finished=options.finished)
 
 
 def _warm(options: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
-"""`cisterna status`: what a study's run is doing now, from the files that its stages write.
+"""`cisterna status`: what a study's run is doing now, from the files that its jobs write.
 
-A job is done where its artifact is published. A stage under way says in `progress.json` of its work folder how far it
-is (`cisterna.artifacts.progress`); that of another machine is believed, that of this one is checked for its process. A
-job that ended with an error has it at the end of its log. So nothing here asks Snakemake or Slurm, and a run on one
-machine and
-one spread over a cluster look the same. Not for what Snakemake would run again after an edit: `snakemake --dry-run`.
+A job is done when its output is published. A running stage writes its progress to its work folder
+(`cisterna.artifacts.progress`). Whether it still runs is known by its process if it is on this machine, and by the time
+of its last update if it is on another. A failed job has the error at the end of its log (`cisterna.artifacts.logs`).
+Neither Snakemake nor Slurm is asked, so a run on one machine and one spread over a cluster look the same.
+
+Not for what Snakemake would run again after an edit: use `snakemake --dry-run`.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +26,25 @@ from rich.table import Table
 from rich.text import Text
 
 from cisterna import study as studies
-from cisterna.artifacts import progress
+from cisterna.artifacts import logs, progress
 from cisterna.errors import UserError
-from cisterna.study import Study
+from cisterna.study.jobs import Job, jobs
 
 RESULTS = Path("results")
 INTERVAL = 2.0  # seconds between two looks of --watch
-SILENT = 600.0  # seconds without a sign of life after which a stage is marked: longer than a step should take
-LOST = 86_400.0  # seconds without one after which a stage of another machine counts as stopped
+SILENT = 600.0  # seconds without an update after which a stage is marked: longer than a step should take
+LOST = 86_400.0  # seconds without an update after which a stage of another machine counts as stopped
 FAILURES = 3  # shown by --watch
-TAIL = 65_536  # bytes of a log that are searched for its error: torchrun writes some after it
-KINDS = (
-    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures findings".split()
-)  # in the order of the workflow
 COLUMNS = ("stage", "model", "progress", "", "", "speed", "left", "running for", "last sign", "where")
 STATES = ("done", "running", "failed", "waiting")
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job of the workflow. Paths are relative to results/; `work` is None where the job says no progress."""
-
-    kind: str
-    name: str  # what tells it from others of its kind
-    output: str
-    proof: str  # the file whose existence means that it is done
-    work: str | None
-    log: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage that told its progress and has not published."""
+class RunningJob:
+    """A job that has reported progress and has not published."""
 
     job: Job
-    told: dict[str, Any]  # progress.json
+    progress: dict[str, Any]  # progress.json
     state: str  # running | silent | stopped
 
 
@@ -68,22 +53,21 @@ class Failure:
     """A job whose log ends in an error."""
 
     job: Job
-    message: str
-    when: float  # Unix time
+    end: logs.Ending
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at the results folder found. A stage that stopped without an error counts as waiting."""
+    """The state of the jobs at one moment. A stage that was stopped without an error counts as waiting."""
 
-    counts: dict[str, Counter[str]]  # kind -> state -> jobs
-    stages: list[Stage]  # those that need attention first
-    failures: list[Failure]  # the last one first
-    when: float
+    counts: dict[str, Counter[str]]  # kind -> state -> number of jobs
+    running: list[RunningJob]  # stopped first, then silent
+    failures: list[Failure]  # the most recent first
+    when: float  # Unix time
 
 
 def main(configs: Sequence[Path], below: Path = RESULTS, watch: bool = False) -> None:
-    """Print how the study in config files is doing, of all jobs or those `below` a folder; or show it until Ctrl-C."""
+    """Print the state of the jobs of a study, all or those `below` a folder; with `watch` show it until Ctrl-C."""
     if watch and not sys.stdout.isatty():
         raise UserError("--watch: the output is not a terminal; leave --watch out to print the state once")
     study = studies.read(*configs)
@@ -99,146 +83,96 @@ def main(configs: Sequence[Path], below: Path = RESULTS, watch: bool = False) ->
             while True:
                 begun = time.monotonic()
                 live.update(render(study.name, look(chosen), console, console.height), refresh=True)
-                time.sleep(max(INTERVAL, 10 * (time.monotonic() - begun)))  # a slow file system is not asked all day
+                # A look takes long on a slow file system: then wait longer, so as not to load it all the time.
+                time.sleep(max(INTERVAL, 10 * (time.monotonic() - begun)))
     except KeyboardInterrupt:
         return
 
 
-def jobs(study: Study) -> list[Job]:
-    """Every job of the workflow, as `cisterna plan` counts them."""
-    found = []
-
-    def add(kind: str, name: str, output: str, proof: str = "", work: bool = False, log: str | None = None) -> None:
-        place = output.removesuffix("/checkpoint") if work else None
-        proof = f"{output}/{proof}" if proof else output
-        found.append(Job(kind, name, output, proof, f".work/{place}" if place else None, f"logs/{log or output}.log"))
-
-    for task in study.tasks:
-        add("data", task, f"data/{task}", "card.json")
-        add("baselines", task, f"baselines/{task}", "metrics.json")
-    for backbone, corpus in study.tokenized:
-        add("tokenize", f"{backbone}/{corpus}", f"tokens/{backbone}/{corpus}", "card.json")
-    for encoder in study.encoders:
-        output = f"encoders/{encoder}/checkpoint"
-        add("encoder", encoder, output, "manifest.json", True, f"encoders/{encoder}")
-    for encoder, task in study.banks:
-        add("features", f"{encoder}/{task}", f"features/{encoder}/{task}", "manifest.json", True)
-    for model in study.models:
-        name = model.path.removeprefix("models/")
-        ladder = study.work(model).removeprefix("results/") if model.task else f".work/{model.path}"
-        work = None if model.kind == "base" else ladder
-        output = f"{model.path}/checkpoint"
-        found.append(Job(model.kind, name, output, f"{output}/manifest.json", work, f"logs/{model.path}.log"))
-    for folder, _, _ in study.evaluations():
-        name = folder.removeprefix("models/").removesuffix("/eval")
-        add("evaluate", name, folder, "metrics.json", True)
-    tokenized = {backbone for backbone, _ in study.tokenized}
-    for model in study.models:
-        if model.task is None and model.backbone in tokenized:
-            log = f"{model.path}/perplexity"
-            add("perplexity", model.path.removeprefix("models/"), f"{log}.json", log=log)
-    place = f"studies/{study.name}"
-    add("gather", study.name, f"{place}/metrics.parquet", log=f"{place}/gather")
-    add("figures", study.name, f"{place}/figures/table.html", log=f"{place}/figures")
-    add("findings", study.name, f"{place}/findings.json", log=f"{place}/findings")
-    return sorted(found, key=lambda job: KINDS.index(job.kind))
-
-
-def _below(found: list[Job], folder: Path, study: str) -> list[Job]:
-    """The jobs whose output lies in a folder of results/."""
+def _below(every: Sequence[Job], folder: Path, study: str) -> list[Job]:
+    """The jobs whose first output is in a folder of results/."""
     inside = os.path.relpath(folder, RESULTS)
-    chosen = found if inside == "." else [job for job in found if f"{job.output}/".startswith(f"{inside}/")]
+    chosen = [job for job in every if inside == "." or f"{job.output}/".startswith(f"{inside}/")]
     if not chosen:
-        raise UserError(f"{folder}: study {study} makes nothing there; `cisterna plan` lists the stages")
+        raise UserError(f"{folder}: no job of study {study} writes there; `cisterna plan` lists its stages")
     return chosen
 
 
 def look(chosen: Sequence[Job], results: Path = RESULTS) -> Look:
     """The state of each job, from the files below `results`."""
-    now, here = time.time(), socket.gethostname()
+    now, host = time.time(), socket.gethostname()
     counts: dict[str, Counter[str]] = {}
-    stages, failures = [], []
+    running: list[RunningJob] = []
+    failures: list[Failure] = []
     for job in chosen:
-        state = "waiting"
-        if os.path.exists(f"{results}/{job.proof}"):
-            state = "done"
+        found = _look(job, results, now, host)
+        if isinstance(found, RunningJob):
+            running.append(found)
+            state = "waiting" if found.state == "stopped" else "running"
+        elif isinstance(found, Failure):
+            failures.append(found)
+            state = "failed"
         else:
-            stage = _stage(job, results, now, here)
-            if stage is None or stage.state == "stopped" or stage.told["host"] != here:  # else its process lives
-                ended = end(job, results)
-                if isinstance(ended, Failure):
-                    failures.append(ended)
-                    state, stage = "failed", None
-                elif ended == "stopped" and stage:
-                    stage = replace(stage, state="stopped")
-            if stage:
-                stages.append(stage)
-                state = "waiting" if stage.state == "stopped" else "running"
+            state = found
         counts.setdefault(job.kind, Counter())[state] += 1
     order = ("stopped", "silent", "running")
-    stages.sort(key=lambda stage: (order.index(stage.state), stage.told["begun"]))
-    failures.sort(key=lambda failure: -failure.when)
-    return Look(counts, stages, failures, now)
+    running.sort(key=lambda stage: (order.index(stage.state), stage.progress["begun"]))
+    failures.sort(key=lambda failure: -failure.end.when)
+    return Look(counts, running, failures, now)
 
 
-def _stage(job: Job, results: Path, now: float, here: str) -> Stage | None:
-    """What a job told, if it told anything: rungs of a ladder share a work folder, so the output has to be its own."""
+def _look(job: Job, results: Path, now: float, host: str) -> RunningJob | Failure | str:
+    """The state of one job: running, failed, or the word "done" or "waiting"."""
+    if os.path.exists(f"{results}/{job.proof}"):
+        return "done"
+    reported = _progress(job, results)
+    state = "stopped"
+    if reported:
+        age = now - reported["updated"]
+        here = reported["host"] == host
+        if _exists(reported["pid"]) if here else age <= LOST:
+            state = "silent" if age > SILENT else "running"
+        if here and state != "stopped":  # an error in its log did not end it
+            return RunningJob(job, reported, state)
+    end = logs.ending(results / job.log)
+    if end and end.state == "failed":
+        return Failure(job, end)
+    if reported:
+        return RunningJob(job, reported, "stopped" if end and end.state == "stopped" else state)
+    return "waiting"
+
+
+def _progress(job: Job, results: Path) -> dict[str, Any] | None:
+    """What a job last reported. The rungs of a ladder share a work folder, so the output must be that of the job."""
     if job.work is None:
         return None
     try:
         with open(f"{results}/{job.work}/{progress.NAME}") as stream:
-            told = json.load(stream)
+            reported: dict[str, Any] = json.load(stream)
     except (OSError, ValueError):
         return None
-    if not told["output"].endswith(job.output):
-        return None
-    age = now - told["updated"]
-    gone = not _lives(told["pid"]) if told["host"] == here else age > LOST
-    return Stage(job, told, "stopped" if gone else "silent" if age > SILENT else "running")
+    return reported if reported["output"].endswith(job.output) else None
 
 
-def _lives(pid: int) -> bool:
+def _exists(pid: int) -> bool:
+    """Whether a process exists on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it belongs to another user
         return True
     return True
-
-
-def end(job: Job, results: Path) -> Failure | str | None:
-    """How a job ended by its log: with an error (Cisterna's message, or the exception of a traceback), or "stopped"."""
-    try:
-        with open(f"{results}/{job.log}", "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - TAIL))
-            text = stream.read().decode(errors="replace")
-            when = os.fstat(stream.fileno()).st_mtime
-    except OSError:
-        return None
-    _, told, message = f"\n{text}".rpartition("\nerror: ")
-    if not told:
-        if text.rstrip().rpartition("\n")[2].startswith("stopped: "):
-            return "stopped"
-        _, told, trace = text.rpartition("Traceback (most recent call last):\n")
-        message = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
-    return Failure(job, _printable(message), when) if told else None
-
-
-def _printable(text: str) -> str:
-    """One line without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 # --- The page ---
 
 
 def render(study: str, seen: Look, console: Console, height: int | None = None) -> Group:
-    """The page of a look on a console; with a `height` in lines, only what there is room for."""
-    unfinished = {kind: counts for kind, counts in seen.counts.items() if counts["done"] < sum(counts.values())}
+    """The page that shows a look on a console; with a `height` in lines, only as much as fits."""
+    unfinished = {kind: counts for kind, counts in seen.counts.items() if counts["done"] < counts.total()}
     shown = seen.failures if height is None else seen.failures[:FAILURES]
-    rows = [_row(stage, seen.when) for stage in seen.stages]
+    rows = [_row(stage, seen.when) for stage in seen.running]
     fits = console.measure(_table(COLUMNS, rows)).maximum < console.width
     room = len(rows)
     if height is not None:
@@ -247,13 +181,14 @@ def render(study: str, seen: Look, console: Console, height: int | None = None) 
     if rows:
         parts += ["", _table(COLUMNS, rows[:room]) if fits else _stacked(rows[:room])]
         if len(rows) > room:
-            parts += [f"and {len(rows) - room} more, which `cisterna status` lists"]
+            parts += [f"and {len(rows) - room} more; `cisterna status` lists all"]
     if shown:
         more = f", the last {len(shown)} of {len(seen.failures)}" if len(seen.failures) > len(shown) else ""
         parts += ["", Text(f"failed{more}", style="bold red")]
     for failure in shown:
-        parts += [Text(f"{RESULTS / failure.job.log}, {_duration(seen.when - failure.when)} ago", overflow="fold")]
-        parts += [Text(f"  {failure.message}", style="red", overflow="ellipsis", no_wrap=True)]
+        age = _duration(seen.when - failure.end.when)
+        parts += [Text(f"{RESULTS / failure.job.log}, {age} ago", overflow="fold")]
+        parts += [Text(f"  {failure.end.message}", style="red", overflow="ellipsis", no_wrap=True)]
     if unfinished:
         parts += ["", _counts(seen, unfinished)]
     return Group(*parts)
@@ -267,40 +202,44 @@ def _head(study: str, seen: Look) -> Text:
     return Text.assemble(clock, (f"  study {study}", "bold"), f"  {', '.join(parts)}")
 
 
-def _row(stage: Stage, now: float) -> list[str | Text]:
-    """The cells of a stage, one for each of COLUMNS."""
-    told = stage.told
-    lives = stage.state != "stopped"
-    age = _duration(now - told["updated"])
-    sign = {"running": f"{age} ago", "silent": f"silent for {age}", "stopped": f"stopped {age} ago"}[stage.state]
-    job = f" (job {told['slurm_job']})" if told["slurm_job"] else ""
+def _row(stage: RunningJob, now: float) -> list[str | Text]:
+    """What the table shows of a stage, one text for each of COLUMNS."""
+    last = stage.progress
+    done, total, unit, numbers = last["done"], last["total"], last["unit"], last["numbers"]
+    seconds = last["updated"] - last["first_update"]
+    rate = (done - last["begun_at"]) / seconds if seconds > 0 else 0.0  # units a second; 0 if not known yet
+    tokens = numbers.get("tokens_per_second")
+    speed = f"{tokens:,.0f} tokens/s" if tokens is not None else f"{rate:,.3g} {unit}/s" if rate else ""
+    age = now - last["updated"]
+    sign = {"running": "{} ago", "silent": "silent for {}", "stopped": "stopped {} ago"}[stage.state]
+    stopped = stage.state == "stopped"
     return [
         stage.job.kind,
         stage.job.name,
-        f"{told['done']:,}/{told['total']:,} {told['unit']}",
-        f"{told['done'] / told['total']:.0%}" if told["total"] else "",
-        _loss(told["numbers"]),
-        _speed(told) if lives else "",
-        _left(told, now) if stage.state == "running" else "",
-        _duration(now - told["begun"]) if lives else "",
-        Text(sign, {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
-        f"{told['host']}{job}",
+        f"{done:,}/{total:,} {unit}",
+        f"{done / total:.0%}" if total else "",
+        "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "reward") if name in numbers),
+        "" if stopped else speed,
+        _duration((total - done) / rate - age) if rate and stage.state == "running" else "",
+        "" if stopped else _duration(now - last["begun"]),
+        Text(sign.format(_duration(age)), {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
+        last["host"] + (f" (job {last['slurm_job']})" if last["slurm_job"] else ""),
     ]
 
 
 def _stacked(rows: Sequence[Sequence[str | Text]]) -> Group:
-    """Two lines a stage, where a line is too short for the table: nobody can read a path in pieces."""
+    """Two lines a stage, for a terminal that is too narrow for the table, so that no path is broken."""
     parts: list[Any] = []
     for kind, model, *facts in rows:
-        progress, share, loss, speed, left, ran, sign, where = facts
-        facts = [progress, share, loss, speed, left and f"{left} left", ran and f"running {ran}", sign, where]
+        done, share, loss, speed, left, ran, sign, where = facts
+        facts = [done, share, loss, speed, left and f"{left} left", ran and f"running {ran}", sign, where]
         line = Text("  ").join(Text(fact) if isinstance(fact, str) else fact for fact in facts if fact)
         parts += [Text(f"{kind} {model}", style="bold", overflow="fold"), Padding(line, (0, 0, 0, 2))]
     return Group(*parts)
 
 
 def _counts(seen: Look, unfinished: dict[str, Counter[str]]) -> Table:
-    """Jobs by kind and state; kinds of which all are done in one line."""
+    """Jobs by kind and state; the kinds whose jobs are all done share one line."""
     others = sum((counts for kind, counts in seen.counts.items() if kind not in unfinished), Counter())
     counted = unfinished | ({"the others": others} if others else {})
     rows = [
@@ -318,31 +257,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Tabl
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _loss(numbers: dict[str, float]) -> str:
-    return "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "reward") if name in numbers)
-
-
-def _rate(told: dict[str, Any]) -> float:
-    """Units a second since this process began to count; 0 where it is not known yet."""
-    seconds = told["updated"] - told["first_update"]
-    return (told["done"] - told["begun_at"]) / seconds if seconds > 0 else 0.0
-
-
-def _speed(told: dict[str, Any]) -> str:
-    tokens = told["numbers"].get("tokens_per_second")
-    if tokens is not None:
-        return f"{tokens:,.0f} tokens/s"
-    rate = _rate(told)
-    return f"{rate:,.3g} {told['unit']}/s" if rate else ""
-
-
-def _left(told: dict[str, Any], now: float) -> str:
-    rate = _rate(told)
-    if not rate:
-        return ""
-    return _duration((told["total"] - told["done"]) / rate - (now - told["updated"]))
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,44 @@
+"""How a job ended, read from the end of its log. Not for how far a running stage is (`cisterna.artifacts.progress`)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TAIL = 65_536  # bytes of a log that are searched for an error: torchrun writes some text after it
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a log.
+
+    `state` is "failed" if it has an error, "stopped" if the job saved its state and stopped on SIGTERM, and "unknown"
+    if it has neither: the job still runs, was killed, or is done.
+    """
+
+    state: str
+    message: str  # the error in one line: Cisterna's message, or the last exception; "" if it did not fail
+    when: float  # Unix time of the last write
+
+
+def ending(log: Path) -> Ending | None:
+    """How the job with this log ended; None without a log."""
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - TAIL))
+            text = stream.read().decode(errors="replace")
+            when = os.fstat(stream.fileno()).st_mtime
+    except OSError:
+        return None
+    _, found, message = f"\n{text}".rpartition("\nerror: ")
+    if not found:
+        if text.rstrip().rpartition("\n")[2].startswith("stopped: "):
+            return Ending("stopped", "", when)
+        _, found, trace = text.rpartition("Traceback (most recent call last):\n")
+        message = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
+    return Ending("failed", _one_line(message), when) if found else Ending("unknown", "", when)
+
+
+def _one_line(text: str) -> str:
+    """The text in one line, without control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
