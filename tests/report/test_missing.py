@@ -11,11 +11,11 @@ from test_report import config, forms, plant
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.ops import status
 from cisterna.report import CELLS, GAINS, METRICS, REWARDS
 from cisterna.report.figures import figures
 from cisterna.report.gather import CELL, IDENTITY, gather
 from cisterna.study import Study, load
+from cisterna.study.jobs import jobs
 from clones import edited, make
 
 SFT = "nano/base/splice-donor/s0/sft-brief"
@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     study = load(config())
     results = tmp_path_factory.mktemp("whole")
     plant(study, results, size=40)
-    for job in status.jobs(study):
+    for job in jobs(study):
         proof = results / job.proof
         proof.parent.mkdir(parents=True, exist_ok=True)
         proof.touch()
@@ -52,7 +52,7 @@ def gathered(study: Study, results: Path, partial: bool = True) -> pd.DataFrame:
 
 def lose(study: Study, results: Path, output: str, log: str | None = None) -> None:
     """As if a job had never published, nor any that needs what it makes; `log` is what it wrote."""
-    for job in status.jobs(study):
+    for job in jobs(study):
         folder = output.removesuffix("/checkpoint")
         if job.output == output or (output.endswith("/checkpoint") and job.output.startswith(f"{folder}/")):
             target = results / job.output
@@ -137,7 +137,7 @@ def test_stage_that_failed_and_whose_input_is_gone_since_has_the_reason_of_the_i
     ("log", "reason"),
     [
         (None, "evaluate {name} has not run"),
-        ("generated 200/400\n", "evaluate {name} ended without a word, or has not ended"),
+        ("generated 200/400\n", "evaluate {name} was killed, or is still running: its log has no error"),
         ("stopped: by SIGTERM after 200 of 800 examples\n", "evaluate {name} was stopped"),
     ],
 )
@@ -193,7 +193,7 @@ def test_models_of_features_have_the_reason_of_the_bank_and_those_of_tokens_are_
 ) -> None:
     study = load(forms("tokens", "features", cpt=["none"]))
     plant(study, tmp_path, size=40)
-    for job in status.jobs(study):
+    for job in jobs(study):
         (tmp_path / job.proof).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / job.proof).touch()
     for model in study.models:
@@ -241,7 +241,7 @@ def test_without_partial_the_error_says_how_to_gather_the_others(broken: tuple[S
 
 def test_study_of_which_nothing_is_there_is_refused_with_the_first_error(tmp_path: Path) -> None:
     study = load(config())
-    with pytest.raises(UserError, match=r"none of its \d+ cells is there: nothing has run"):
+    with pytest.raises(UserError, match=r"none of its \d+ results is there: nothing has run"):
         gather(study, tmp_path, tmp_path / "study", partial=True)
     (tmp_path / "logs/models/nano").mkdir(parents=True)
     (tmp_path / "logs/models/nano/base.log").write_text("error: no such tokenizer file\n")
