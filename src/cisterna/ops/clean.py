@@ -109,7 +109,7 @@ def _running() -> list[str]:
 
 
 def _unreferred(kept: Sequence[Study]) -> Iterator[Removable]:
-    """Folders and logs that belong to no study of `kept`: of nested folders the topmost."""
+    """Results and logs that belong to no study of `kept`. A folder is listed once, without the folders inside it."""
     table = [job for study in kept for job in jobs(study)]
     inputs = {path for study in kept for path in _results_in(study.config)}
     used = {output for job in table for output in job.outputs} | inputs | {f"studies/{study.name}" for study in kept}
@@ -122,7 +122,7 @@ def _unreferred(kept: Sequence[Study]) -> Iterator[Removable]:
                 continue
             if path in parents and entry.is_dir():
                 yield from below(entry)
-            elif entry.is_dir():  # single files are the user's
+            elif entry.is_dir() or entry.name == "perplexity.json":  # all other single files are the user's
                 yield entry
 
     for place in _places(PLACES):
