@@ -282,7 +282,7 @@ def _baselines(options: argparse.Namespace) -> None:
     baselines.run(
         options.data,
         options.output,
-        space=answers.of(card, options.data),
+        space=answers.load_space(card, options.data),
         modality=card["modality"],
         seed=int(options.options.get("seed", 0)),
         bootstrap=int(options.options["bootstrap"]),

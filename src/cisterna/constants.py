@@ -8,5 +8,8 @@ TEST_SPLITS = ("id", "ood")
 # Stages of post-training, in the order of a lineage.
 STAGES = ("cpt", "sft", "rl")
 
+# The built-in rewards that compare sets of terms; all of them are in `cisterna.scoring.rewards`.
+TERM_REWARDS = frozenset({"go_f1"})
+
 # The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
 FORMS = ("tokens", "features", "both")

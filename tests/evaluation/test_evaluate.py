@@ -19,7 +19,7 @@ from cisterna.data.corpus import Blocks
 from cisterna.data.splits import prepare
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
-from cisterna.scoring import answers, gene_ontology, metrics
+from cisterna.scoring import answers, calibration, gene_ontology, metrics
 from cisterna.sequences import tokenization
 from terms import OBO
 from tiny import ROOT, SIZES, publish
@@ -437,7 +437,7 @@ def test_confidence_is_the_share_of_the_answer_in_the_probabilities_of_all_label
             assert given.sum() <= 1.0
             assert row.confidence == pytest.approx(max(given) / given.sum(), abs=1e-5)  # greedy: the likeliest
         predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
-        expected = metrics.calibration(found["answer"].tolist(), predicted, logs, labels, resamples=200)
+        expected = calibration.score(found["answer"].tolist(), predicted, logs, labels, resamples=200)
         for name, summary in expected.items():
             assert deep[1][split][name] == pytest.approx(summary, abs=1e-5)
         assert deep[1][split]["ece"]["n"] == found["well_formed"].sum()
@@ -453,7 +453,7 @@ def test_confidence_of_a_model_that_reads_features_is_that_of_its_features(featu
     logs = one_by_one(featured.output, found.assign(segments=segments), labels, bank)
     predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
     assert found["well_formed"].sum() > 0
-    np.testing.assert_allclose(found["confidence"], metrics.confidences(predicted, logs, labels), atol=1e-5)
+    np.testing.assert_allclose(found["confidence"], calibration.confidences(predicted, logs, labels), atol=1e-5)
 
 
 def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_their_own_probabilities(trained):
@@ -585,6 +585,10 @@ def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
     assert not any(map(evaluate.repeats, tokens(texts, add_special_tokens=False)["input_ids"]))
 
 
+def test_small_groups_are_one():
+    assert evaluate.pooled(["x"] * 5 + ["y"] * 4 + ["z"]) == ["x"] * 5 + ["other"] * 5
+
+
 def test_groups_have_the_metrics_of_their_examples(trained, splice, tmp_path):
     """Groups of 12, 9 and three of one; the last three are one."""
     data = shutil.copytree(splice, tmp_path / "data")
@@ -635,7 +639,7 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
         assert found["predicted"].isna().tolist() == [True] + [False] * (SIZES[split] - 1)
         assert list(found["sampled"][1]) == ["GO:0000002, GO:0000004", "GO:0000003"]
         predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
-        expected = gene_ontology.score(found["answer"].tolist(), predicted, terms, resamples=200)
+        expected = answers.Terms(terms).score(found["answer"].tolist(), predicted, resamples=200)
         assert {name: scores[split][name] for name in expected} == expected
         share = (SIZES[split] - 1) / SIZES[split]
         assert scores[split]["pass@1"]["value"] == pytest.approx(share / 2)

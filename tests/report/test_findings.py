@@ -513,7 +513,7 @@ def test_sets_of_terms_are_compared_by_micro_f1(terms: tuple[Study, Path, gene_o
             folder for folder, path, task in study.evaluations() if (path, task) == (of.models[row], "cell-type")
         )
         frame = pd.read_parquet(results / folder / "ood.parquet")
-        expected = gene_ontology.score(frame.answer.tolist(), frame.predicted.tolist(), space, resamples=1)
+        expected = answers.Terms(space).score(frame.answer.tolist(), frame.predicted.tolist(), resamples=1)
         assert found[PRIMARY][0, row] == pytest.approx(expected["f1_micro"]["value"], abs=1e-6)
         assert found["accuracy"][0, row] == pytest.approx(expected["accuracy"]["value"], abs=1e-6)
     written = findings.findings(study, results, results / "out")

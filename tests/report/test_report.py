@@ -18,6 +18,7 @@ from cisterna.report import figures as drawing
 from cisterna.report.figures import figures
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.scoring import gene_ontology, metrics
+from cisterna.scoring.answers import Terms
 from cisterna.study import Model, Study, load
 from cisterna.tasks import catalog
 from terms import OBO
@@ -91,7 +92,7 @@ def history(model: Model) -> list[dict[str, float]]:
 def _score(results: Path, task: str, gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict:
     terms = results / "data" / task / gene_ontology.FILE
     if terms.is_file():
-        return gene_ontology.score(gold, predicted, gene_ontology.load(terms), resamples=200)
+        return Terms(gene_ontology.load(terms)).score(gold, predicted, resamples=200)
     return metrics.score(gold, predicted, labels, resamples=200)
 
 

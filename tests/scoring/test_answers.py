@@ -181,15 +181,15 @@ def test_terms_without_an_answer_after_the_thought_are_malformed(output: str) ->
 
 
 def test_a_card_of_labels_makes_labels_and_one_of_terms_its_ontology(tmp_path) -> None:
-    labels = answers.of({"labels": ["donor", "decoy"]}, tmp_path)
+    labels = answers.load_space({"labels": ["donor", "decoy"]}, tmp_path)
     assert (labels.kind, labels.labels) == ("labels", ("donor", "decoy"))
     assert labels.parse("<think>x</think>Answer: decoy") == "decoy"
     (tmp_path / "go.obo").write_text(OBO)
     go = gene_ontology.read(tmp_path / "go.obo")
     go.write(tmp_path / gene_ontology.FILE)
     card = {"labels": [], "answers": {"kind": "terms", "sha256": files.sha256(tmp_path / gene_ontology.FILE)}}
-    terms = answers.of(card, tmp_path)
+    terms = answers.load_space(card, tmp_path)
     assert (terms.kind, terms.labels, terms.ontology) == ("terms", (), go)
     assert terms.parse("<think>x</think>Answer: GO:0000015, GO:0000002") == "GO:0000002, GO:0000015"
-    with pytest.raises(UserError, match="it was changed after it was written"):
-        answers.of(card | {"answers": {"kind": "terms", "sha256": "0" * 64}}, tmp_path)
+    with pytest.raises(UserError, match=r"terms\.json"):
+        answers.load_space(card | {"answers": {"kind": "terms", "sha256": "0" * 64}}, tmp_path)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cisterna.errors import UserError
-from cisterna.scoring import gene_ontology
+from cisterna.scoring import gene_ontology, term_sets
+from cisterna.scoring.answers import Terms
 from terms import EVERYTHING, LIVE, OBO, ROOTS
 
 METRICS = ("precision_micro", "recall_micro", "f1_micro", "precision_protein", "recall_protein", "f1_protein")
@@ -114,7 +115,7 @@ def test_micro_and_protein_centred_f1_equal_those_of_the_cafa_evaluator(go, obo,
             weights[rng.choice(LIVE)] = math.inf
         theirs = _evaluated(tmp_path / str(trial), obo, gold, predicted, weights)
         scored = go.weighted(gene_ontology.read_weights(tmp_path / str(trial) / "ia.tsv", go)) if weighted else go
-        ours = gene_ontology.score(_texts(gold), _texts(predicted), scored, resamples=1)
+        ours = Terms(scored).score(_texts(gold), _texts(predicted), resamples=1)
         for namespace in NAMESPACES:
             row = theirs.get(namespace)
             for metric, column in zip(METRICS, columns, strict=True):
@@ -143,7 +144,7 @@ def test_micro_f1_over_all_namespaces_is_the_sum_of_the_namespaces_for_proteins_
         hit, extra, lost = (6 * sum(row[name] for row in rows) for name in ("tp", "fp", "fn"))
         truth = sum(len(go.propagate(terms)) for terms in gold)
         said = sum(len(go.propagate(terms)) for terms in predicted)
-        ours = gene_ontology.score(_texts(gold), _texts(predicted), go, resamples=1)
+        ours = Terms(go).score(_texts(gold), _texts(predicted), resamples=1)
         assert ours["precision_micro"]["value"] == pytest.approx(hit / said if said else 0, rel=1e-12)
         assert ours["recall_micro"]["value"] == pytest.approx(hit / truth, rel=1e-12)
         assert (hit + extra) == pytest.approx(said)
@@ -155,23 +156,23 @@ def test_the_f1_of_one_protein_is_the_micro_f1_of_a_study_with_one(go):
     weighted = go.weighted({term: rng.random() for term in LIVE})
     for _ in range(100):
         ((said,), (true,)) = _annotations(rng, 1, empty=False), _annotations(rng, 1, empty=False)
-        scores = gene_ontology.score([", ".join(true)], [", ".join(said)], weighted, resamples=1)
-        assert weighted.f1(said, true) == scores["f1_micro"]["value"]
+        scores = Terms(weighted).score([", ".join(true)], [", ".join(said)], resamples=1)
+        assert term_sets.f1(said, true, weighted) == scores["f1_micro"]["value"]
 
 
 def test_an_unknown_id_costs_as_much_as_a_mean_term_and_is_counted(go):
-    assert go.f1(["GO:0000014"], ["GO:0000014"]) == 1.0
-    assert go.f1(["GO:0000014", "GO:0099999"], ["GO:0000014"]) == pytest.approx(2 / 3)
-    assert go.f1(["GO:0000014", "GO:0000081"], ["GO:0000014"]) == pytest.approx(2 / 3)
+    assert term_sets.f1(["GO:0000014"], ["GO:0000014"], go) == 1.0
+    assert term_sets.f1(["GO:0000014", "GO:0099999"], ["GO:0000014"], go) == pytest.approx(2 / 3)
+    assert term_sets.f1(["GO:0000014", "GO:0000081"], ["GO:0000014"], go) == pytest.approx(2 / 3)
     weighted = go.weighted({"GO:0000014": 1.0, "GO:0000022": 3.0})
-    assert weighted.f1(["GO:0000014", "GO:0099999"], ["GO:0000014"]) == pytest.approx(2 * 1 / (3 + 1))
-    scores = gene_ontology.score(["GO:0000014"], ["GO:0000014, GO:0000081, GO:0099999"], go, resamples=1)
+    assert term_sets.f1(["GO:0000014", "GO:0099999"], ["GO:0000014"], weighted) == pytest.approx(2 * 1 / (3 + 1))
+    scores = Terms(go).score(["GO:0000014"], ["GO:0000014, GO:0000081, GO:0099999"], resamples=1)
     assert scores["unknown_terms"]["value"] == pytest.approx(2 / 3)
     assert scores["accuracy"]["value"] == 0.0
 
 
 def test_a_malformed_output_predicts_nothing(go):
-    scores = gene_ontology.score(["GO:0000014", "GO:0000022"], ["GO:0000014", None], go, resamples=1)
+    scores = Terms(go).score(["GO:0000014", "GO:0000022"], ["GO:0000014", None], resamples=1)
     assert scores["well_formed"]["value"] == 0.5
     assert scores["accuracy"]["value"] == 0.5
     assert scores["precision_micro"]["value"] == 1.0
@@ -184,13 +185,13 @@ def test_a_malformed_output_predicts_nothing(go):
 def test_intervals_are_those_of_a_bootstrap_over_proteins(go):
     rng = random.Random(1)
     gold, predicted = _annotations(rng, 60, empty=False), _annotations(rng, 60, empty=True)
-    found = gene_ontology.score(_texts(gold), _texts(predicted), go, seed=0, resamples=2000)
+    found = Terms(go).score(_texts(gold), _texts(predicted), seed=0, resamples=2000)
     generator = np.random.default_rng(99)
     draws = []
     for _ in range(200):  # the same by drawing the proteins and scoring them
         chosen = generator.integers(0, 60, 60)
-        again = gene_ontology.score(
-            [_texts(gold)[index] for index in chosen], [_texts(predicted)[index] for index in chosen], go, resamples=1
+        again = Terms(go).score(
+            [_texts(gold)[index] for index in chosen], [_texts(predicted)[index] for index in chosen], resamples=1
         )
         draws.append((again["f1_micro"]["value"], again["f1_protein"]["value"]))
     for column, metric in enumerate(("f1_micro", "f1_protein")):
@@ -206,8 +207,8 @@ def test_a_difference_is_that_of_the_scores_and_its_interval_is_paired(go):
     gold, worse = _annotations(rng, 40, empty=False), _annotations(rng, 40, empty=True)
     better = [sorted({*said, *true[:1]}) for said, true in zip(worse, gold, strict=True)]
     gold, worse, better = _texts(gold), _texts(worse), _texts(better)
-    found = gene_ontology.difference(gold, worse, better, go, seed=0, resamples=500)
-    one, other = (gene_ontology.score(gold, said, go, seed=0, resamples=500) for said in (worse, better))
+    found = Terms(go).difference(gold, worse, better, seed=0, resamples=500)
+    one, other = (Terms(go).score(gold, said, seed=0, resamples=500) for said in (worse, better))
     assert set(found) == set(one)
     for name, summary in found.items():
         assert summary["value"] == pytest.approx(other[name]["value"] - one[name]["value"], abs=1e-12)
@@ -217,12 +218,12 @@ def test_a_difference_is_that_of_the_scores_and_its_interval_is_paired(go):
     paired = found["f1_micro"]["high"] - found["f1_micro"]["low"]
     apart = math.hypot(*(scores["f1_micro"]["high"] - scores["f1_micro"]["low"] for scores in (one, other)))
     assert 0 < paired < apart
-    same = gene_ontology.difference(gold, worse, worse, go, resamples=50)
+    same = Terms(go).difference(gold, worse, worse, resamples=50)
     assert {(summary["value"], summary["low"], summary["high"]) for summary in same.values()} == {(0.0, 0.0, 0.0)}
     with pytest.raises(ValueError, match="40 gold and 39 predicted"):
-        gene_ontology.difference(gold, worse[:-1], better, go)
+        Terms(go).difference(gold, worse[:-1], better)
     with pytest.raises(ValueError, match="0 gold and 0 predicted"):
-        gene_ontology.score([], [], go)
+        Terms(go).score([], [])
 
 
 # --- Information accretion ---
@@ -244,14 +245,14 @@ def test_the_best_answer_for_every_protein_alike_is_the_best_cut_of_the_most_fre
     for _ in range(30):
         weighted = go.weighted({term: rng.choice([0.0, 0.5, 2.0]) for term in LIVE}) if rng.random() < 0.5 else go
         proteins = [go.specific(terms) for terms in _annotations(rng, 8, empty=False)]
-        found = gene_ontology.frequent(proteins, weighted)
+        found = term_sets.frequent(proteins, weighted)
         assert go.specific(found) == found
         sets = [go.propagate(terms) for terms in proteins]
         times = {term: sum(term in terms for terms in sets) for term in LIVE}
 
         def blind(answer, proteins=proteins, weighted=weighted):
-            counts = sum(weighted.counts(answer, gold) for gold in proteins)
-            return gene_ontology.micro(counts.sum(axis=0))[2]
+            counts = sum(term_sets.overlap(answer, gold, weighted) for gold in proteins)
+            return term_sets.micro(counts.sum(axis=0))[2]
 
         cuts = [[term for term in LIVE if times[term] >= least] for least in range(1, 9)]
         assert blind(found) >= max(blind(cut) for cut in cuts) - 1e-12

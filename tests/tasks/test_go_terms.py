@@ -13,7 +13,7 @@ from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import baselines
-from cisterna.scoring import answers, gene_ontology
+from cisterna.scoring import answers, gene_ontology, term_sets
 from cisterna.tasks import catalog
 from cisterna.tasks.adapters import go_terms
 from terms import LIVE, OBO
@@ -302,7 +302,7 @@ def test_the_splits_have_their_ontology_beside_them_and_are_the_same_when_made_a
     for path in (clone / "one").iterdir():
         assert path.read_bytes() == (clone / "two" / path.name).read_bytes()
     card = splits.read_card(clone / "one")
-    space = answers.of(card, clone / "one")
+    space = answers.load_space(card, clone / "one")
     train = pd.read_parquet(clone / "one" / "train.parquet")
     assert space.ontology == go_terms.terms(given, train)
     assert card["answers"]["kind"] == "terms"
@@ -312,7 +312,7 @@ def test_the_splits_have_their_ontology_beside_them_and_are_the_same_when_made_a
         frame = pd.read_parquet(clone / "one" / f"{split}.parquet")
         written = [answers.completion(*row) for row in zip(frame["reasoning"], frame["answer"], strict=True)]
         assert [space.parse(text) for text in written] == list(frame["answer"])
-    perfect = gene_ontology.score(list(train["answer"]), list(train["answer"]), space.ontology, resamples=10)
+    perfect = space.score(list(train["answer"]), list(train["answer"]), resamples=10)
     assert perfect["f1_micro"]["value"] == perfect["accuracy"]["value"] == 1.0
 
 
@@ -336,7 +336,7 @@ def test_baselines_of_sets_of_terms_are_the_frequent_set_and_the_vote_of_the_nei
     table(rows)
     splits.prepare("functions", spec() | {"train": 80, "validation": 20, "id": 20}, 0, clone / "data")
     card = splits.read_card(clone / "data")
-    space = answers.of(card, clone / "data")
+    space = answers.load_space(card, clone / "data")
     for folder in ("one", "two"):
         baselines.run(clone / "data", clone / folder, space, "protein", seed=0, bootstrap=50)
     for path in (clone / "one").iterdir():
@@ -344,7 +344,7 @@ def test_baselines_of_sets_of_terms_are_the_frequent_set_and_the_vote_of_the_nei
     scores = json.loads((clone / "one" / "metrics.json").read_text())
     assert set(scores) == {"majority", "knn"}
     train = pd.read_parquet(clone / "data" / "train.parquet")
-    frequent = answers.join(gene_ontology.frequent(map(answers.split, train["answer"]), space.ontology))
+    frequent = answers.join(term_sets.frequent(map(answers.split, train["answer"]), space.ontology))
     for split in ("id", "ood"):
         said = pd.read_parquet(clone / "one" / f"{split}.parquet")
         assert set(said["predicted"][said["baseline"] == "majority"]) == {frequent}

@@ -28,9 +28,8 @@ from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
 from cisterna.data import similarity
 from cisterna.errors import UserError
-from cisterna.scoring import answers, gene_ontology, metrics
-from cisterna.scoring.answers import Answers, Terms
-from cisterna.scoring.gene_ontology import Ontology
+from cisterna.scoring import answers, term_sets
+from cisterna.scoring.answers import AnswerSpace, Terms
 
 # Simplest first: of equals on validation, the first wins.
 NEIGHBOURS = (25, 11, 5, 3, 1)
@@ -42,7 +41,7 @@ KMER = {"dna": 3, "rna": 3, "protein": 2}
 Analyzer = Callable[[str], Iterable[str]]
 
 
-def run(data: Path, output: Path, space: Answers, modality: str, seed: int, bootstrap: int) -> None:
+def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
     Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the
@@ -66,7 +65,7 @@ def run(data: Path, output: Path, space: Answers, modality: str, seed: int, boot
         features, analyzer = _features(train["sequence"], modality)
         tests = {split: splits[split] for split in TEST_SPLITS}
         if isinstance(space, Terms):
-            predictions, choices = _terms(train, validation, tests, analyzer, space.ontology)
+            predictions, choices = _terms(train, validation, tests, analyzer, space)
         else:
             fitted, choices = _fit(train, validation, analyzer)
             predictions = {split: _predict(fitted, frame) for split, frame in tests.items()}
@@ -74,11 +73,7 @@ def run(data: Path, output: Path, space: Answers, modality: str, seed: int, boot
     for split, table in predictions.items():
         for name, rows in table.groupby("baseline", sort=False):
             gold, predicted = rows["gold"].tolist(), rows["predicted"].tolist()
-            if isinstance(space, Terms):
-                found = gene_ontology.score(gold, predicted, space.ontology, seed, bootstrap)
-            else:
-                found = metrics.score(gold, predicted, space.labels, seed, bootstrap)
-            scores.setdefault(str(name), {})[split] = found
+            scores.setdefault(str(name), {})[split] = space.score(gold, predicted, seed, bootstrap)
     with files.new_folder(output) as folder:
         for split, table in predictions.items():
             table.to_parquet(folder / f"{split}.parquet", index=False)
@@ -148,15 +143,16 @@ def _terms(
     validation: pd.DataFrame,
     tests: Mapping[str, pd.DataFrame],
     analyzer: Analyzer,
-    known: Ontology,
+    space: Terms,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, object]]:
     """Predictions of sets of terms by split, as `_predict` gives those of labels, and the k chosen on `validation`.
 
     A set is null where the neighbours agree on no term.
     """
+    known = space.ontology
     annotated = [answers.split(text) for text in train["answer"]]
     sets = [known.propagate(terms) for terms in annotated]
-    frequent = answers.join(gene_ontology.frequent(annotated, known))
+    frequent = answers.join(term_sets.frequent(annotated, known))
     counted = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
     nearest = NearestNeighbors(algorithm="brute").fit(counted.transform(train["sequence"]))
     most = min(max(NEIGHBOURS), len(train))
@@ -170,7 +166,7 @@ def _terms(
 
     seen = neighbours(validation)
     scores = {
-        k: gene_ontology.score(validation["answer"].tolist(), [voted(rows[:k], k) for rows in seen], known, resamples=1)
+        k: space.score(validation["answer"].tolist(), [voted(rows[:k], k) for rows in seen], resamples=1)
         for k in NEIGHBOURS
         if k <= most
     }

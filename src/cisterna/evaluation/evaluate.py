@@ -15,6 +15,7 @@ import copy
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
 from cisterna.data.corpus import Blocks
 from cisterna.errors import UserError
-from cisterna.scoring import answers, gene_ontology, metrics
-from cisterna.scoring.answers import Answers, Labels, Terms
+from cisterna.scoring import answers, at_k, bootstrap, calibration
+from cisterna.scoring.answers import AnswerSpace
 from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAID = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # in the log, of those that a task has
-OF_GROUPS = {Labels.kind: ("accuracy", "balanced_accuracy"), Terms.kind: ("accuracy", "f1_micro")}
 # Of the predictions; the last two where the options ask for them.
 COLUMNS = "id prompt output answer predicted well_formed tokens finished repeated confidence sampled".split()
 # Evaluation keys that are Cisterna's own; the others are options of transformers.GenerationConfig.
@@ -51,6 +51,8 @@ OWN_KEYS = frozenset({"batch_size", "bootstrap", "seed", "samples", "sample_temp
 # Of these, keys that change no answer that is kept: more samples can be asked for later, and no answer is lost.
 BESIDE = frozenset({"bootstrap", "samples", "calibration"})
 READ = 32  # outputs whose labels are scored at a time: more are no faster, and on a CPU a fifth slower (measured)
+FEWEST = 5  # examples of a group that has metrics of its own
+OTHER = "other"  # the group of all examples of smaller groups
 GRAM = 4  # tokens of the stretches whose repetition is counted, as in Welleck et al. 2020
 
 
@@ -91,7 +93,7 @@ def evaluate(
     """
     card = splits.read_card(data)
     tables = {split: splits.check(data, split, card) for split in TEST_SPLITS}
-    space = answers.of(card, data)
+    space = answers.load_space(card, data)
     inputs_file.check_data(folder, card["task"], {"train.parquet": card["files"]["train.parquet"]})
     facts = {
         "checkpoint": checkpoint.read_manifest(folder)["identity"],
@@ -175,7 +177,7 @@ def _answer_in_depth(
     logs = None
     if options.get("calibration") and labels:
         logs = _label_logs(asked, rows, labels, asked.beside("labels"), told)
-        found["confidence"] = metrics.confidences(_answers(found), logs, labels)
+        found["confidence"] = calibration.confidences(_answers(found), logs, labels)
     votes = []
     for number in range(1, int(options.get("samples") or 0) + 1):
         drawn = _generate(asked, _sampling(options), asked.beside(f"sample-{number:04}"), told, number)
@@ -196,37 +198,33 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    found: pd.DataFrame, logs: NDArray[np.float64] | None, space: Answers, options: Mapping[str, Any]
+    found: pd.DataFrame, logs: NDArray[np.float64] | None, space: AnswerSpace, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics of a split, and those of its groups, as `evaluate` writes them."""
     gold, predicted = found["answer"].tolist(), _answers(found)
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
 
     def score(rows: Sequence[int]) -> dict[str, Any]:
-        truth, said = [gold[row] for row in rows], [predicted[row] for row in rows]
-        if isinstance(space, Terms):
-            return gene_ontology.score(truth, said, space.ontology, seed, resamples)
-        return metrics.score(truth, said, space.labels, seed, resamples)
+        return space.score([gold[row] for row in rows], [predicted[row] for row in rows], seed, resamples)
 
-    scores = score(range(len(gold))) | metrics.means(_degenerate(found), seed, resamples)
+    scores = score(range(len(gold))) | bootstrap.means(_degenerate(found), seed, resamples)
     if logs is not None:
-        scores |= metrics.calibration(gold, predicted, logs, space.labels, seed, resamples)
+        scores |= calibration.score(gold, predicted, logs, space.labels, seed, resamples)
     if "sampled" in found:
-        votes = [[_same(vote, space) for vote in row] for row in found["sampled"]]
-        scores |= metrics.at_k([str(_same(answer, space)) for answer in gold], votes, seed, resamples)
+        votes = [[vote if vote is None else space.canonical(vote) for vote in row] for row in found["sampled"]]
+        scores |= at_k.score([space.canonical(answer) for answer in gold], votes, seed, resamples)
     groups: dict[str, list[int]] = {}
-    for row, group in enumerate(metrics.pooled(found["group"].fillna("none").tolist())):
+    for row, group in enumerate(pooled(found["group"].fillna("none").tolist())):
         groups.setdefault(group, []).append(row)
     parts = {group: score(rows) for group, rows in groups.items()}
-    chosen = {group: {name: whole[name] for name in OF_GROUPS[space.kind]} for group, whole in parts.items()}
+    chosen = {group: {name: whole[name] for name in space.group_metrics} for group, whole in parts.items()}
     return {name: _finite(summary) for name, summary in scores.items()}, chosen
 
 
-def _same(answer: str | None, space: Answers) -> str | None:
-    """An answer as a text that is equal for answers that mean the same: of a set of terms all that it implies."""
-    if answer is None or not isinstance(space, Terms):
-        return answer
-    return answers.join(space.ontology.propagate(answers.split(answer)))
+def pooled(groups: Sequence[str]) -> list[str]:
+    """The group of each example, with all groups of fewer than `FEWEST` examples as one, `OTHER`."""
+    sizes = Counter(groups)
+    return [group if sizes[group] >= FEWEST else OTHER for group in groups]
 
 
 def _finite(summary: Mapping[str, float]) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.report import CELLS, GAINS, METRICS, REWARDS
 from cisterna.scoring import gene_ontology
-from cisterna.scoring.metrics import difference
+from cisterna.scoring.answers import AnswerSpace, Labels, Terms
 from cisterna.study import Model, Study
 from cisterna.study.jobs import jobs
 from cisterna.tasks import catalog
@@ -105,7 +105,7 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     examples of a split, otherwise the group of the data. Where n is 0, value, low and high are null.
 
     rl_gains.parquet also has the column `parent`. Its numbers are paired differences
-    (`cisterna.scoring.metrics.difference`; if answers are sets of terms, `cisterna.scoring.gene_ontology.difference`).
+    (`cisterna.scoring.metrics.difference`; if answers are sets of terms, `cisterna.scoring.term_sets.difference`).
 
     Columns of rl_rewards.parquet are IDENTITY and LOGGED, as TRL's GRPOTrainer logs them: means over the steps since
     the row before, of a completion's reward, of its standard deviation in a group, and of the share of groups whose
@@ -350,11 +350,11 @@ def _perplexity_rows(identity: Row, file: Path, corpus: str) -> Iterator[Row]:
 
 def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontology: Path | None) -> Iterator[Row]:
     """Paired differences of two evaluations; `ontology` is the task's file of terms if answers are sets of terms."""
-    paired: Callable[..., dict[str, Any]]
+    space: AnswerSpace
     if ontology:
-        paired = functools.partial(gene_ontology.difference, ontology=gene_ontology.load(ontology))
+        space = Terms(gene_ontology.load(ontology))
     else:
-        paired = functools.partial(difference, labels=_labels(after / "metrics.json"))
+        space = Labels(tuple(_labels(after / "metrics.json")))
     for split in TEST_SPLITS:
         first, last = (_predictions(folder / f"{split}.parquet") for folder in (before, after))
         if not last["answer"].equals(first["answer"]):
@@ -362,7 +362,7 @@ def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontolog
                 f"{after} and {before} answer different {split} examples; delete both folders and run snakemake again"
             )
         answers = (column.tolist() for column in (last["answer"], first["predicted"], last["predicted"]))
-        for metric, summary in paired(*answers, seed=0, resamples=resamples).items():
+        for metric, summary in space.difference(*answers, resamples=resamples).items():
             yield identity | {"split": split, "metric": metric} | summary
 
 

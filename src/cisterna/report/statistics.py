@@ -1,20 +1,21 @@
-"""Answers of all models of a study, and resamples of their metrics: what findings and advice are computed from.
+"""Answers of all models of a study, and resamples of their metrics: the input of findings and advice.
 
-A *sheet* holds what every model answered to one split of one task. A resample gives every example of a sheet a weight
-(how often it was drawn) and computes the metrics of all models under the same weights, so that any comparison between
-models is paired. The metrics are those of ``cisterna.scoring.metrics``.
+A *sheet* is a table of the answers of every model to one split of one task. A resample gives every example of a sheet a
+weight (how often it was drawn) and computes the metrics of all models under the same weights, so that every comparison
+between models is paired.
 
-Training seeds are few, three as a rule. Drawing three of three with replacement gives intervals that miss the truth
-about one time in four; so seeds are not drawn: their share of the uncertainty is the variance between them, with the
-tails of Student's t (``seed_variance``, ``noise``).
+Training seeds are few, usually three. Drawing three of three with replacement gives intervals that miss the truth about
+one time in four. So seeds are not resampled: their share of the uncertainty is the variance between them, with the
+tails of Student's t (`seed_variance`, `noise`).
 
-Not for the metrics of a single model (``cisterna.evaluation.evaluate`` wrote them), not for verdicts
-(``cisterna.report.findings``).
+Not for the metrics of a single model (`cisterna.evaluation.evaluate` wrote them), not for verdicts
+(`cisterna.report.findings`).
 """
 
+import functools
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,18 @@ from numpy.typing import NDArray
 from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
-from cisterna.scoring import answers
+from cisterna.scoring import answers, bootstrap, metrics, term_sets
 from cisterna.scoring.gene_ontology import TERM, Ontology
 from cisterna.study import Study
 
 Array = NDArray[np.float64]
 Values = dict[str, NDArray[np.float32]]  # metric -> (resamples, models)
 
-PRIMARY = "balanced_accuracy"  # blind to the mix of labels, which differs between ID and OOD; of sets of terms micro F1
+# Independent of the mix of labels, which differs between ID and OOD. For sets of terms it is micro F1, under this name.
+PRIMARY = "balanced_accuracy"
 METRICS = (PRIMARY, "accuracy", "skill")
 TERMS = re.compile(rf"{TERM.pattern}(, {TERM.pattern})*")
-LEVEL = 0.95
+LEVEL = bootstrap.LEVEL
 RESAMPLES = 4000
 HALVINGS = 400  # random halves of the examples behind a cross-fitted estimate
 BLOCK = 2_000_000  # weights in memory at a time: resamples x examples
@@ -44,10 +46,10 @@ BLOCK = 2_000_000  # weights in memory at a time: resamples x examples
 
 @dataclass(frozen=True)
 class Sheet:
-    """Answers to one split of one task. ``models`` names the rows of ``predicted``, each once.
+    """Answers to one split of one task. `models` names the rows of `predicted`, each once.
 
-    ``gold``, shape (examples,), holds the code of the true label; ``predicted``, shape (models, examples), that of
-    the answer, -1 for one that is malformed or is no label of this split.
+    `gold`, shape (examples,), has the code of the true label; `predicted`, shape (models, examples), that of the
+    answer, -1 for one that is malformed or is not a gold label of this split.
     """
 
     models: tuple[str, ...]
@@ -57,7 +59,9 @@ class Sheet:
     def values(self, weights: NDArray[np.float32]) -> Values:
         """METRICS of all models under weights of the examples, shape (R, examples): metric -> (R, models).
 
-        Balanced accuracy is the mean over the labels that have weight.
+        As in `cisterna.scoring.metrics`: balanced accuracy is the mean over the labels that have weight. Labels are
+        summed one by one, because all of them at once would need as many times the memory. `metrics.score` sums them
+        pairwise, so from eight labels on its last bits differ, even in the same precision.
         """
         total = np.maximum(weights.sum(1, keepdims=True), 1)
         hits = (self.predicted == self.gold).astype(np.float32).T
@@ -68,32 +72,35 @@ class Sheet:
             rows = np.flatnonzero(self.gold == label)
             gold = weights[:, rows].sum(1, keepdims=True)
             found = weights[:, rows] @ hits[rows]
+            predicted = weights @ (self.predicted == label).astype(np.float32).T
             right += found
-            recalls += found / np.maximum(gold, 1)
+            recalls += metrics.recall(found, gold)
             present += gold > 0
-            said = weights @ (self.predicted == label).astype(np.float32).T
-            prior += (gold / total) * (said / total)
+            prior += metrics.chance(gold, predicted, total)
         accuracy = right / total
         return {PRIMARY: recalls / np.maximum(present, 1), "accuracy": accuracy, "skill": accuracy - prior}
 
 
 @dataclass(frozen=True)
 class TermSheet:
-    """As ``Sheet``, of a task whose answers are sets of terms. ``gold`` has one code for all: there are no labels.
+    """As `Sheet`, for a task whose answers are sets of terms. `gold` is 0 for all examples: there are no labels.
 
-    ``counts``, shape (models, examples, 3), has the weights of the terms in both sets, of those predicted and of those
-    gold (``cisterna.scoring.gene_ontology.Ontology.counts``, summed over namespaces); ``same``, shape (models,
-    examples), is 1 where the sets are equal.
+    `overlaps`, shape (models, examples, 3), has the weights of the terms in both sets, in the predicted and in the gold
+    one (`cisterna.scoring.term_sets.overlap`, summed over namespaces); `same`, shape (models, examples), is 1 where the
+    sets are equal.
     """
 
     models: tuple[str, ...]
     gold: NDArray[np.int16]
-    counts: NDArray[np.float32]
+    overlaps: NDArray[np.float32]
     same: NDArray[np.float32]
 
     def values(self, weights: NDArray[np.float32]) -> Values:
-        """As of ``Sheet``: micro F1 over all proteins and namespaces in the place of PRIMARY; no skill."""
-        both, said, true = (weights @ self.counts[:, :, column].T for column in range(3))
+        """As `Sheet.values`, with micro F1 over all proteins and namespaces as PRIMARY, and without skill.
+
+        F1 is computed with one division, not from precision and recall as in `term_sets.micro`: other last bits.
+        """
+        both, said, true = (weights @ self.overlaps[:, :, column].T for column in range(3))
         total = np.maximum(weights.sum(1, keepdims=True), 1)
         return {PRIMARY: 2 * both / np.maximum(said + true, 1e-9), "accuracy": weights @ self.same.T / total}
 
@@ -107,9 +114,9 @@ def columns(of: AnySheet) -> dict[str, int]:
 
 
 def sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]]) -> Sheet:
-    """The sheet of models' answers, model -> one label an example, in the order of ``gold``; None is malformed."""
+    """The sheet of models' answers, model -> one label an example, in the order of `gold`; None is malformed."""
     labels = pd.Index(sorted(set(gold)))
-    coded = [labels.get_indexer(pd.Index(list(given), dtype=object)) for given in predicted.values()]
+    coded = [labels.get_indexer(pd.Index(list(texts), dtype=object)) for texts in predicted.values()]
     return Sheet(
         tuple(predicted),
         labels.get_indexer(pd.Index(list(gold), dtype=object)).astype(np.int16),
@@ -118,30 +125,27 @@ def sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]]) ->
 
 
 def term_sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]], ontology: Ontology) -> TermSheet:
-    """As ``sheet``, of answers that are texts of term ids (``cisterna.scoring.answers.join``)."""
-    known: dict[tuple[str, str | None], tuple[NDArray[np.float64], bool]] = {}
+    """As `sheet`, for answers that are texts of term ids (`cisterna.scoring.answers.join`)."""
 
-    def compare(truth: str, said: str | None) -> tuple[NDArray[np.float64], bool]:
-        if (truth, said) not in known:
-            true, ids = answers.split(truth), answers.split(said) if isinstance(said, str) else []
-            same = ontology.propagate(true) == ontology.propagate(ids) and all(map(ontology.terms, ids))
-            known[truth, said] = ontology.counts(ids, true).sum(axis=0), same
-        return known[truth, said]
+    @functools.cache
+    def compare(truth: str, answer: str | None) -> tuple[NDArray[np.float64], bool]:
+        true, ids = answers.split(truth), answers.split(answer) if isinstance(answer, str) else []
+        return term_sets.overlap(ids, true, ontology).sum(axis=0), term_sets.same(ids, true, ontology)
 
-    compared = [[compare(*pair) for pair in zip(gold, given, strict=True)] for given in predicted.values()]
+    compared = [[compare(*pair) for pair in zip(gold, texts, strict=True)] for texts in predicted.values()]
     return TermSheet(
         tuple(predicted),
         np.zeros(len(gold), dtype=np.int16),
-        np.array([[counts for counts, _ in row] for row in compared], dtype=np.float32),
+        np.array([[overlap for overlap, _ in row] for row in compared], dtype=np.float32),
         np.array([[same for _, same in row] for row in compared], dtype=np.float32),
     )
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the evaluations of a study wrote: (task, split) -> sheet, and what is not there.
+class StudyAnswers:
+    """The answers in all evaluations of a study: (task, split) -> sheet.
 
-    ``absent`` has the folders, relative to results/, of evaluations without predictions; ``left_out`` a reason for
+    `absent` lists the folders, relative to results/, of evaluations without predictions; `left_out` has a reason for
     each task whose answers cannot be scored.
     """
 
@@ -150,10 +154,10 @@ class Answers:
     left_out: dict[str, str]
 
 
-def read(study: Study, results: Path) -> Answers:
-    """The answers of every evaluation of a study, from ``results``, the folder that holds ``models/`` and ``data/``.
+def read(study: Study, results: Path) -> StudyAnswers:
+    """The answers of every evaluation of a study, from `results`, the folder with `models/` and `data/` in it.
 
-    An evaluation that is absent is listed, not an error. Raises UserError if all are absent, if a file cannot be
+    An absent evaluation is listed and not an error. Raises UserError if all are absent, if a file cannot be
     read, and where two models of a task answer different examples.
     """
     sheets: dict[tuple[str, str], AnySheet] = {}
@@ -177,14 +181,14 @@ def read(study: Study, results: Path) -> Answers:
             f"study {study.name}: none of its {len(absent)} evaluations is in {results}; "
             "run snakemake to make them, or name the folder that has them with --results"
         )
-    return Answers(sheets, tuple(absent), left_out)
+    return StudyAnswers(sheets, tuple(absent), left_out)
 
 
 def _space(data: Path) -> Ontology | None:
     """The ontology of a task whose answers are sets of terms; None where its data are not there."""
     if not (data / "card.json").is_file():
         return None
-    space = answers.of(files.read_json(data / "card.json"), data)
+    space = answers.load_space(files.read_json(data / "card.json"), data)
     return space.ontology if isinstance(space, answers.Terms) else None
 
 
@@ -221,9 +225,9 @@ def generator(*words: object) -> np.random.Generator:
 class Draws:
     """Metrics of all models of a sheet: as observed, shape (1, models), and under resamples of its examples.
 
-    The halves are those that cross-fitting chooses on and measures on: pairs of disjoint random halves of the
-    examples, each with half of every label's; ``halves`` of the examples as they are, shape (halvings, models),
-    ``resampled_halves`` of the same resamples as ``resampled``. They are None without halvings.
+    Cross-fitting chooses on one half of the examples and measures on the other. The halves are pairs of disjoint random
+    halves, each with half of the examples of every label: `halves` of the examples as they are, shape (halvings,
+    models), `resampled_halves` of the same resamples as `resampled`. They are None without halvings.
     """
 
     columns: dict[str, int]
@@ -237,15 +241,17 @@ class Draws:
 def draw(of: AnySheet, rng: np.random.Generator, resamples: int = RESAMPLES, halvings: int = 0) -> Draws:
     """Resample the examples of a sheet, with replacement; halve them, and every resample, for cross-fitting."""
     size = len(of.gold)
+    at_once = max(1, BLOCK // size)
     blocks: list[tuple[Values, ...]] = []
-    for count in _blocks(resamples, size):
-        weights = rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float32)
-        masks = [half * weights for half in _halves(of.gold, count, rng)] if halvings else []
+    for drawn in bootstrap.weights(rng, size, resamples, at_once):
+        weights = drawn.astype(np.float32)
+        masks = [half * weights for half in _halves(of.gold, len(weights), rng)] if halvings else []
         blocks.append(tuple(of.values(table) for table in (weights, *masks)))
     resampled, *split = (_join(parts) for parts in zip(*blocks, strict=True))
     once = []
     if halvings:
-        pairs = [tuple(of.values(half) for half in _halves(of.gold, count, rng)) for count in _blocks(halvings, size)]
+        counts = bootstrap.blocks(halvings, at_once)
+        pairs = [tuple(of.values(half) for half in _halves(of.gold, count, rng)) for count in counts]
         once = [_join(parts) for parts in zip(*pairs, strict=True)]
     return Draws(
         columns(of),
@@ -255,11 +261,6 @@ def draw(of: AnySheet, rng: np.random.Generator, resamples: int = RESAMPLES, hal
         (once[0], once[1]) if halvings else None,
         (split[0], split[1]) if halvings else None,
     )
-
-
-def _blocks(resamples: int, examples: int) -> Iterator[int]:
-    step = max(1, BLOCK // examples)
-    yield from (min(step, resamples - begin) for begin in range(0, resamples, step))
 
 
 def _join(parts: Sequence[Any]) -> Values:
@@ -282,7 +283,7 @@ def _halves(
 def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     """Variance, between training seeds, of the mean over settings of the mean over seeds; and its degrees of freedom.
 
-    ``effects`` has a mapping a setting, seed -> effect. Seeds are the clusters: what one seed did in all settings
+    `effects` has a mapping a setting, seed -> effect. Seeds are the clusters: what one seed did in all settings
     is one observation (the sandwich for clusters, with the factor S / (S - 1)). With as many seeds in every setting
     it is the variance of the seeds' means over S. (0, 0) for a single seed.
     """
@@ -301,7 +302,7 @@ def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
 def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Generator) -> Array:
     """Draws, shape (size,), of the error that training seeds leave in a mean of independent tasks.
 
-    ``variances`` has variance and degrees of freedom of each task (``seed_variance``). Student's t, with the degrees
+    `variances` has variance and degrees of freedom of each task (`seed_variance`). Student's t, with the degrees
     of freedom of Satterthwaite (1946, doi:10.2307/3002019). Added to draws by examples it gives intervals that are a
     little too wide where both matter (simulated: 97% for 95%). Degrees of freedom for the sum of both variances
     (Welch) would mend that and break the far tails: of 200 simulated studies without any effect, of one task and three
@@ -319,7 +320,7 @@ def seed_weights(seeds: int, size: int, rng: np.random.Generator) -> Array:
     """Weights of a task's seeds that sum to 1, shape (size, seeds), the same for all its models.
 
     A weighted mean is spread as Student's t with S - 1 degrees of freedom about the plain mean, with its standard
-    error: for statistics of many models at once, where ``noise`` has one number.
+    error: for statistics of many models at once, where `noise` has one number.
     """
     if seeds < 2:
         return np.ones((size, seeds))

@@ -1,24 +1,24 @@
-"""The one reading of a model's output, shared by rewards, evaluation and training data.
+"""Answers: the one reading of a model's output, and the answer spaces of tasks, which know how to score.
 
-An output counts only if the text after the last ``</think>`` is exactly one ``Answer: X`` with X in
-the task's answer space. Answers are parsed, never searched for, so naming several labels, or the
-right one in passing, earns nothing:
+An output counts only if the text after the last `</think>` is exactly one `Answer: X` with X in the task's answer
+space. Answers are parsed, never searched for, so an output that names several labels, or mentions the right one in
+passing, earns nothing:
 
     <think>GT at +1, +2; purine at +3.</think>Answer: donor      -> donor
     <think>It is a donor.</think>donor                           -> malformed
     <think>Hm.</think>Answer: donor or decoy                     -> malformed
 
-There are two kinds of answer space. ``Labels`` is a closed list, as above. ``Terms`` is every set of
-Gene Ontology terms, written as ids with ", " between them, in any order, none twice:
+There are two kinds of answer space. `Labels` is a closed list, as above. `Terms` is every set of Gene Ontology terms,
+written as ids with ", " between them, in any order, without repetition:
 
     <think>A kinase.</think>Answer: GO:0005524, GO:0004672       -> GO:0004672, GO:0005524
     <think>A kinase.</think>Answer: GO:0004672 GO:0005524        -> malformed
     <think>A kinase.</think>Answer: GO:0004672, GO:0004672       -> malformed
 
-An id of the right form that no ontology has is read, and counts as wrong (``cisterna.scoring.gene_ontology``).
+A well-formed id that is not in the ontology is read, and counts as wrong (`cisterna.scoring.term_sets`).
 
-Not for scoring (``cisterna.scoring.metrics``) and not for turning tokens into text: special tokens are gone
-before this.
+Rewards, evaluation and training data all use this module. Not for turning token ids into text: that removes special
+tokens first.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,8 @@ from typing import Any, ClassVar
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.scoring import gene_ontology
+from cisterna.scoring import gene_ontology, metrics, term_sets
+from cisterna.scoring.bootstrap import RESAMPLES, Summary
 from cisterna.scoring.gene_ontology import Ontology
 
 THINK = "<think>"
@@ -36,9 +37,13 @@ END_THINK = "</think>"
 ANSWER = "Answer: "
 SEPARATOR = ", "  # between the terms of a set
 
+Gold = Sequence[str]
+Predicted = Sequence[str | None]  # None or NaN for a malformed output
+Scores = dict[str, Summary]
+
 
 def completion(reasoning: str, answer: str) -> str:
-    """The text that a model learns to write after the prompt, without the end-of-sequence token."""
+    """The text that a model is trained to write after the prompt, without the end-of-text token."""
     return f"{THINK}{reasoning}{END_THINK}{ANSWER}{answer}"
 
 
@@ -46,16 +51,16 @@ def parse(output: str, labels: Sequence[str]) -> str | None:
     """The label that an output answers, or None if it is malformed.
 
     Case, spelling and inner spaces must match a label exactly; white space around the answer is
-    ignored. An output without ``</think>`` is malformed, whatever it says.
+    ignored. An output without `</think>` is malformed, whatever it says.
     """
     answer = _answered(output)
     return answer if answer in tuple(labels) else None
 
 
 def parse_terms(output: str) -> str | None:
-    """The terms that an output answers, sorted, or None if it is malformed.
+    """The terms that an output answers, as `join` writes them, or None if it is malformed.
 
-    At least one id such as GO:0004672, ", " between two, none twice. The text is that of ``join``.
+    An answer is one or more different ids such as GO:0004672 with ", " between them.
     """
     answer = _answered(output)
     terms = [] if answer is None else answer.split(SEPARATOR)
@@ -70,12 +75,12 @@ def join(terms: Iterable[str]) -> str:
 
 
 def split(answer: str) -> list[str]:
-    """The terms of an answer that ``join`` or ``parse_terms`` wrote."""
+    """The terms of an answer that `join` or `parse_terms` wrote."""
     return answer.split(SEPARATOR)
 
 
 def _answered(output: str) -> str | None:
-    """What stands after the answer's prefix, which has to come right after the last ``</think>``."""
+    """The text after the answer's prefix, which has to come directly after the last `</think>`."""
     _, closed, tail = output.rpartition(END_THINK)
     tail = tail.strip()
     return tail.removeprefix(ANSWER) if closed and tail.startswith(ANSWER) else None
@@ -86,11 +91,26 @@ class Labels:
     """The answer space of a task whose answer is one of a list."""
 
     kind: ClassVar[str] = "labels"
+    group_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "balanced_accuracy")  # of a group of examples
     labels: tuple[str, ...]
 
     def parse(self, output: str) -> str | None:
-        """``parse`` with these labels."""
+        """`parse` with these labels."""
         return parse(output, self.labels)
+
+    def canonical(self, answer: str) -> str:
+        """A text that is the same for answers that mean the same."""
+        return answer
+
+    def score(self, gold: Gold, predicted: Predicted, seed: int = 0, resamples: int = RESAMPLES) -> Scores:
+        """`cisterna.scoring.metrics.score` with these labels."""
+        return metrics.score(gold, predicted, self.labels, seed, resamples)
+
+    def difference(
+        self, gold: Gold, predicted_a: Predicted, predicted_b: Predicted, seed: int = 0, resamples: int = RESAMPLES
+    ) -> Scores:
+        """`cisterna.scoring.metrics.difference` with these labels."""
+        return metrics.difference(gold, predicted_a, predicted_b, self.labels, seed, resamples)
 
 
 @dataclass(frozen=True)
@@ -98,32 +118,53 @@ class Terms:
     """The answer space of a task whose answer is a set of terms of an ontology."""
 
     kind: ClassVar[str] = "terms"
+    group_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_micro")
     labels: ClassVar[tuple[str, ...]] = ()
     ontology: Ontology
 
     def parse(self, output: str) -> str | None:
-        """``parse_terms``."""
+        """`parse_terms`."""
         return parse_terms(output)
 
+    def canonical(self, answer: str) -> str:
+        """A text that is the same for answers that mean the same: the terms and all that they imply."""
+        return join(self.ontology.propagate(split(answer)))
 
-Answers = Labels | Terms
+    def score(self, gold: Gold, predicted: Predicted, seed: int = 0, resamples: int = RESAMPLES) -> Scores:
+        """`cisterna.scoring.term_sets.score` with this ontology."""
+        return term_sets.score(_sets(gold), _sets(predicted), self.ontology, seed, resamples)
+
+    def difference(
+        self, gold: Gold, predicted_a: Predicted, predicted_b: Predicted, seed: int = 0, resamples: int = RESAMPLES
+    ) -> Scores:
+        """`cisterna.scoring.term_sets.difference` with this ontology."""
+        first, second = _sets(predicted_a), _sets(predicted_b)
+        return term_sets.difference(_sets(gold), first, second, self.ontology, seed, resamples)
 
 
-def of(card: Mapping[str, Any], data: Path) -> Answers:
-    """The answer space of the task in the folder ``data``, as its card says.
+AnswerSpace = Labels | Terms
 
-    A card with ``answers: {"kind": "terms", "sha256": ...}`` has the ontology beside it, in terms.json. UserError if
-    that file is missing or is not the one of the card.
+
+def load_space(card: Mapping[str, Any], data: Path) -> AnswerSpace:
+    """The answer space of the task in the folder `data`, as its card describes it.
+
+    A card with `answers: {"kind": "terms", "sha256": ...}` comes with the ontology in terms.json. UserError if that
+    file is missing or is not the one of the card.
     """
-    said = card.get("answers", {"kind": Labels.kind})
-    if said["kind"] == Labels.kind:
+    described = card.get("answers", {"kind": Labels.kind})
+    if described["kind"] == Labels.kind:
         return Labels(tuple(card["labels"]))
     path = Path(data) / gene_ontology.FILE
-    found = gene_ontology.load(path)
+    ontology = gene_ontology.load(path)
     digest = files.sha256(path)
-    if digest != said["sha256"]:
+    if digest != described["sha256"]:
         raise UserError(
-            f"{path}: its SHA-256 is {digest[:12]}, card.json says {said['sha256'][:12]}; it was changed after it was "
-            "written. Delete the folder and rerun."
+            f"{path}: its SHA-256 is {digest[:12]}, and {described['sha256'][:12]} in card.json: it was changed after "
+            "it was written. Delete the folder and rerun."
         )
-    return Terms(found)
+    return Terms(ontology)
+
+
+def _sets(texts: Iterable[str | None]) -> list[Any]:
+    """The ids of each answer; None for a malformed output (None or NaN)."""
+    return [split(text) if isinstance(text, str) else None for text in texts]

@@ -1,16 +1,11 @@
-"""Sets of Gene Ontology terms: which terms imply which, what a term weighs, and how near one set is to another.
+"""The Gene Ontology: its files, which terms imply which, and the weight of a term.
 
-A term implies its ancestors over `is_a` and `part_of` within its namespace, so sets are compared after adding those
-(the true-path rule). Roots say nothing and are left out. This is what the CAFA evaluator does, and the tests check
-equality with its package `cafaeval`:
+A term implies its ancestors over `is_a` and `part_of` within its namespace (the true-path rule). Roots are true of
+every protein and are left out. An alternative id is read as the term that replaced it.
 
     GO:0004672 (protein kinase activity)  ->  GO:0004672 GO:0016301 GO:0016772 GO:0016740 GO:0003824 ...
 
-- An alternative id counts as the term that took it over.
-- A gold term that is obsolete or not in the ontology is left out; a predicted one is wrong, with the mean weight of a
-  term, for no evidence could ever make it right. (The CAFA evaluator leaves both out.)
-
-Not for reading outputs (`cisterna.scoring.answers`), not for drawing ontologies or testing enrichment.
+Not for scoring sets of terms (`cisterna.scoring.term_sets`), not for drawing ontologies or testing enrichment.
 """
 
 import functools
@@ -18,22 +13,17 @@ import graphlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 
 TERM = re.compile(r"GO:[0-9]{7}")
 RELATIONS = ("is_a", "part_of")
-FILE = "terms.json"  # beside the splits of a task whose answers are sets of terms
-LEVEL = 0.95
-DRAWS = 100  # bootstrap resamples that are in memory at a time
+FILE = "terms.json"  # in the data folder of a task whose answers are sets of terms
 
 
 @dataclass(frozen=True)
@@ -52,16 +42,17 @@ class Ontology:
     weights: Mapping[str, float] | None = None
 
     @functools.cached_property
-    def rows(self) -> tuple[str, ...]:
-        """What the rows of `counts` are: the namespaces in alphabetical order, and `unknown`."""
-        return (*sorted(set(self.namespaces.values())), "unknown")
+    def rows(self) -> dict[str, int]:
+        """The namespaces in alphabetical order, numbered from 0."""
+        return {namespace: row for row, namespace in enumerate(sorted(set(self.namespaces.values())))}
 
     @functools.cached_property
     def _closures(self) -> dict[str, frozenset[str]]:
         return {}
 
     @functools.cached_property
-    def _unknown_weight(self) -> float:
+    def unknown_weight(self) -> float:
+        """The weight of an id that the ontology does not know: the mean over the terms that have weight."""
         weights = [self.weight(term) for term in self.namespaces if self.parents[term]]
         positive = [weight for weight in weights if weight > 0]
         return sum(positive) / len(positive) if positive else 1.0
@@ -92,25 +83,6 @@ class Ontology:
         terms = self.propagate(identifiers)
         implied = {parent for term in terms for parent in self.parents[term]}
         return sorted(terms - implied)
-
-    def counts(self, predicted: Iterable[str], gold: Iterable[str]) -> NDArray[np.float64]:
-        """Weights of the terms in both propagated sets, of those predicted and of those gold: shape (rows, 3).
-
-        The rows are those of `rows`. In the last stand predicted ids that the ontology does not know.
-        """
-        predicted = set(predicted)
-        said, true = self.propagate(predicted), self.propagate(gold)
-        found = np.zeros((len(self.rows), 3))
-        index = {namespace: row for row, namespace in enumerate(self.rows)}
-        for column, terms in enumerate((said & true, said, true)):
-            for term in sorted(terms):  # the same sum for the same set
-                found[index[self.namespaces[term]], column] += self.weight(term)
-        found[-1, 1] = self._unknown_weight * sum(not self.terms(identifier) for identifier in predicted)
-        return found
-
-    def f1(self, predicted: Iterable[str], gold: Iterable[str]) -> float:
-        """Weighted F1 of one prediction over all namespaces together, in [0, 1]; 0 if the gold set weighs nothing."""
-        return float(micro(self.counts(predicted, gold).sum(axis=0))[2])
 
     def weighted(self, weights: Mapping[str, float]) -> "Ontology":
         """The same terms with other weights."""
@@ -256,169 +228,3 @@ def information_accretion(annotations: Iterable[Iterable[str]], ontology: Ontolo
 
 def _roots(term: str, ontology: Ontology) -> Iterator[str]:
     return (parent for parent in ontology.parents[term] if not ontology.parents[parent])
-
-
-def frequent(annotations: Iterable[Iterable[str]], ontology: Ontology) -> list[str]:
-    """The best answer that does not look at the protein: the most frequent terms of `annotations`, as `specific`.
-
-    As many of them as give the highest micro F1 on `annotations` themselves. CAFA's naive predictor (Radivojac et al.
-    2013, doi:10.1038/nmeth.2340), at one threshold.
-    """
-    proteins = [ontology.propagate(identifiers) for identifiers in annotations]
-    counted = Counter(term for terms in proteins for term in terms)
-    # A parent is at least as frequent as its child, and where it is as frequent it comes first: no prefix lacks one.
-    order = sorted(counted, key=lambda term: (-counted[term], len(ontology.closure(term)), term))
-    weights = np.array([ontology.weight(term) for term in order])
-    shared = np.cumsum(weights * [counted[term] for term in order])
-    said = np.cumsum(weights * len(proteins))
-    gold = np.full_like(shared, shared[-1] if len(shared) else 0)
-    scores = micro(np.stack([shared, said, gold], axis=-1))[:, 2]
-    return ontology.specific(order[: int(scores.argmax()) + 1]) if len(order) else []
-
-
-def micro(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Precision, recall and F1 of `counts`, shape (..., 3), as an array of that shape; 0 where undefined."""
-    shared, predicted, gold = np.moveaxis(counts, -1, 0)
-    return _f1(_share(shared, predicted), _share(shared, gold))
-
-
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
-
-
-def _f1(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([precision, recall, _share(2 * precision * recall, precision + recall)], axis=-1)
-
-
-def score(
-    gold: Sequence[str],
-    predicted: Sequence[str | None],
-    ontology: Ontology,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> dict[str, dict[str, float | int]]:
-    """Metrics of one model on one split, as `cisterna.scoring.metrics.score` gives them for labels.
-
-    `gold` and `predicted` hold the texts of `cisterna.scoring.answers`, ids with ", " between them; None or NaN is a
-    malformed output, which predicts nothing. Each metric has value, low and high (95%, bootstrap over proteins) and n:
-
-    - f1_micro, precision_micro, recall_micro: sums over all proteins and namespaces of the weights of P & T, P and T
-    - f1_protein, precision_protein, recall_protein: protein-centred as CAFA has it, with precision a mean over the
-      proteins that something is predicted for, and recall over all (Jiang et al. 2016, doi:10.1186/s13059-016-1037-6);
-      a protein whose gold terms weigh nothing has recall 0, as there
-    - the same for each namespace, such as f1_micro:molecular_function, over the proteins with a gold term in it; n is
-      how many these are. Ids that the ontology does not know are in no namespace
-    - accuracy: share of the proteins whose propagated set is predicted exactly
-    - well_formed: share of outputs that parse
-    - unknown_terms: share of the predicted ids that the ontology does not know
-    - predicted_terms, gold_terms: terms a protein, after propagation
-
-    Raises ValueError for lengths that differ or no proteins.
-    """
-    return _summaries([_metrics(gold, predicted, ontology)], len(gold), seed, resamples)
-
-
-def difference(
-    gold: Sequence[str],
-    predicted_a: Sequence[str | None],
-    predicted_b: Sequence[str | None],
-    ontology: Ontology,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> dict[str, dict[str, float | int]]:
-    """Metrics of b minus metrics of a, for the same proteins in the same order, with paired bootstrap intervals.
-
-    As `score`, and as `cisterna.scoring.metrics.difference` for labels: both are scored on the same resamples.
-    """
-    both = [_metrics(gold, predicted, ontology) for predicted in (predicted_b, predicted_a)]
-    return _summaries(both, len(gold), seed, resamples)
-
-
-def _metrics(
-    gold: Sequence[str], predicted: Sequence[str | None], ontology: Ontology
-) -> dict[str, tuple[NDArray[np.float64], Any, int]]:
-    """For each metric a table, a row a protein, the function of its sums that the metric is, and n."""
-    if len(gold) != len(predicted) or not len(gold):
-        raise ValueError(f"{len(gold)} gold and {len(predicted)} predicted; expected as many of both, at least one")
-    true = [_ids(text) for text in gold]
-    said = [_ids(text) for text in predicted]
-    counts = np.stack([ontology.counts(*pair) for pair in zip(said, true, strict=True)])
-    sets = [(ontology.propagate(mine), ontology.propagate(theirs)) for mine, theirs in zip(said, true, strict=True)]
-    unknown = [[identifier for identifier in mine if not ontology.terms(identifier)] for mine in said]
-    numbers = np.array(
-        [
-            (mine == theirs and not odd, isinstance(text, str), len(odd), len(ids), len(mine), len(theirs))
-            for (mine, theirs), odd, ids, text in zip(sets, unknown, said, predicted, strict=True)
-        ],
-        dtype=float,
-    )
-    # A root counts here, as in the CAFA evaluator: it says that the protein was looked at.
-    annotated = [{ontology.namespaces[term] for name in ids for term in ontology.terms(name)} for ids in true]
-    everything = np.arange(len(gold))
-    metrics: dict[str, tuple[NDArray[np.float64], Any, int]] = {
-        "accuracy": (numbers[:, :1], _mean, len(gold)),
-        "well_formed": (numbers[:, 1:2], _mean, len(gold)),
-        "unknown_terms": (numbers[:, 2:4], lambda sums: _share(sums[..., 0], sums[..., 1]), len(gold)),
-        "predicted_terms": (numbers[:, 4:5], _mean, len(gold)),
-        "gold_terms": (numbers[:, 5:6], _mean, len(gold)),
-    }
-    parts = {"": (everything, counts.sum(axis=1))}
-    for row, namespace in enumerate(ontology.rows[:-1]):
-        has = np.array([namespace in named for named in annotated])
-        if has.any():
-            parts[f":{namespace}"] = (np.flatnonzero(has), counts[:, row])
-    for suffix, (rows, part) in parts.items():
-        kept = np.zeros((len(gold), 1))
-        kept[rows] = 1
-        protein = micro(part)
-        covered = (part[:, 1:2] > 0) * kept
-        # Sums that make every metric of a resample: P & T, P, T; precision, recall; proteins predicted for, proteins.
-        table = np.hstack([part * kept, protein[:, :2] * kept, covered, kept])
-        for column, name in enumerate(("precision", "recall", "f1")):
-            metrics[f"{name}_micro{suffix}"] = (table, functools.partial(_micro_of, column), len(rows))
-            metrics[f"{name}_protein{suffix}"] = (table, functools.partial(_protein_of, column), len(rows))
-    return metrics
-
-
-def _ids(text: str | None) -> list[str]:
-    return text.split(", ") if isinstance(text, str) else []
-
-
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _share(sums[..., 0], sums[..., -1])
-
-
-def _micro_of(column: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return micro(sums[..., :3])[..., column]
-
-
-def _protein_of(column: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _f1(_share(sums[..., 3], sums[..., 5]), _share(sums[..., 4], sums[..., 6]))[..., column]
-
-
-def _summaries(models: Sequence[Mapping[str, Any]], proteins: int, seed: int, resamples: int) -> dict[str, Any]:
-    """Value and percentile interval of the metrics of one model, or of the first of two minus those of the second."""
-    generator = np.random.default_rng(seed)
-
-    def values(name: str, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = [function(_sums(times, table)) for table, function, _ in (model[name] for model in models)]
-        return found[0] - found[1] if len(found) > 1 else found[0]
-
-    draws: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models[0]}
-    for begin in range(0, resamples, DRAWS):
-        size = min(DRAWS, resamples - begin)
-        times = generator.multinomial(proteins, np.full(proteins, 1 / proteins), size=size).astype(float)
-        for name in draws:
-            draws[name].append(values(name, times))
-    found = {}
-    tail = 50 * (1 - LEVEL)
-    for name, (_, _, n) in models[0].items():
-        low, high = np.percentile(np.concatenate(draws[name]), [tail, 100 - tail])
-        value = values(name, np.ones((1, proteins)))[0]
-        found[name] = {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
-    return found
-
-
-def _sums(times: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums of the columns of `table`, each protein as often as `times` says; means end with the number of proteins."""
-    return times @ (np.hstack([table, np.ones((len(table), 1))]) if table.shape[1] == 1 else table)

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from cisterna.constants import FORMS, STAGES
+from cisterna.constants import FORMS, STAGES, TERM_REWARDS
 from cisterna.errors import UserError
 from cisterna.tasks import catalog
 from cisterna.tasks.catalog import ADAPTERS
@@ -100,9 +100,6 @@ DEFAULTS: dict[str, Any] = {
     "resources": {"threads": 1, "mem_mb": 3000, "runtime": 60, "gpu": 0},  # MB, minutes
     "lineage": {"tasks": "all", "sequences": "all", "backbones": "all", "cpt": ["none"], "sft": [], "rl": []},
 }
-
-# Rewards that compare sets of terms (`cisterna.scoring.rewards.OF_TERMS`, whose import would take time).
-OF_TERMS = frozenset({"go_f1"})
 
 # The kinds of jobs: keys of `resources`.
 JOBS = ("data", "baselines", "tokenize", "encoder", "features", "base", "cpt", "sft", "rl", "evaluate", "report")
@@ -1180,7 +1177,7 @@ def _check_rewards(
     tasks = _mapping(config.get("tasks"))
     for task in _chosen(lineage.get("tasks", "all"), tasks):
         if not catalog.of_terms(_mapping(tasks[task])):
-            for reward in OF_TERMS & _mapping(recipe.get("rewards")).keys():
+            for reward in TERM_REWARDS & _mapping(recipe.get("rewards")).keys():
                 found = f"it in a lineage with the task {task}, whose answers are labels"
                 problems.add(("recipes", "rl", name, "rewards", reward), found, "correct, or a recipe of its own")
 
