@@ -406,7 +406,7 @@ def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(e
 def one_by_one(folder, frame, labels, bank=None):
     """Log-probability of each label after the reasoning of each output: a pass an output and label, nothing padded."""
     tokens = tokenization.load(models.base_of(folder))
-    given = evaluate.inputs.of(folder, bank)
+    given = evaluate.source_of(folder, bank)
     model, _ = evaluate._on_device(folder, given)
     prompts = evaluate._prompts(model, tokens, frame, given)
     found = []

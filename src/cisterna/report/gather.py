@@ -350,19 +350,17 @@ def _perplexity_rows(identity: Row, file: Path, corpus: str) -> Iterator[Row]:
 
 def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontology: Path | None) -> Iterator[Row]:
     """Paired differences of two evaluations; `ontology` is the task's file of terms if answers are sets of terms."""
-    space: AnswerSpace
-    if ontology:
-        space = Terms(gene_ontology.load(ontology))
-    else:
-        space = Labels(tuple(_labels(after / "metrics.json")))
+    space: AnswerSpace = (
+        Terms(gene_ontology.load(ontology)) if ontology else Labels(tuple(_labels(after / "metrics.json")))
+    )
     for split in TEST_SPLITS:
         first, last = (_predictions(folder / f"{split}.parquet") for folder in (before, after))
         if not last["answer"].equals(first["answer"]):
             raise UserError(
                 f"{after} and {before} answer different {split} examples; delete both folders and run snakemake again"
             )
-        answers = (column.tolist() for column in (last["answer"], first["predicted"], last["predicted"]))
-        for metric, summary in space.difference(*answers, resamples=resamples).items():
+        gold, old, new = (column.tolist() for column in (last["answer"], first["predicted"], last["predicted"]))
+        for metric, summary in space.difference(gold, old, new, resamples=resamples).items():
             yield identity | {"split": split, "metric": metric} | summary
 
 
