@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cisterna import study
-from cisterna.ops import plan
+from cisterna.study.jobs import count_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -212,7 +212,7 @@ def write_study(folder: Path, lineages: int) -> int:
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
     expanded = study.read(folder / CONFIG)
     assert sum(model.kind == "rl" for model in expanded.models) == lineages
-    return sum(plan.jobs(expanded).values())
+    return sum(count_jobs(expanded).values())
 
 
 def write_bare(folder: Path, jobs: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cisterna import study
 from cisterna.errors import UserError
-from cisterna.ops import cost, plan
+from cisterna.ops import cost, plan, workload
 from cisterna.training.run import head
 from clones import CONFIG, edited
 from tiny import ROOT
@@ -79,7 +79,7 @@ def test_plan_of_the_paper_lists_its_sweeps_and_says_what_it_assumes(paper: stud
 
 
 def test_sweeps_of_the_table_add_up_to_the_models_of_the_study(paper: study.Study) -> None:
-    rows = list(plan._sweep_rows(paper))
+    rows = list(plan.sweep_rows(paper))
     assert sum(row[-1] for row in rows) == sum(model.kind != "base" for model in paper.models)
 
 
@@ -191,7 +191,7 @@ def test_smaller_parts_lie_in_larger_ones_for_sft_and_rl(rows: int, parts: list[
     found = sorted((list(head(frame, recipe)["id"]) for recipe in recipes), key=len)
     assert all(found[-1][: len(part)] == part for part in found)
     assert [len(head(frame, recipe)) for recipe in recipes] == [
-        min(rows, cost.used(recipe, rows)) for recipe in recipes
+        min(rows, workload.rows_used(recipe, rows)) for recipe in recipes
     ]
 
 

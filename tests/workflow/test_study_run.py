@@ -18,7 +18,7 @@ import goldens
 from cisterna import study
 from cisterna.artifacts import files
 from cisterna.artifacts.checkpoint import MANIFEST
-from cisterna.ops import plan
+from cisterna.study.jobs import count_jobs
 from clones import CONFIG, Clone, Job, edited, environment, snakemake
 from tiny import ROOT
 
@@ -297,7 +297,7 @@ def test_plan_counts_the_jobs_of_the_dry_run(untouched: Clone, default: bool) ->
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text()) if default else CONFIG
     untouched.write(config)
     jobs = [job.rule for job in untouched.todo()]
-    assert {rule: jobs.count(rule) for rule in jobs} == plan.jobs(study.load(config))
+    assert {rule: jobs.count(rule) for rule in jobs} == count_jobs(study.load(config))
 
 
 def test_given_study_takes_the_place_of_the_default(untouched: Clone) -> None:
@@ -308,7 +308,7 @@ def test_given_study_takes_the_place_of_the_default(untouched: Clone) -> None:
     path.write_text(yaml.safe_dump(config))
     jobs = [job.rule for job in untouched.todo("--configfile", str(path))]
     assert {rule: jobs.count(rule) for rule in jobs} == {
-        rule: count for rule, count in plan.jobs(study.load(config)).items() if count
+        rule: count for rule, count in count_jobs(study.load(config)).items() if count
     }
 
 
@@ -316,7 +316,7 @@ def test_given_values_without_a_study_change_the_default(untouched: Clone) -> No
     path = untouched.folder / "seeds.yaml"
     path.write_text("seeds: [0, 1, 2]\n")
     rules = [job.rule for job in untouched.todo("--configfile", str(path))]
-    expected = plan.jobs(study.load(edited(seeds=[0, 1, 2])))
+    expected = count_jobs(study.load(edited(seeds=[0, 1, 2])))
     assert {rule: rules.count(rule) for rule in rules} == expected
     assert Job("gather", "studies/renamed/metrics.parquet") in untouched.todo("--config", "study=renamed")
 

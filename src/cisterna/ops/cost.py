@@ -1,28 +1,25 @@
-"""What a study will take: passes that sharing saves, GPU-hours and disk, for `cisterna plan`.
+"""What a study will take, for `cisterna plan`: GPU-hours, disk, and how much work is saved by sharing.
 
-Estimates before anything is trained, good to a factor of two or three; every assumption is a constant here and is
-printed with the numbers. What is measured stands in the manifests. Not for scheduling: `resources` in the config say
-what a job asks for. Imports no torch.
+Estimates before anything is trained, good to a factor of two or three. Every assumption is a constant here and is
+printed with the numbers. What a run really took is in the manifests. Not for scheduling: a job asks for the
+`resources` in the config. Imports no torch.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cisterna.constants import SPLITS
+from cisterna.constants import SPLITS, TEST_SPLITS
+from cisterna.ops.workload import NUM_GENERATIONS, Workload, epochs_added, rows_used
 from cisterna.study import Model, Study
 
 PEAK = 989e12  # FLOP/s of one H100 SXM in bfloat16 without sparsity (NVIDIA's data sheet)
-TRAINING = 0.30  # share of it that training reaches
-GENERATION = 0.03  # and generation, which waits for memory
-PASS, STEP = (
-    2,
-    6,
-)  # FLOPs per parameter and token: forward alone; forward and backward (Kaplan et al., arXiv:2001.08361)
-ASPECT = 80  # width / layers where only the number of parameters is known, about that of Qwen3
+TRAINING = 0.30  # share of PEAK that training reaches
+GENERATION = 0.03  # share of PEAK that generation reaches: it waits for memory
+# FLOPs per parameter and token of a forward pass, and of forward and backward (Kaplan et al., arXiv:2001.08361)
+FORWARD, STEP = 2, 6
+ASPECT = 80  # width / layers, if only the number of parameters is known: about that of Qwen3
 ADAPTED = 1.6  # of LoRA on all linear layers: parameters / (rank / width x parameters of the model)
 BYTES = 4  # of a parameter of an adapter, a bridge or weights trained in float32
 HOUR = 3600.0
@@ -32,7 +29,11 @@ Size = Callable[[str, str], int]  # rows of a split of a task
 
 @dataclass(frozen=True)
 class Passes:
-    """Work counted three ways: as planned, without ladders or banks, and without sharing any stage."""
+    """An amount of work, counted three ways.
+
+    planned: as the study does it. alone: without ladders and banks, so that every rung is a run of its own from its
+    parent, as with a schedule that depends on the length. unshared: every checkpoint also trains its own parents again.
+    """
 
     what: str
     planned: float
@@ -41,73 +42,61 @@ class Passes:
 
 
 def passes(study: Study, size: Size) -> list[Passes]:
-    """Epochs of SFT and RL and passes of encoders, with and without what the study shares.
-
-    alone: every rung is a run of its own from its parent, as with a schedule that depends on the length. unshared:
-    every checkpoint also trains its own parents anew. For encoders, planned is one pass for each sequence of a bank
-    (all rows of a task), alone one for each example of each step, rollout and test, as where the encoder is part of the
-    model; encoders without a bank are counted alike in all.
-    """
+    """Epochs of SFT, RL and CPT, and forward passes of encoders, with and without what the study shares."""
     found = []
-    for kind in ("sft", "rl"):
-        models = [model for model in study.models if model.kind == kind]
-        if models:
-            planned = sum(added(study, model) for model in models)
-            above = [model for model in study.models if model.kind == "rl"] if kind == "sft" else []
-            again = sum(_sft_below(study, model) for model in above)
-            alone = sum(model.epochs for model in models)
-            found.append(Passes(f"{kind} epochs", planned, alone, alone + again))
-    cpt = [model for model in study.models if model.kind == "cpt"]
+    sft, rl, cpt = ([model for model in study.models if model.kind == kind] for kind in ("sft", "rl", "cpt"))
+    if sft:
+        alone = sum(model.epochs for model in sft)
+        planned = sum(epochs_added(study, model) for model in sft)
+        found.append(Passes("sft epochs", planned, alone, alone + sum(_sft_epochs_below(study, model) for model in rl)))
+    if rl:
+        alone = sum(model.epochs for model in rl)
+        found.append(Passes("rl epochs", sum(epochs_added(study, model) for model in rl), alone, alone))
     if cpt:
-        lengths = {model.path: study.recipe("cpt", str(model.cpt))["num_train_epochs"] for model in cpt}
-        uses = [path for model in study.models for path in study.lineage(model) if path in lengths]
-        planned = sum(lengths.values())
-        found.append(Passes("cpt epochs", planned, planned, planned + sum(lengths[path] for path in uses)))
+        epochs = {model.path: study.recipe("cpt", str(model.cpt))["num_train_epochs"] for model in cpt}
+        planned = sum(epochs.values())
+        again = sum(epochs.get(path, 0) for model in study.models for path in study.lineage(model))
+        found.append(Passes("cpt epochs", planned, planned, planned + again))
     if study.encoders:
         found.append(_encoder_passes(study, size))
     return found
 
 
-def added(study: Study, model: Model) -> int:
-    """Epochs of a rung beyond the rung before."""
-    return model.epochs - (study.model(model.previous).epochs if model.previous else 0)
-
-
-def _sft_below(study: Study, model: Model) -> int:
-    """Epochs of the SFT that an RL model starts from; 0 from cold."""
-    below = study.model(str(model.parent))
-    return below.epochs if below.kind == "sft" else 0
+def _sft_epochs_below(study: Study, model: Model) -> int:
+    """Epochs of the SFT that an RL model starts from; 0 if it starts from a base or CPT model."""
+    parent = study.model(str(model.parent))
+    return parent.epochs if parent.kind == "sft" else 0
 
 
 def _encoder_passes(study: Study, size: Size) -> Passes:
-    planned = alone = unshared = 0.0
-    for _, task in study.banks:
-        planned += sum(size(task, split) for split in SPLITS)
+    """Sequences that encoders read.
+
+    planned: for a bank each row of its task once, without a bank as in alone. alone: each example of each step, rollout
+    and test, as if the encoder were part of the model.
+    """
+    planned = float(sum(size(task, split) for _, task in study.banks for split in SPLITS))
+    alone = unshared = 0.0
     for model in study.models:
         if model.encoder is None:
             continue
         recipe, task = study.recipe(model.kind, str(model.recipe)), str(model.task)
-        seen = used(recipe, size(task, "train"))
-        times = 1 if model.kind == "sft" else 2 * (recipe.get("num_generations") or 8)  # a rollout and its step
-        tested = size(task, "id") + size(task, "ood")
-        steps, whole = added(study, model) * seen * times, model.epochs * seen * times
-        again = 0
-        if model.kind == "rl" and _sft_below(study, model):
-            again = _sft_below(study, model) * used(study.recipe("sft", str(model.sft)), size(task, "train"))
-        alone += steps + tested
-        unshared += whole + again + tested
-        planned += 0 if study.bank(model) else steps + tested
+        rows = rows_used(recipe, size(task, "train"))
+        if model.kind == "rl":  # each completion in the rollout and in the step
+            rows *= 2 * (recipe.get("num_generations") or NUM_GENERATIONS)
+        tested = sum(size(task, split) for split in TEST_SPLITS)
+        run = epochs_added(study, model) * rows + tested
+        alone += run
+        planned += 0 if study.bank(model) else run
+        unshared += model.epochs * rows + tested
+        below = _sft_epochs_below(study, model) if model.kind == "rl" else 0
+        if below:
+            unshared += below * rows_used(study.recipe("sft", str(model.sft)), size(task, "train"))
     return Passes("encoder passes", planned, alone, unshared)
 
 
-def used(recipe: Mapping[str, Any], size: int) -> int:
-    """Rows of train that a recipe uses, as the stages do (`cisterna.training.run.head`)."""
-    return int(recipe.get("examples") or -int(-size * recipe.get("fraction", 1.0) // 1))
-
-
 def parameters(model: Mapping[str, Any]) -> float | None:
-    """Parameters of a backbone or encoder of the config: from its architecture, or from a size in its name such as
-    1.7B or 500m; None if neither says.
+    """The number of parameters of a backbone or encoder of the config: from its architecture, or from a size in its
+    name such as 1.7B or 500m; None if it has neither.
     """
     shape = model.get("architecture")
     if shape:
@@ -126,26 +115,25 @@ def parameters(model: Mapping[str, Any]) -> float | None:
 
 
 def width(model: Mapping[str, Any], size: float) -> float:
-    """Hidden size of a backbone: as its architecture says, else of a model of `size` parameters of the usual shape."""
+    """Hidden size of a backbone: from its architecture, or of a usual model with `size` parameters."""
     shape = model.get("architecture")
     return float(shape["hidden_size"]) if shape else float((size * ASPECT / 12) ** (1 / 3))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """GPU-hours on one H100, and GB on disk, of one kind of work."""
+    """GPU-hours on one H100, and GB on disk, of all jobs of a kind."""
 
     what: str
     hours: float
     gigabytes: float
 
 
-def estimates(
-    study: Study, work: Callable[[Model], tuple[float, float]], tested: Callable[[str], float]
-) -> list[Estimate]:
-    """What CPT, SFT, RL and evaluation will take. `work` gives (examples, tokens) of a model, `tested` the tokens of
-    one evaluation of a task. Models whose number of parameters is not known count nothing (`unknown` lists them).
+def estimates(work: Workload) -> list[Estimate]:
+    """What CPT, SFT, RL and evaluation will take. Models with an unknown number of parameters count as nothing
+    (`unknown` lists their backbones).
     """
+    study = work.study
     hours = dict.fromkeys(("cpt", "sft", "rl", "evaluate"), 0.0)
     disk = dict.fromkeys(("base", *hours), 0.0)
     for model in study.models:
@@ -156,30 +144,30 @@ def estimates(
         if model.kind == "base":
             disk["base"] += size * (BYTES if "architecture" in backbone else 2)
             continue
-        tokens = work(model)[1]
+        tokens = work.of(model).tokens
         flops = tokens * size * STEP / (PEAK * TRAINING)
-        if model.kind == "rl":  # sampled once, then learned from
-            flops += tokens * size * PASS / (PEAK * GENERATION)
+        if model.kind == "rl":  # each completion is generated, then trained on
+            flops += tokens * size * FORWARD / (PEAK * GENERATION)
         hours[model.kind] += flops / HOUR
         lora = study.recipe(model.kind, str(model.recipe))["lora"]
         disk[model.kind] += BYTES * size * (min(1.0, ADAPTED * lora["r"] / width(backbone, size)) if lora else 1.0)
     for _, path, task in study.evaluations():
         size = parameters(study.config["backbones"][study.model(path).backbone])
-        hours["evaluate"] += tested(task) * (size or 0.0) * PASS / (PEAK * GENERATION) / HOUR
+        hours["evaluate"] += work.tokens_tested(task) * (size or 0.0) * FORWARD / (PEAK * GENERATION) / HOUR
     return [Estimate(what, hours.get(what, 0.0), disk[what] / 1e9) for what in disk]
 
 
 def unknown(study: Study) -> list[str]:
-    """Backbones in use whose number of parameters neither their architecture nor their name says."""
+    """Backbones in use whose number of parameters is in neither their architecture nor their name."""
     return [name for name in study.backbones if parameters(study.config["backbones"][name]) is None]
 
 
 def assumptions(study: Study) -> list[str]:
-    """The sentences that go with the numbers."""
+    """The assumptions, as lines to print with the numbers."""
     lines = [
         f"GPU-hours: of one H100 ({PEAK / 1e12:.0f} TFLOP/s in bfloat16), {TRAINING:.0%} of it in training and "
         f"{GENERATION:.0%} in generation;",
-        f"  {STEP} FLOPs a parameter and token trained on, {PASS} generated; without encoders and start-up.",
+        f"  {STEP} FLOPs a parameter and token trained on, {FORWARD} generated; without encoders and start-up.",
         f"disk: published weights alone, {BYTES} bytes a parameter (2 of a pretrained base); LoRA of rank r on all",
         f"  linear layers of width w has {ADAPTED} r / w of the model's parameters. Trainer state: up to 3 times that.",
     ]

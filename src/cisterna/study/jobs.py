@@ -5,6 +5,7 @@ Snakemake's language; tests/study/test_jobs.py compares the two. Not for how a j
 only the rules say.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,12 @@ def jobs(study: Study) -> list[Job]:
     ]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(found, key=lambda job: order[job.kind])
+
+
+def count_jobs(study: Study) -> dict[str, int]:
+    """The number of jobs of each kind, in the order of KINDS."""
+    counts = Counter(job.kind for job in jobs(study))
+    return {kind: counts[kind] for kind in KINDS}
 
 
 def _task_jobs(study: Study) -> Iterator[Job]:
