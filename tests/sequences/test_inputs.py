@@ -324,8 +324,8 @@ def test_task_without_residues_has_no_bank(esm, tmp_path, monkeypatch):
 
 
 def test_structure_of_cisterna_is_what_the_tables_of_users_refuse(tokens):
-    from cisterna.tasks import table
+    from cisterna.tasks.tables import MARKUP
 
     for token in tokens.get_added_vocab():
-        assert table.MARKUP.search(f"text {token} text"), token
-    assert table.MARKUP.search("\x00")
+        assert MARKUP.search(f"text {token} text"), token
+    assert MARKUP.search("\x00")

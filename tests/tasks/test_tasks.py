@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cisterna import tasks
 from cisterna.errors import UserError
 from cisterna.sequences.tokenization import ALPHABETS
-from cisterna.tasks import table
+from cisterna.tasks import tables
 from cisterna.tasks.builtin import cell_type, promoter_expression, protein_fitness, splice_donor
 from cisterna.tasks.catalog import LABELS, MODALITIES, SOURCES
 
@@ -104,7 +104,7 @@ def test_tagged_sequences_hold_letters_of_the_modality_only(name, examples):
         for modality, sequence in TAGGED.findall(text):
             assert modality == MODALITIES[name]
             assert set(sequence) <= set(ALPHABETS[modality])
-        assert not table.MARKUP.search(TAGGED.sub("", text))
+        assert not tables.MARKUP.search(TAGGED.sub("", text))
 
 
 def test_segments_say_of_which_sequence_each_stretch_is(name, examples):
@@ -231,7 +231,7 @@ def test_protein_facts_agree_with_the_known_domain():
     assert [number[s] for s in (27, 28, 31, 32, 35, 40, 42)] == list("EKKQNDE")
     assert protein_fitness.place(43) == "core contact"
     assert protein_fitness.place(10) == "surface"
-    assert set(protein_fitness.KINDS) == set(protein_fitness.VOLUMES) == set(ALPHABETS["protein"]) - {"X"}
+    assert set(protein_fitness.RESIDUE_CLASSES) == set(protein_fitness.VOLUMES) == set(ALPHABETS["protein"]) - {"X"}
 
 
 @given(st.text(alphabet="ACGT", min_size=75, max_size=75))
@@ -259,7 +259,7 @@ def test_cell_markers_of_two_kinds_do_not_overlap():
     genes = [gene for markers in cell_type.MARKERS.values() for gene in markers]
     assert len(genes) == len(set(genes))
     assert tuple(cell_type.MARKERS) == LABELS["cell-type"]
-    assert set(cell_type.KINDS.values()) == set(LABELS["cell-type"])
+    assert set(cell_type.CELL_TYPES.values()) == set(LABELS["cell-type"])
 
 
 def test_cell_trace_lists_exactly_the_markers_in_the_sentence():

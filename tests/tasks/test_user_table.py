@@ -16,7 +16,7 @@ from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
-from cisterna.tasks import table
+from cisterna.tasks import user_table
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {"id": "variant", "sequence": "seq", "label": "class", "group": "family"}
@@ -80,7 +80,7 @@ def refused(path, pattern, **changes):
 
 
 def test_docstring_example_is_true(csv):
-    documented = " ".join(table.__doc__.split())
+    documented = " ".join(user_table.__doc__.split())
     csv.write_text("variant,seq,class,family,why\nv1,MKVLA,high,gpcr,no proline\nv2,MK,low,kinase,\n")
     row = read(csv, columns={**COLUMNS, "reasoning": "why"}).iloc[0]
     fields = f"prompt {row['prompt']} trace {row['reasoning']} answer {row['answer']}"
@@ -148,7 +148,7 @@ def test_position_that_is_none(csv, position):
     frame.loc[5, "pos"] = position
     refused(
         save(frame, csv),
-        rf"row 6: column 'pos': '{position}' is not a position. Give a whole number from 1 to ",
+        rf"row 6: column 'pos': '{position}' is not a position",
         columns={**COLUMNS, "position": "pos"},
     )
 
@@ -216,7 +216,7 @@ def test_null_value(tmp_path, suffix):
 def test_label_outside_the_answer_space(csv):
     frame = rows()
     frame.loc[7, "class"] = "medium"
-    refused(save(frame, csv), "row 8: label 'medium' is not one of low, high")
+    refused(save(frame, csv), "row 8: column 'class': label 'medium' .* low, high")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_letter_outside_the_modality(csv, modality, letters, wrong):
     frame.loc[9, "seq"] = letters + wrong + letters
     refused(
         save(frame, csv),
-        f"row 10: sequence has '{wrong}', .* letter of {modality}",
+        f"row 10: column 'seq': '{wrong}' .* {modality}",
         modality=modality,
     )
 
@@ -239,7 +239,7 @@ def test_letter_outside_the_modality(csv, modality, letters, wrong):
     place=st.integers(0, 8),
     letter=st.characters(blacklist_categories=("Cs", "Cc", "Z")),
 )
-@settings(max_examples=60, **PER_EXAMPLE)
+@settings(max_examples=40, **PER_EXAMPLE)
 def test_any_letter_is_either_of_the_alphabet_or_refused_with_its_row(tmp_path, row, place, letter):
     frame = rows(letters="ACGT")
     sequence = frame.loc[row, "seq"]
@@ -248,26 +248,26 @@ def test_any_letter_is_either_of_the_alphabet_or_refused_with_its_row(tmp_path, 
     if set(letter.upper()) <= set("ACGTN"):
         assert len(read(path, modality="dna")) >= 59
     else:
-        refused(path, f"row {row + 1}: sequence has|row {row + 1}: column 'seq'", modality="dna")
+        refused(path, f"row {row + 1}: column 'seq'", modality="dna")
 
 
 def test_duplicate_identifiers(csv):
     frame = rows()
     frame.loc[11, "variant"] = "v2"
-    refused(save(frame, csv), "rows 3 and 12 share the id 'v2'")
+    refused(save(frame, csv), "row 3 and row 12 .*'v2'")
 
 
 def test_one_sequence_with_two_labels(csv):
     frame = rows()
     frame.loc[4, ["seq", "class"]] = [frame.loc[1, "seq"].lower(), "low"]
     frame.loc[1, "class"] = "high"
-    refused(save(frame, csv), "rows 2 and 5 have the same sequence but different labels")
+    refused(save(frame, csv), "row 2 and row 5 have the same sequence but different labels")
 
 
 def test_one_sequence_in_domain_and_out_of_domain(csv):
     frame = rows()
     frame.loc[4, ["seq", "class"]] = frame.loc[3, ["seq", "class"]]
-    refused(save(frame, csv), "rows 4 and 5 have the same sequence but different sides of the split")
+    refused(save(frame, csv), "row 4 and row 5 have the same sequence but different sides")
 
 
 def test_a_repeated_measurement_is_kept_once(csv):
@@ -278,25 +278,22 @@ def test_a_repeated_measurement_is_kept_once(csv):
     assert "v4" not in set(examples["id"])
 
 
-@pytest.mark.parametrize("markup", ["<dna>", "</protein>", "<|rna:A|>", "<|endoftext|>", "</think>", "< RNA >"])
+@pytest.mark.parametrize(
+    "markup",
+    ["<dna>", "</protein>", "<|rna:A|>", "<|endoftext|>", "<|im_end|>", "</think>", "< RNA >", "<dna>AC</dna>", "\x00"],
+)
 @pytest.mark.parametrize("column", ["variant", "family", "why"])
-def test_markup_in_a_cell(csv, markup, column):
+def test_markup_in_a_cell(tmp_path, markup, column):
     frame = rows()
     frame.loc[2, column] = f"text {markup} text"
     with_trace = {**COLUMNS, "reasoning": "why"}
-    refused(save(frame, csv), rf"row 3: column '{column}': contains", columns=with_trace)
+    refused(save(frame, tmp_path / "assay.parquet"), rf"row 3: column '{column}': contains", columns=with_trace)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-@pytest.mark.parametrize("markup", ["<|im_end|>", "\x00", "<dna>ACGT</dna>"])
-def test_what_could_be_read_as_structure_of_a_chat_or_a_prompt(tmp_path, markup, suffix):
+def test_pandas_ends_a_csv_cell_at_a_null_byte(csv):
     frame = rows()
-    frame.loc[2, "why"] = f"text {markup} text"
-    path, columns = save(frame, tmp_path / f"assay{suffix}"), {**COLUMNS, "reasoning": "why"}
-    if (suffix, markup) == (".csv", "\x00"):  # where pandas itself ends the cell
-        assert read(path, columns=columns)["reasoning"][2] == "text"
-    else:
-        refused(path, r"row 3: column 'why': contains", columns=columns)
+    frame.loc[2, "why"] = "text \x00 text"
+    assert read(save(frame, csv), columns={**COLUMNS, "reasoning": "why"})["reasoning"][2] == "text"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +312,7 @@ def test_markup_in_the_config(csv, change):
 def test_held_out_group_that_no_row_has(csv):
     refused(
         save(rows(), csv),
-        "no row has the group 'protease'.*gpcr, kinase",
+        "'protease'.*'family'.*gpcr, kinase",
         ood=["kinase", "protease"],
     )
 
@@ -450,6 +447,6 @@ def test_command_prints_the_error_without_a_traceback_and_writes_nothing(csv, tm
     command += ["--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
-    assert re.match(r"error: .*assay\.csv: row 8: label 'medium'", done.stderr)
+    assert re.match(r"error: .*assay\.csv: row 8: .*'medium'", done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

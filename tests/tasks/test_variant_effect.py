@@ -141,21 +141,3 @@ def test_reasoning_may_be_there_and_may_be_empty(tmp_path):
     paths = save(tmp_path, CODING, train=train)
     examples = tasks.read(tasks.load("clinvar", entry(ADAPTERS[0], paths)))
     assert list(examples["reasoning"]) == ["", "It is conserved."] * 20 + [""] * 15
-
-
-@pytest.mark.parametrize("column", variant_effect.COLUMNS)
-def test_missing_column_and_empty_cell(tmp_path, column):
-    frame = rows("test", 5, CODING)
-    paths = save(tmp_path, CODING, test=frame.drop(columns=column))
-    with pytest.raises(UserError, match=rf"test\.csv: no column '{column}'"):
-        tasks.read(tasks.load("clinvar", entry(ADAPTERS[0], paths)))
-    frame.loc[2, column] = ""
-    paths = save(tmp_path, CODING, test=frame)
-    with pytest.raises(UserError, match=rf"test\.csv: row 3: column '{column}' is empty"):
-        tasks.read(tasks.load("clinvar", entry(ADAPTERS[0], paths)))
-
-
-def test_unknown_column(tmp_path):
-    paths = save(tmp_path, CODING, test=rows("test", 5, CODING).assign(gene="SOD1"))
-    with pytest.raises(UserError, match=r"test\.csv: unknown column 'gene'\. Expected question, .*, reasoning\."):
-        tasks.read(tasks.load("clinvar", entry(ADAPTERS[0], paths)))

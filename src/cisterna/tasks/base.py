@@ -1,7 +1,6 @@
-"""Tasks: labelled data sets turned into prompt, reasoning trace and answer.
+"""What a task is: a labelled data set whose rows become prompt, reasoning trace and answer.
 
-A task knows how to read its raw tables and how to write their rows as text. Not for splitting, sampling or auditing
-(`cisterna.data.splits`), and not for finding a task by its name (`cisterna.tasks.loading`).
+Not for drawing splits (`cisterna.data.splits`), and not for finding a task by its name (`cisterna.tasks.loading`).
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
     from cisterna.scoring.gene_ontology import Ontology
 
-# Columns of every frame of examples; all str but `segments`, a list of `segment`s, and `ood`, which is bool.
+# Columns of every frame of examples: str, but `segments` is a list of `segment`s, and `ood` is bool.
 COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group", "ood")
-# Where a data set comes with splits, one more: "train", "id" or "ood".
+# One more column where a data set comes with splits: "train", "id" or "ood".
 SPLIT = "split"
 
 
@@ -27,27 +26,24 @@ SPLIT = "split"
 class Task:
     """One labelled data set.
 
-    `open` reads the raw rows from `sources`, which are files, with paths relative to the root of the
-    clone or absolute, and from `hub`, a data set of the Hugging Face hub (id and revision). Of its
-    attributes (`.attrs`) `fingerprint` says what was read from the hub, and `notes`, a list of
-    sentences for the data card, what was left out and why. `examples` takes the raw rows and
-    returns one row an example with the columns COLUMNS and, where the data come with splits, the
-    column SPLIT. `labels` is the answer space: None if it is all the different answers of the
-    examples, empty if an answer is not one of a list.
+    The data. `open` reads the raw rows, from the files `sources` (relative to the root of the clone, or absolute) or
+    from `hub`, a data set of the Hugging Face hub (id and revision). Its frame has two attributes (`.attrs`):
+    `fingerprint` identifies what was read from the hub, and `notes` are sentences for the data card about rows that
+    were left out. `examples` turns the raw rows into examples, with the columns COLUMNS and, where the data come with
+    splits, SPLIT.
 
-    `prompt` is the question about one sequence, and `segments` says of which sequence each tagged
-    stretch of residues in it is, in order: the context in which an encoder reads it. `letters` and
-    `length` are those of a sequence, None where it may have any; `columns` names id and sequence in
-    the table, and `fields` are columns of it that `prompt` takes too, as a mapping after the
-    sequence. Where a question needs more than that, `prompt` and `segments` are None and `ask` takes
-    the path of a table of new rows and returns id, sequence, prompt, segments, as `questions` does.
+    The answers. `labels` is the answer space: None if it is the set of all answers of the examples, empty if answers
+    are sets of terms. Then `terms` returns, for the examples of train, the ontology for scoring, which is written to
+    the folder of the splits. `meaning` (of the label) and `rule` (which rows are out of domain) go into the data card.
 
-    Where an answer is a set of terms, `terms` takes the examples of train and returns the ontology by
-    which answers are scored, which is written beside the splits.
+    The questions. `prompt` takes a sequence and the cells of the columns `fields`; `segments` returns the context of
+    each tagged stretch of residues in the prompt, in order, for the encoder.
+    `letters` and `length` are those of a sequence, None if any are allowed; `columns` has the columns of id, sequence
+    and other roles in the table. Where a question needs more than that, `prompt` and `segments` are None, and `ask`
+    takes the path of a table of new rows and returns id, sequence, prompt and segments, as `questions` does.
 
-    `meaning` says what the label is and `rule` which rows are out of domain; both go into the data
-    card. `quoted`: the shipped tokenizer text quotes rows of this task, so the rows that are
-    `quotable` may be in train but not in validation or id.
+    `quoted`: the tokenizer text that ships quotes rows of this task. Rows that are `quotable` are then kept out of
+    validation and id.
     """
 
     name: str
@@ -71,16 +67,13 @@ class Task:
 
 
 def segment(sequence: str, start: int = 0, center: int | None = None) -> dict[str, Any]:
-    """The context of a tagged stretch of residues: it begins at `start` of `sequence` (from 0).
+    """The context of a tagged stretch of residues, which begins at index `start` of `sequence`.
 
-    `center` is the residue that a window for the encoder is cut around; None is the middle of the
-    stretch.
+    `center` is the residue at the center of the encoder's window; None is the middle of the stretch.
     """
     return {"sequence": sequence, "start": start, "center": center}
 
 
 def quotable(identifier: str) -> bool:
-    """Whether the tokenizer's text may quote the row of this id: a quarter of all rows, by the
-    sha256 of the id.
-    """
+    """Whether the tokenizer's text may quote the row of this id: a quarter of all rows, by the sha256 of the id."""
     return hashlib.sha256(identifier.encode()).digest()[0] < 64

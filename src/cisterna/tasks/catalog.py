@@ -1,7 +1,7 @@
-"""The built-in tasks and the adapters as plain data: what each reads, what it may answer, where its raw table lies.
+"""The built-in tasks and the adapters as plain data: modality, answer space, options, files.
 
-Imports nothing heavy, so that `cisterna.study` can check a config without pandas. Prompts, traces
-and labels are made in the module of each task, not here.
+Imports nothing heavy, so that `cisterna.study` can check a config without pandas. Not for prompts, traces and labels:
+they are made in the module of each task.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MODALITIES: dict[str, str] = {
     "cell-type": "rna",
 }
 
-# The answer space of each task. `Answer: X` with any other X is a wrong answer.
+# The answer space of each task. Any other answer is wrong.
 LABELS: dict[str, tuple[str, ...]] = {
     "splice-donor": ("spliced", "skipped"),
     "protein-fitness": ("functional", "impaired"),
@@ -22,7 +22,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "cell-type": ("b-cell", "t-cell", "cytotoxic", "monocyte", "dendritic"),
 }
 
-# Tasks that give no residues, so that an encoder of sequences has nothing to read: cell-type lists genes.
+# Tasks whose prompts have no residues for an encoder to read: cell-type lists genes.
 WITHOUT_RESIDUES = {"cell-type"}
 
 # Raw tables, relative to the root of the clone, from which all commands are run.
@@ -30,66 +30,42 @@ SOURCES: dict[str, str] = {name: f"resources/tasks/{name}.parquet" for name in L
 
 
 class Option(NamedTuple):
-    """One of the options of an adapter. `kind` is a type in the words of `cisterna.study.config` (int, float, str,
-    bool, `str | null`) or the list of the values there are.
-    """
+    """An option of an adapter. `kind` is a type (int, float, str, bool, `str | null`) or the list of allowed values."""
 
     kind: str | list[str | None]
     default: Any
     meaning: str
     least: float | None = None  # the smallest number allowed
     file: bool = False  # whether it is the path of a file that the task is made from
-    words: tuple[str, ...] = ()  # values that are no path
+    words: tuple[str, ...] = ()  # values of such an option that are not paths
 
 
-REQUIRED = object()  # the default of an option that has to be given
+REQUIRED = object()  # the default of an option that has none
 
 
 class Adapter(NamedTuple):
-    """How data of one published form become a task: by `cisterna.tasks.<module>`.task(name, spec)."""
+    """A reader of published data: `cisterna.tasks.adapters.<module>`.task(name, spec) makes the task."""
 
     module: str
     modality: str
     meaning: str  # of the rows, in a few words
     options: Mapping[str, Option]
-    files: tuple[int, ...]  # how many files it may be given; any number if there is none here
+    files: tuple[int, ...]  # how many files it may have; empty: any number
     hub: bool  # whether it may be a data set of the Hugging Face hub
-    splits: bool  # whether the data come with train, id and ood; else `ood` lists groups, or there is `split`
+    splits: bool  # whether the data come with splits; if not, the task needs `ood` or `split`
     residues: bool  # whether its prompts hold residues, which an encoder can read
 
 
-FLANK = {"flank": Option("int", 1024, "bases that are kept on each side of the variant", 1)}
+def _variants(module: str, meaning: str, files: tuple[int, ...]) -> Adapter:
+    flank = Option("int", 1024, "bases that are kept on each side of the variant", 1)
+    return Adapter(module, "dna", meaning, {"flank": flank}, files, hub=True, splits=True, residues=True)
+
 
 ADAPTERS: dict[str, Adapter] = {
-    "kegg": Adapter(
-        module="kegg",
-        modality="dna",
-        meaning="disease of a variant, reasoned along a KEGG pathway",
-        options=FLANK,
-        files=(1, 3),
-        hub=True,
-        splits=True,
-        residues=True,
-    ),
-    "variant-effect-coding": Adapter(
-        module="variant_effect",
-        modality="dna",
-        meaning="effect of a coding variant",
-        options=FLANK,
-        files=(1, 2, 3),
-        hub=True,
-        splits=True,
-        residues=True,
-    ),
-    "variant-effect-non-snv": Adapter(
-        module="variant_effect",
-        modality="dna",
-        meaning="effect of a variant that is not a single substitution",
-        options=FLANK,
-        files=(1, 2, 3),
-        hub=True,
-        splits=True,
-        residues=True,
+    "kegg": _variants("kegg", "disease of a variant, reasoned along a KEGG pathway", (1, 3)),
+    "variant-effect-coding": _variants("variant_effect", "effect of a coding variant", (1, 2, 3)),
+    "variant-effect-non-snv": _variants(
+        "variant_effect", "effect of a variant that is not a single substitution", (1, 2, 3)
     ),
     "go-terms": Adapter(
         module="go_terms",
@@ -161,16 +137,25 @@ def of_terms(spec: Mapping[str, Any]) -> bool:
     return spec.get("adapter") == "go-terms"
 
 
+def held_out(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The groups that the key `ood` lists; none if it is the size of a split."""
+    return tuple(map(str, spec["ood"])) if isinstance(spec.get("ood"), list | tuple) else ()
+
+
+def files(spec: Mapping[str, Any]) -> list[str]:
+    """The paths of the key `file`, which is one path or a list of them; none without the key."""
+    paths = spec.get("file", [])
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
 def sources(name: str, spec: Mapping[str, Any]) -> list[str]:
     """The local files that a task is made from: the user's, or the one that ships; none for data on the hub."""
     adapter = ADAPTERS.get(str(spec.get("adapter")))
     if adapter is None and "file" not in spec:
         return [SOURCES[name]]
-    given = spec.get("file", [])
     options = spec.get("options", {})
-    named = [
+    return files(spec) + [
         options[option]
         for option, entry in (adapter.options if adapter else {}).items()
         if entry.file and options.get(option) and options[option] not in entry.words
     ]
-    return [*([given] if isinstance(given, str) else given), *named]

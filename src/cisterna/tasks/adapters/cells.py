@@ -1,10 +1,9 @@
 """cells: the label of a cell, from its genes in the order of their expression; any `.h5ad` file of AnnData.
 
 A cell becomes a "cell sentence" (Levine et al., Cell2Sentence, ICML 2024): the upper-case names of the genes that it
-expresses, the most expressed first, of which the first `genes` are shown. The order is that of the `cell2sentence`
-package (1.2.0), gene by gene: genes of equal expression stand in a random order that is drawn cell after cell, in the
-order of the file, with the package's seed 42; values that are zero, also those that are stored, name no gene. So the
-sentences are those that the package makes of the chosen cells as one AnnData.
+expresses, the most expressed first; the first `genes` of them are shown. The order is exactly that of the
+`cell2sentence` package (1.2.0) for the chosen cells as one AnnData: genes with equal expression are in a random order,
+drawn cell by cell in the order of the file with the package's seed 42. A value of zero, even a stored one, is no gene.
 
 With this entry in the config
 
@@ -24,10 +23,10 @@ AIF1, HLA-DPA1 and JUNB, 4.15 LST1, 4.09 HLA-DRA and 4.02 TYROBP, becomes
 
 (Zheng et al., Nature Communications 8:14049, 2017; normalised and logarithmic, as shipped in Scanpy 1.11.5.)
 
-The file is never in memory as a whole: of `obs` the ids and two columns are read, of the expression the rows of the
-chosen cells, ENTRIES values at a time. A matrix that is stored by genes (CSC) is read once for every PASS cells. Which
-cells are chosen (`sample`) follows from the sha256 of seed and id, before any expression is read. Not for counting,
-normalising or annotating cells: that is done before, in Scanpy or the like.
+The file is never in memory as a whole: only the ids and two columns of `obs` are read, and the expression of the
+chosen cells, ENTRIES values at a time. A matrix that is stored by genes (CSC) is read once for every PASS cells. The
+option `sample` chooses cells by the sha256 of seed and id, before any expression is read. Not for counting, normalising
+or annotating cells: that is done before, for example in Scanpy.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ import pandas as pd
 from scipy import sparse
 
 from cisterna.errors import UserError
-from cisterna.tasks import catalog, loading
+from cisterna.tasks import catalog, loading, tables
 from cisterna.tasks.base import Task
-from cisterna.tasks.table import refuse_markup
+from cisterna.tasks.tables import refuse_markup
 
-NAMED = 5  # genes of a trace
+TRACED = 5  # genes in a trace
 RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
 TIES = 42  # `random_state` of cell2sentence.utils.generate_sentences
 ENTRIES = 4_000_000  # stored values in memory at a time: 32 to 64 MB
@@ -61,7 +60,7 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     """The task of an `.h5ad` file. `spec` is its entry in the config; the file is opened by `cisterna.tasks.read`."""
     options = dict(spec["options"])
     path = Path(catalog.sources(name, spec)[0])
-    held_out = tuple(map(str, spec["ood"])) if isinstance(spec.get("ood"), list | tuple) else ()
+    held_out = catalog.held_out(spec)
     options["question"] = str(options["question"]).strip()
     refuse_markup(options["question"], f"tasks.{name}.options.question")
     rule = f"out of domain: cells whose {options['group']!r} is one of {', '.join(held_out)}" if held_out else ""
@@ -89,31 +88,24 @@ def prompt(question: str, sentence: str, genes: int) -> str:
 
 def reasoning(sentence: str) -> str:
     """The first genes of a sentence, named again."""
-    return f"most expressed {', '.join(sentence.split()[:NAMED])}"
+    return f"most expressed {', '.join(sentence.split()[:TRACED])}"
 
 
 def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_out: tuple[str, ...]) -> pd.DataFrame:
-    """Rows of `read` as examples. A repeated sentence is kept once.
+    """Rows of `read` as examples; of cells with the same sentence the first is kept.
 
-    Raises UserError for a held-out group that no cell has, and for two cells with one sentence and two labels, or on
-    both sides of the split.
+    Raises UserError for a held-out group that no cell has, and for two cells with the same sentence that have different
+    labels or are on different sides of the split.
     """
     frame = raw.assign(ood=raw["group"].isin(held_out))
-    for name in held_out:
-        if name not in set(frame["group"]):
-            raise UserError(
-                f"{path}: no cell that was chosen has the group {name!r}, which `ood` holds out. obs column "
-                f"{options['group']!r} has: {_some(sorted(set(frame['group'])))}."
-            )
-    for role, what in (("label", "labels"), ("ood", "sides of the split (in and out of domain)")):
-        differs = (frame.groupby("sequence")[role].transform("first") != frame[role]).to_numpy()
-        if differs.any():
-            second = int(differs.argmax())
-            first = int((frame["sequence"] == frame["sequence"].iloc[second]).to_numpy().argmax())
-            raise UserError(
-                f"{path}: cells {frame['id'].iloc[first]!r} and {frame['id'].iloc[second]!r} have the same first "
-                f"{options['genes']} genes but different {what}. Raise options.genes, or remove one of them."
-            )
+    tables.check_held_out(frame["group"], held_out, path, options["group"])
+    tables.check_consistent(
+        frame,
+        path,
+        lambda row: f"cell {frame['id'].iloc[row]!r}",
+        f"first {options['genes']} genes",
+        "Raise options.genes, or remove one of them",
+    )
     frame = frame.drop_duplicates("sequence", ignore_index=True)
     return pd.DataFrame(
         {
@@ -132,16 +124,17 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
 def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True) -> pd.DataFrame:
     """The cells of a file in its order: id, sequence (the first `genes` genes) and, if `labelled`, label and group.
 
-    With the option `sample`, only that many: those whose sha256 of seed and id is smallest, so that a larger sample
-    holds a smaller one. Raises UserError for a file that is no AnnData, for a column, layer or matrix that it does not
-    have, for repeated ids of cells or names of genes, and, naming cell and gene, for an expression that is negative or
-    no number, a gene whose name has blanks, a cell without a label or without an expressed gene.
+    The option `sample` keeps only that many cells: those with the smallest sha256 of seed and id, so that a larger
+    sample contains every smaller one. Raises UserError for a file that is not AnnData, for a column, layer or matrix
+    that it does not have, for repeated ids of cells or names of genes, and, naming cell and gene, for an expression
+    that is negative or not a number, a gene whose name has blanks, a cell without a label or without an expressed gene.
     """
     with _opened(path) as file:
         ids = _texts(_column(file, path, "obs", None), path, "obs", "the index")
         if not ids:
             raise UserError(f"{path}: has no cells.")
-        _refuse_repeated(ids, path, "cells", "Give every cell a name of its own (obs_names_make_unique)")
+        advice = "Give every cell an id of its own (obs_names_make_unique)"
+        tables.check_unique(ids, path, lambda row: f"cell {row + 1}", advice)
         frame = pd.DataFrame({"id": ids})
         if labelled:
             for role in ("label", "group"):
@@ -179,11 +172,10 @@ def rank(columns: np.ndarray, values: np.ndarray, random: np.random.RandomState)
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file as `h5py.File`. What HDF5 or AnnData cannot read becomes a UserError."""
+    """The file as `h5py.File`. UserError if it cannot be read, or is not AnnData."""
     import h5py
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Paths are relative to the folder where the command runs.")
+    tables.check_file(path)
     try:
         with h5py.File(path, "r") as file:
             for part in ("obs", "var"):
@@ -199,21 +191,21 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _column(file: Any, path: Path, part: str, name: str | None) -> pd.Series:
-    """A column of `obs` or `var`, its index if `name` is None. Of a table of today's form nothing else is read."""
+    """A column of `obs` or `var`, or the index if `name` is None. Other columns are not read (but by AnnData 0.7)."""
     from anndata.io import read_elem
 
     table = file[part]
     index = table.attrs["_index"]
     if name is not None and (name not in table or name == "__categories"):
         has = [key for key in table if key not in (index, "__categories")]
-        raise UserError(f"{path}: no column {name!r} in {part}. It has: {_some(has)}.")
-    if "__categories" in table and name is not None:  # AnnData 0.7: the categories lie beside the columns
+        raise UserError(f"{path}: no column {name!r} in {part}. It has: {tables.shown(has)}.")
+    if "__categories" in table and name is not None:  # AnnData 0.7 stored the categories of all columns together
         return read_elem(table)[name]
     return pd.Series(read_elem(table[index if name is None else name]))
 
 
 def _texts(column: pd.Series, path: Path, part: str, what: str, ids: list[str] | None = None) -> list[str]:
-    """A column of texts or categories. UserError for fractions, and naming the row for a value that is missing."""
+    """A column of texts or categories. UserError for fractions, and, naming the row, for a missing value."""
     if pd.api.types.is_float_dtype(column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column):
         raise UserError(f"{path}: {what} of {part} holds fractions; expected texts or categories. Convert it to texts.")
     texts = ["" if missing else str(value).strip() for value, missing in zip(column, column.isna(), strict=True)]
@@ -231,22 +223,12 @@ def _check_label(label: str, where: str) -> None:
     refuse_markup(label, where)
     if "<" in label or not label.isprintable():
         raise UserError(
-            f"{where}: the label {label!r} is not one line without <, as answers are parsed strictly. Rename it."
+            f"{where}: the label {label!r} must be one line without <, so that answers can be parsed. Rename it."
         )
 
 
-def _refuse_repeated(names: list[str], path: Path, what: str, advice: str) -> None:
-    seen: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if seen.setdefault(name, row) != row:
-            raise UserError(
-                f"{path}: {what} {seen[name] + 1} and {row + 1} (of the file, from 1) share the name {name!r}. "
-                f"{advice}."
-            )
-
-
 def _genes(file: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
-    """The names of the genes, in upper case as the package writes them; blanks stand between genes in a sentence."""
+    """The names of the genes in upper case, as the package writes them. They have no blanks, which separate genes."""
     part = "raw/var" if options["layer"] == RAW else "var"
     if part not in file:
         raise UserError(f"{path}: no {RAW}. Set options.layer to null (X) or the name of a layer.")
@@ -255,12 +237,12 @@ def _genes(file: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
     for row, name in enumerate(names, 1):
         if len(name.split()) != 1:
             raise UserError(
-                f"{path}: gene {row}: the name {name!r} in {what} of {part} has blanks, which stand between genes in a "
+                f"{path}: gene {row}: the name {name!r} in {what} of {part} has blanks, which separate genes in a "
                 "cell sentence. Rename it, or name another column of var in options.names."
             )
         refuse_markup(name, f"{path}: gene {row}")
-    advice = "Case does not count. Make them unique, or name another column of var in options.names"
-    _refuse_repeated(names, path, "genes", advice)
+    advice = "Case is ignored. Make the names unique, or name another column of var in options.names"
+    tables.check_unique(names, path, lambda row: f"gene {row + 1}", advice)
     return names
 
 
@@ -271,14 +253,14 @@ def _matrix(file: Any, path: Path, layer: str | None, shape: tuple[int, int]) ->
 
     key = {None: "X", RAW: "raw/X"}.get(layer, f"layers/{layer}")
     if key not in file:
-        has = [RAW] if "raw/X" in file else []
-        has = [*file.get("layers", {}), *has]
+        has = [*file.get("layers", {}), *([RAW] if "raw/X" in file else [])]
         raise UserError(
-            f"{path}: no {'X' if layer is None else f'layer {layer!r}'}; options.layer may be: {_some(has) or 'null'}."
+            f"{path}: no {'X' if layer is None else f'layer {layer!r}'}. Set options.layer to one of: "
+            f"{tables.shown(has) or 'null'}."
         )
-    found = file[key]
+    stored = file[key]
     try:
-        matrix = found if isinstance(found, h5py.Dataset) else sparse_dataset(found)
+        matrix = stored if isinstance(stored, h5py.Dataset) else sparse_dataset(stored)
     except (KeyError, ValueError):
         matrix = None
     if matrix is None or len(matrix.shape) != 2 or matrix.dtype.kind not in "fiub":
@@ -292,9 +274,9 @@ def _matrix(file: Any, path: Path, layer: str | None, shape: tuple[int, int]) ->
 
 
 def _chunks(matrix: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Ascending `rows` of a matrix on disk, piece by piece, without stored zeros: numbers of the rows, and they.
+    """Ascending `rows` of a matrix on disk in pieces, without stored zeros: (numbers of the rows, their values).
 
-    A piece holds at most ENTRIES values (or one row); of a CSC matrix the values of at most PASS rows.
+    A piece has at most ENTRIES values (or one row); of a CSC matrix, the values of at most PASS rows.
     """
     import h5py
 
@@ -317,25 +299,25 @@ def _chunks(matrix: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, sparse.
 
 
 def _pieces(rows: np.ndarray, stored: np.ndarray) -> list[np.ndarray]:
-    """`rows` in runs that have at most ENTRIES stored values, or one row."""
-    starts, held = [], 0
+    """`rows` in runs of at most ENTRIES stored values, or of one row."""
+    starts, total = [], 0
     for index, count in enumerate(stored.tolist()):
-        if index and held + count > ENTRIES:
+        if index and total + count > ENTRIES:
             starts.append(index)
-            held = 0
-        held += count
+            total = 0
+        total += count
     return np.split(rows, starts)
 
 
 def _nonzero(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The same cells, their genes in the order of the columns, as the package has them when it draws ties."""
+    """The same cells with their genes in the order of the columns, which is the order in which ties are drawn."""
     chunk.sum_duplicates()
     chunk.eliminate_zeros()
     return chunk
 
 
 def _check_chunk(chunk: sparse.csr_matrix, path: Path, ids: list[str], genes: list[str]) -> None:
-    """UserError for a value that is negative or no number, or a cell without genes."""
+    """UserError for a value that is negative or not a number, or a cell without an expressed gene."""
     wrong = ~(np.isfinite(chunk.data) & (chunk.data > 0))
     if wrong.any():
         at = int(wrong.argmax())
@@ -361,8 +343,3 @@ def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:
     frame["prompt"] = frame["sequence"].map(made.prompt)
     frame["segments"] = [[] for _ in range(len(frame))]
     return frame
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(str, names[:10]))
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

@@ -31,13 +31,12 @@ becomes
     trace   The kinase domain binds ATP and transfers its phosphate to proteins.
     answer  GO:0004672, GO:0005524, GO:0006468
 
-The answer is the fewest terms that imply all those of the row (GO:0016301, kinase activity, is implied), sorted; it
-is scored after propagation (`cisterna.scoring.gene_ontology`). The terms of a cell are a list, the text of a Python or
-JSON list, or ids with commas, semicolons or spaces between them. Terms that are obsolete, or not in the ontology, are
-left out; so is
-a protein without any other term, and one whose sequence was there before. The notes of the data say how many. Out of
-domain are the groups that `ood` lists, by the option `group` (the organism). Columns that are not named here are not
-read; every column can be given another name by the option of its role.
+The answer is the smallest set of terms that implies all terms of the row, sorted: here GO:0004672 implies GO:0016301,
+kinase activity. It is scored after propagation (`cisterna.scoring.gene_ontology`). The terms of a cell are a list, the
+text of a Python or JSON list, or ids separated by commas, semicolons or spaces. Terms that are obsolete or not in the
+ontology are left out; so are proteins without any other term, and those with the sequence of an earlier row. The notes
+of the data card say how many. Out of domain are the groups that `ood` lists, in the column of the option `group`
+(default: the organism). Other columns are not read. Each column can have another name, set by the option of its role.
 
 Source: BioReason-Pro (github.com/bowang-lab/BioReason-Pro). The row above is not of the data.
 """
@@ -57,8 +56,7 @@ import pandas as pd
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology
 from cisterna.scoring.gene_ontology import Ontology
-from cisterna.sequences.tokenization import ALPHABETS
-from cisterna.tasks import catalog, table
+from cisterna.tasks import catalog, tables
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import Task, segment
 
@@ -66,22 +64,22 @@ TERMS = ("mf", "bp", "cc")
 QUESTION = ("id", "sequence", "organism", "interpro", "predictions")  # what a prompt is made of
 MAY_BE_EMPTY = ("interpro", "predictions", "reasoning")
 FROM_TRAIN = "train"  # the value of the option `weights` for information accretion of the training proteins
-RARE = str.maketrans(dict.fromkeys("BJOUZ", "X"))  # letters of UniProt that stand for no or for a rare residue
+RARE = str.maketrans(dict.fromkeys("BJOUZ", "X"))  # UniProt's letters for ambiguous and for rare residues
 
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
-    """The task of a table of proteins. `spec` is its entry in the config; the data are opened by `cisterna.tasks.read`.
+    """The task of a table of proteins. `spec` is its entry in the config; `cisterna.tasks.read` opens the data.
 
-    Its `labels` are empty: an answer is a set of the terms of `terms`. Raises UserError for options that are missing.
+    Its `labels` are empty: an answer is a set of terms of the ontology. Raises UserError for options that are missing.
     """
     options = _options(name, spec)
-    held_out = tuple(map(str, spec["ood"])) if isinstance(spec.get("ood"), list | tuple) else ()
+    held_out = catalog.held_out(spec)
     origin = published.source(spec)
     return Task(
         name=name,
         modality="protein",
         labels=(),
-        examples=functools.partial(examples, held_out=held_out, group=options["group"]),
+        examples=functools.partial(examples, name=name, held_out=held_out, group=options["group"]),
         open=functools.partial(read, name, spec),
         meaning=f"the most specific Gene Ontology terms of columns {', '.join(options[role] for role in TERMS)}, "
         f"in the ontology {options['ontology']}",
@@ -95,21 +93,21 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
 
 
 def terms(spec: Mapping[str, Any], train: pd.DataFrame) -> Ontology:
-    """The ontology that answers are scored by, with the weights that the option `weights` asks for.
+    """The ontology for scoring answers, with the weights of the option `weights`.
 
-    `train` holds the training examples, whose `answer` is what information accretion is computed from.
+    Information accretion is computed from the `answer` of the training examples `train`.
     """
     options = _filled(spec)
-    found = gene_ontology.read(Path(options["ontology"]))
+    ontology = gene_ontology.read(Path(options["ontology"]))
     if options["weights"] is None:
-        return found
+        return ontology
     if options["weights"] == FROM_TRAIN:
-        return found.weighted(gene_ontology.information_accretion(map(answers.split, train["answer"]), found))
-    return found.weighted(gene_ontology.read_weights(Path(options["weights"]), found))
+        return ontology.weighted(gene_ontology.information_accretion(map(answers.split, train["answer"]), ontology))
+    return ontology.weighted(gene_ontology.read_weights(Path(options["weights"]), ontology))
 
 
 def prompt(sequence: str, organism: str, interpro: str, predictions: str) -> str:
-    """The question about one protein, with what InterPro and GO-GPT say of it; ends with a newline."""
+    """The question about one protein, with its InterPro text and the predictions of GO-GPT; ends with a newline."""
     return (
         f"Which Gene Ontology terms does this protein of {organism} have?\n"
         f"InterPro: {interpro or 'none'}\n"
@@ -119,28 +117,29 @@ def prompt(sequence: str, organism: str, interpro: str, predictions: str) -> str
 
 
 def read(name: str, spec: Mapping[str, Any]) -> pd.DataFrame:
-    """The proteins of the data: the texts of QUESTION and `reasoning`, `group`, and `answer`, the text of their terms.
+    """The proteins of the data: the texts of QUESTION and `reasoning`, `group`, and `answer`, their terms as text.
 
-    `notes` in `attrs` says how many ids and proteins were left out. Raises UserError, naming the row, for a column that
-    is missing, an empty cell, a repeated id, a letter that is no residue, markup, and a cell that does not hold terms.
+    `notes` in `attrs` says how many ids and proteins were left out. Raises UserError, naming the row, for a missing
+    column, an empty cell, a repeated id, a letter that is not a residue, markup, or a cell that is not a list of terms.
     """
     options = _options(name, spec)
-    known = gene_ontology.read(Path(options["ontology"]))
-    parts, fingerprint = _tables(name, spec)
-    frames = [_frame(part, place, options, known) for place, part in parts]
-    frame = pd.concat(frames, ignore_index=True)
-    _refuse_repeated(frame)
+    ontology = gene_ontology.read(Path(options["ontology"]))
+    parts, fingerprint = published.open_parts(name, spec)
+    frame = pd.concat([_frame(part, place, options, ontology) for _, place, part in parts], ignore_index=True)
+    tables.check_unique(
+        list(frame["id"]), f"tasks.{name}", list(frame["where"]).__getitem__, "Give every protein an id of its own"
+    )
     left_out = int(frame["unknown"].sum())
     without = frame["answer"] == ""
     if without.all():
         raise UserError(
-            f"tasks.{name}: no protein has a term of {options['ontology']} (version {known.version}). Give the "
-            "ontology of the release that the data are of."
+            f"tasks.{name}: no protein has a term of {options['ontology']} (version {ontology.version}). Use "
+            "the ontology of the release that the data were made with."
         )
     kept = frame[~without]
     again = kept["sequence"].duplicated()
     notes = [
-        f"{left_out} gold ids left out: obsolete, or not in {options['ontology']} (version {known.version})",
+        f"{left_out} gold ids left out: obsolete, or not in {options['ontology']} (version {ontology.version})",
         f"{int(without.sum())} proteins left out: no other term",
         f"{int(again.sum())} proteins left out: the sequence was there before",
     ]
@@ -149,19 +148,13 @@ def read(name: str, spec: Mapping[str, Any]) -> pd.DataFrame:
     return kept
 
 
-def examples(raw: pd.DataFrame, *, held_out: tuple[str, ...], group: str) -> pd.DataFrame:
+def examples(raw: pd.DataFrame, *, name: str, held_out: tuple[str, ...], group: str) -> pd.DataFrame:
     """Rows of `read` as examples. UserError for a held-out group that no protein has."""
-    for name in held_out:
-        if name not in set(raw["group"]):
-            most = raw["group"].value_counts().index[:10]
-            raise UserError(
-                f"no protein has the group {name!r}, which `ood` holds out. The most frequent of column {group!r} are: "
-                f"{', '.join(most)}."
-            )
+    tables.check_held_out(raw["group"], held_out, f"tasks.{name}", group)
     return pd.DataFrame(
         {
             "id": raw["id"],
-            "prompt": [prompt(*row) for row in zip(*(raw[role] for role in QUESTION[1:]), strict=True)],
+            "prompt": _prompts(raw),
             "segments": [[segment(sequence)] for sequence in raw["sequence"]],
             "reasoning": raw["reasoning"],
             "answer": raw["answer"],
@@ -174,35 +167,39 @@ def examples(raw: pd.DataFrame, *, held_out: tuple[str, ...], group: str) -> pd.
 
 def ask(path: Path, *, options: Mapping[str, Any]) -> pd.DataFrame:
     """New proteins as questions: id, sequence, prompt, segments. The table has the columns of QUESTION."""
-    frame = _texts(table.open_table(path), str(path), QUESTION, options)
+    frame = _texts(tables.open_table(path), str(path), QUESTION, options)
     return pd.DataFrame(
         {
             "id": frame["id"],
             "sequence": frame["sequence"],
-            "prompt": [prompt(*row) for row in zip(*(frame[role] for role in QUESTION[1:]), strict=True)],
+            "prompt": _prompts(frame),
             "segments": [[segment(sequence)] for sequence in frame["sequence"]],
         }
     )
 
 
 def ids(cell: object) -> list[str]:
-    """The ids in a cell: a list, the text of one, or ids with commas, semicolons or blanks between them.
+    """The ids in a cell: a list, the text of one, or ids separated by commas, semicolons or blanks.
 
-    Raises ValueError for anything that is not a GO id.
+    Raises ValueError or SyntaxError for anything that is not a GO id.
     """
-    found: Any = cell
+    listed: Any = cell
     if cell is None or (isinstance(cell, float) and cell != cell):
-        found = []
+        listed = []
     elif isinstance(cell, str):
         text = cell.strip()
-        listed = text.startswith("[")
-        found = ast.literal_eval(text) if listed else [part for part in re.split(r"[,;\s]+", text) if part]
+        listed = ast.literal_eval(text) if text.startswith("[") else filter(None, re.split(r"[,;\s]+", text))
     elif not isinstance(cell, list | tuple | np.ndarray):
         raise ValueError(f"{cell!r} is not a list of GO ids")
-    for identifier in found:
+    identifiers = list(listed)
+    for identifier in identifiers:
         if not isinstance(identifier, str) or not gene_ontology.TERM.fullmatch(identifier):
             raise ValueError(f"{identifier!r} is not a GO id such as GO:0004672")
-    return list(found)
+    return identifiers
+
+
+def _prompts(frame: pd.DataFrame) -> list[str]:
+    return [prompt(*row) for row in zip(*(frame[role] for role in QUESTION[1:]), strict=True)]
 
 
 def _options(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,85 +220,41 @@ def _weight_files(options: Mapping[str, Any]) -> list[str]:
     return [] if options["weights"] in (None, FROM_TRAIN) else [options["weights"]]
 
 
-def _tables(name: str, spec: Mapping[str, Any]) -> tuple[list[tuple[str, pd.DataFrame]], dict[str, str] | None]:
-    """Place and rows of each part of the data, and the fingerprint of data of the hub."""
-    if "hub" in spec:
-        given, fingerprint = published.of_hub(name, str(spec["hub"]), spec.get("revision"))
-        return [(place, frame) for _, place, frame in given], fingerprint
-    paths = [spec["file"]] if isinstance(spec["file"], str) else list(spec["file"])
-    return [(path, table.open_table(Path(path))) for path in paths], None
-
-
-def _frame(raw: pd.DataFrame, place: str, options: Mapping[str, Any], known: Ontology) -> pd.DataFrame:
-    """The rows of one part of the data by role, with their answer and the number of ids that were left out."""
-    frame = _texts(raw, place, (*QUESTION, "reasoning"), options)
-    for role in TERMS:
-        _column(raw, place, options[role], role)
-    frame["group"] = _strings(_column(raw, place, options["group"], "group"), place, options["group"], False)
-    found, unknown = [], []
-    for row, cells in enumerate(zip(*(raw[options[role]] for role in TERMS), strict=True), 1):
-        given: list[str] = []
-        for role, cell in zip(TERMS, cells, strict=True):
-            try:
-                given += ids(cell)
-            except (ValueError, SyntaxError) as error:
-                raise UserError(
-                    f"{place}: row {row}: column {options[role]!r}: {error}. Give a list of GO ids, or ids with commas "
-                    "between them."
-                ) from None
-        found.append(answers.join(known.specific(given)))
-        unknown.append(sum(not known.terms(identifier) for identifier in set(given)))
-    return frame.assign(answer=found, unknown=unknown)
-
-
 def _texts(raw: pd.DataFrame, place: str, roles: Sequence[str], options: Mapping[str, Any]) -> pd.DataFrame:
-    """The columns of `roles` as checked texts, and `where`, the place of each row for messages."""
+    """The columns of `roles` as checked texts, and `where`, the name of each row in messages."""
     frame = pd.DataFrame(
         {
-            role: _strings(_column(raw, place, options[role], role), place, options[role], role in MAY_BE_EMPTY)
+            role: tables.texts(raw, options[role], place, advice=_advice(role), may_be_empty=role in MAY_BE_EMPTY)
             for role in roles
         }
     )
-    frame["where"] = [f"{place}: row {row}" for row in range(1, len(frame) + 1)]
-    for role in roles:
-        for where, text in zip(frame["where"], frame[role], strict=True):
-            table.refuse_markup(text, f"{where}: column {options[role]!r}")
-    sequences = []
-    for where, text in zip(frame["where"], frame["sequence"], strict=True):
-        sequence = text.upper().translate(RARE)
-        wrong = sorted(set(sequence) - set(ALPHABETS["protein"]))
-        if wrong:
-            raise UserError(
-                f"{where}: column {options['sequence']!r}: {wrong[0]!r} is not a residue ({ALPHABETS['protein']}, and "
-                "B J O U Z, which become X). Correct the row."
-            )
-        sequences.append(sequence[: options["residues"]])
-    return frame.assign(sequence=sequences)
+    frame["where"] = tables.row_names(place, len(frame))
+    frame["sequence"] = [text.upper().translate(RARE) for text in frame["sequence"]]
+    for where, sequence in zip(frame["where"], frame["sequence"], strict=True):
+        tables.check_letters(sequence, "protein", f"{where}: column {options['sequence']!r}")
+    return frame.assign(sequence=frame["sequence"].str[: options["residues"]])
 
 
-def _column(raw: pd.DataFrame, place: str, column: str, role: str) -> pd.Series:
-    if column not in raw.columns:
-        raise UserError(
-            f"{place}: no column {column!r}. It has: {', '.join(map(str, raw.columns))}. If another column holds it, "
-            f"name that one in options.{role}."
-        )
-    return raw[column]
+def _frame(raw: pd.DataFrame, place: str, options: Mapping[str, Any], ontology: Ontology) -> pd.DataFrame:
+    """The rows of one part of the data by role, with their answer and the number of ids that were left out."""
+    frame = _texts(raw, place, (*QUESTION, "reasoning"), options)
+    frame["group"] = tables.texts(raw, options["group"], place, advice=_advice("group"))
+    columns = [tables.column(raw, options[role], place, advice=_advice(role)) for role in TERMS]
+    specific, unknown = [], []
+    for where, *cells in zip(frame["where"], *columns, strict=True):
+        identifiers: list[str] = []
+        for role, cell in zip(TERMS, cells, strict=True):
+            try:
+                identifiers += ids(cell)
+            except (ValueError, SyntaxError) as error:
+                raise UserError(
+                    f"{where}: column {options[role]!r}: {error}. Give a list of GO ids, or ids with commas between "
+                    "them."
+                ) from None
+        specific.append(answers.join(ontology.specific(identifiers)))
+        unknown.append(sum(not ontology.terms(identifier) for identifier in set(identifiers)))
+    return frame.assign(answer=specific, unknown=unknown)
 
 
-def _strings(column: pd.Series, place: str, name: str, may_be_empty: bool) -> list[str]:
-    texts = ["" if missing else str(value).strip() for value, missing in zip(column, column.isna(), strict=True)]
-    if not may_be_empty and "" in texts:
-        raise UserError(f"{place}: row {texts.index('') + 1}: column {name!r} is empty. Fill it or remove the row.")
-    return texts
-
-
-def _refuse_repeated(frame: pd.DataFrame) -> None:
-    repeated = frame["id"].duplicated()
-    if repeated.any():
-        second = int(repeated.to_numpy().argmax())
-        first = int((frame["id"] == frame["id"].iloc[second]).to_numpy().argmax())
-        raise UserError(
-            f"{frame['where'].iloc[first]} and {frame['where'].iloc[second]} share the id "
-            f"{frame['id'].iloc[second]!r}. "
-            "Give every protein an id of its own."
-        )
+def _advice(role: str) -> str:
+    return f" If the column has another name, set it in options.{role}."

@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.sequences.tokenization import ALPHABETS
-from cisterna.tasks import table
+from cisterna.tasks import tables
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import SPLIT, Task, segment
 
@@ -33,8 +32,8 @@ def task(
 ) -> Task:
     """The task of a data set with the columns question, answer, reference_sequence, variant_sequence and reasoning.
 
-    `clean` makes an answer of a cell of the column answer. Of both sequences `flank` bases (an
-    option of the task) are kept on each side of the first base in which they differ.
+    `clean` turns a cell of the column answer into an answer. Both sequences are cut to `flank` bases (an option of the
+    task) on each side of the first base in which they differ.
     """
     flank = int(spec.get("options", {}).get("flank", 1024))
     return Task(
@@ -53,9 +52,8 @@ def task(
 def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.DataFrame:
     """Raw rows (`published.rows`) as examples; the group is IN or OUT.
 
-    A note says how many rows have a variant that does not differ from the reference. Raises
-    UserError naming the row for a letter that is not of DNA, markup in a text, and an answer that is
-    empty when cleaned.
+    A note says how many rows have a variant that does not differ from the reference. Raises UserError naming the row
+    for a letter that is not of DNA, and for an answer that is empty when cleaned.
     """
     notes = list(raw.attrs.get("notes", []))
     raw = raw.reset_index(drop=True)
@@ -65,16 +63,14 @@ def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.D
     asked = _questions(raw, list(raw[published.WHERE]), flank)
     reasoning = list(raw["reasoning"]) if "reasoning" in raw.columns else [""] * len(raw)
     answers = []
-    for where, text, trace in zip(raw[published.WHERE], raw["answer"], reasoning, strict=True):
-        table.refuse_markup(trace, f"{where}: column 'reasoning'")
-        table.refuse_markup(text, f"{where}: column 'answer'")
+    for where, text in zip(raw[published.WHERE], raw["answer"], strict=True):
         answer = clean(text)
         if not answer or not answer.isprintable():
             raise UserError(
                 f"{where}: column 'answer': {text!r} is {answer!r} when cleaned; expected one line. Correct the row."
             )
         answers.append(answer)
-    found = pd.DataFrame(
+    made = pd.DataFrame(
         {
             "id": published.identifiers(raw),
             "prompt": asked["prompt"],
@@ -87,47 +83,40 @@ def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.D
             SPLIT: raw[SPLIT],
         }
     )
-    found.attrs["notes"] = notes
-    return found
+    made.attrs["notes"] = notes
+    return made
 
 
 def ask(path: Path, flank: int) -> pd.DataFrame:
-    """New rows as questions: id, sequence, prompt, segments. The table has the columns question, reference_sequence,
-    variant_sequence and may have an id; others are ignored.
+    """New rows as questions: id, sequence, prompt, segments.
+
+    The table has the columns question, reference_sequence and variant_sequence, and may have an id; others are ignored.
     """
-    raw = table.open_table(path)
-    for column in ("question", *PAIR):
-        if column not in raw.columns:
-            raise UserError(f"{path}: no column {column!r}. It has: {', '.join(map(str, raw.columns))}.")
-    names = [column for column in ("id", "question", *PAIR) if column in raw.columns]
-    frame = pd.DataFrame({column: table.texts(raw[column], path, column, column) for column in names})
-    asked = _questions(frame, [f"{path}: row {row}" for row in range(1, len(frame) + 1)], flank)
+    raw = tables.open_table(path)
+    names = [*(["id"] if "id" in raw.columns else []), "question", *PAIR]
+    frame = pd.DataFrame({name: tables.texts(raw, name, path) for name in names})
+    rows = tables.row_names(path, len(frame))
+    asked = _questions(frame, rows, flank)
     asked.insert(0, "id", frame.get("id", pd.Series([str(row) for row in range(1, len(frame) + 1)])))
     return asked
 
 
 def _questions(raw: pd.DataFrame, places: list[str], flank: int) -> pd.DataFrame:
     """Sequence (with the variant, cut), prompt and segments of rows with question, reference and variant."""
-    found = []
+    rows = []
     for where, question, reference, variant in zip(places, raw["question"], raw[PAIR[0]], raw[PAIR[1]], strict=True):
-        table.refuse_markup(question, f"{where}: column 'question'")
         pair = [reference.upper(), variant.upper()]
         for column, sequence in zip(PAIR, pair, strict=True):
-            wrong = sorted(set(sequence) - set(ALPHABETS["dna"]))
-            if wrong:
-                raise UserError(
-                    f"{where}: column {column!r} has {wrong[0]!r}, which is not a letter of dna "
-                    f"({ALPHABETS['dna']}). Correct the row."
-                )
+            tables.check_letters(sequence, "dna", f"{where}: column {column!r}")
         (reference, variant), center = window(pair[0], pair[1], flank)
-        found.append(
+        rows.append(
             {
                 "sequence": variant,
                 "prompt": prompt(question, reference, variant),
                 "segments": [segment(part, 0, min(center, len(part) - 1)) for part in (reference, variant)],
             }
         )
-    return pd.DataFrame(found, columns=["sequence", "prompt", "segments"])
+    return pd.DataFrame(rows, columns=["sequence", "prompt", "segments"])
 
 
 def prompt(question: str, reference: str, variant: str) -> str:
@@ -136,11 +125,10 @@ def prompt(question: str, reference: str, variant: str) -> str:
 
 
 def window(reference: str, variant: str, flank: int) -> tuple[tuple[str, str], int]:
-    """Both sequences cut to `flank` bases on each side of the first base in which they differ, and where it is there.
+    """Both sequences cut to `flank` bases on each side of the first base in which they differ, and its index there.
 
-    Positions count from 0. Where one sequence is the beginning of the other, the base after its end
-    is the first that differs; where they are equal it is the middle. `flank` is at least 1, so that
-    a base of each is left.
+    Indices count from 0. If one sequence is the beginning of the other, the base after its end is the first that
+    differs; if they are equal, it is the middle. `flank` is at least 1, so that each sequence keeps a base.
     """
     pairs = enumerate(zip(reference, variant, strict=False))
     first = next((place for place, (old, new) in pairs if old != new), min(len(reference), len(variant)))

@@ -1,9 +1,9 @@
 """cell-type (rna): which kind of blood cell expresses these genes?
 
-One peripheral blood mononuclear cell as a "cell sentence": its most expressed genes in descending
-order (ties by name), the form used by Cell2Sentence. The label is the annotation that ships with
-the data, from the correlation with sorted populations; the trace lists which canonical marker genes
-of each kind are in the sentence. Markers are from the literature, none is chosen on these data.
+One peripheral blood mononuclear cell as a "cell sentence": its most expressed genes in descending order (ties by
+name), the form used by Cell2Sentence. The label is the annotation that ships with the data, from the correlation with
+sorted populations; the trace lists the canonical marker genes of each cell type that are in the sentence. The markers
+are from the literature; none was chosen on these data.
 
     id          pbmc-AACACGTGGTCTTT
     genes       NKG7 GNLY CLIC3 IL32 FTL CCL5 CD7 GSTP1 HNRNPA1 CALM1 EIF4A1 SRGN TXNIP CD247 CTSW
@@ -28,7 +28,7 @@ import pandas as pd
 
 LENGTH = None
 GENES = 16  # genes of a sentence
-KINDS = {
+CELL_TYPES = {
     "CD19+ B": "b-cell",
     "CD4+/CD25 T Reg": "t-cell",
     "CD4+/CD45RA+/CD25- Naive T": "t-cell",
@@ -48,8 +48,7 @@ MARKERS = {
 }
 
 MEANING = (
-    "annotation `bulk_labels` merged to five kinds: b-cell (CD19+), t-cell (CD4+ and naive "
-    "CD8+), cytotoxic (CD56+ NK "
+    "annotation `bulk_labels` merged to five kinds: b-cell (CD19+), t-cell (CD4+ and naive CD8+), cytotoxic (CD56+ NK "
     "and CD8+ cytotoxic T), monocyte (CD14+), dendritic; CD34+ (13 cells) is left out"
 )
 RULE = "out of domain: cells scored as S or G2M phase; train, validation and id have cells in G1 only"
@@ -61,31 +60,26 @@ def prompt(sentence: str) -> str:
 
 
 def segments(sentence: str) -> list[dict[str, Any]]:
-    """None: the sentence is of genes, not of residues."""
+    """None: the sentence has genes and no residues."""
     return []
 
 
 def reasoning(sentence: str) -> str:
-    """The marker genes of each kind that the sentence holds, in its order, or `none`."""
+    """The marker genes of each cell type in the sentence, in its order, or `none`."""
     genes = sentence.split()
     return ", ".join(
-        f"{kind} {' '.join(gene for gene in genes if gene in markers) or 'none'}" for kind, markers in MARKERS.items()
+        f"{cell_type} {' '.join(gene for gene in genes if gene in markers) or 'none'}"
+        for cell_type, markers in MARKERS.items()
     )
 
 
 def examples(raw: pd.DataFrame) -> pd.DataFrame:
-    """Raw rows (id, genes in descending order of expression, annotation, phase) as examples; the
-    group is the phase.
-    """
+    """Raw rows (id, genes in descending order of expression, annotation, phase) as examples; the group is the phase."""
     sentence = raw["genes"].map(lambda genes: " ".join(str(genes).split()[:GENES]))
     phase = raw["phase"].astype(str)
     return pd.DataFrame(
         {
-            "id": raw["id"].astype(str),
-            "prompt": sentence.map(prompt),
-            "segments": sentence.map(segments),
-            "reasoning": sentence.map(reasoning),
-            "answer": raw["annotation"].map(KINDS),
+            "answer": raw["annotation"].map(CELL_TYPES),
             "sequence": sentence,
             "group": phase,
             "ood": phase != "G1",

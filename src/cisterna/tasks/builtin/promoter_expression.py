@@ -1,9 +1,8 @@
 """promoter-expression (dna): is this mutated lac promoter strong or weak?
 
-Seventy-five bases upstream of the transcription start of the E. coli lac promoter, about 12% of
-them mutated, sorted by fluorescence into gates. The label is the gate the cell fell into; the trace
-compares the binding sites of CRP and RNA polymerase with their published consensus. It does not use
-the gate, and no weight is fitted.
+The 75 bases upstream of the transcription start of the E. coli lac promoter, about 12% of them mutated; cells were
+sorted by fluorescence into gates. The label is the gate of the cell; the trace compares the binding sites of CRP and
+RNA polymerase with their published consensus. It does not use the gate, and no weight is fitted.
 
     id        lac-10831
     sequence  AATTAATCTGAGTTAGCTGACTCACTAGGCACTCCAGGCTTGACACTTTTTGCTTCCGGCTCGTATGTTATATGG
@@ -51,9 +50,7 @@ def label(gate: int) -> str | None:
 
 
 def mutations(sequence: str) -> list[tuple[int, str, str]]:
-    """Distance upstream of the start, wild-type base and new base of each mutation, from the far
-    end to the start.
-    """
+    """Distance upstream of the start, wild-type base and new base of each mutation, the farthest first."""
     return [
         (START - index, old, new)
         for index, (old, new) in enumerate(zip(WILD_TYPE, sequence, strict=True))
@@ -62,9 +59,7 @@ def mutations(sequence: str) -> list[tuple[int, str, str]]:
 
 
 def prompt(sequence: str) -> str:
-    """The question about one variant, given as its mutations: distance upstream of the start, new
-    base.
-    """
+    """The question about one variant, as its mutations: distance upstream of the start, new base."""
     changes = "".join(f"{site}<dna>{new}</dna>" for site, _, new in mutations(sequence))
     return f"Is this lac promoter high or low? {changes}\n"
 
@@ -75,9 +70,7 @@ def segments(sequence: str) -> list[dict[str, Any]]:
 
 
 def reasoning(sequence: str) -> str:
-    """For each binding site its mutations, whether each loses or gains a consensus base, and the
-    matches left.
-    """
+    """For each binding site its mutations, whether each loses or gains a consensus base, and the matches left."""
     hits = mutations(sequence)
     steps = []
     for name, (first, consensus) in ELEMENTS.items():
@@ -86,8 +79,8 @@ def reasoning(sequence: str) -> str:
             if first - len(consensus) < site <= first:
                 wanted = consensus[first - site]
                 words.append(f"{site} {'loss' if old == wanted else 'gain' if new == wanted else 'other'}")
-        found = sequence[START - first : START - first + len(consensus)]
-        matches = sum(a == b for a, b in zip(found, consensus, strict=True))
+        site_bases = sequence[START - first : START - first + len(consensus)]
+        matches = sum(a == b for a, b in zip(site_bases, consensus, strict=True))
         steps.append(f"{' '.join(words)} keeps {matches}")
     return ", ".join(steps)
 
@@ -98,10 +91,6 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
     load = sequence.map(lambda s: len(mutations(s)))
     return pd.DataFrame(
         {
-            "id": raw["id"].astype(str),
-            "prompt": sequence.map(prompt),
-            "segments": sequence.map(segments),
-            "reasoning": sequence.map(reasoning),
             "answer": raw["gate"].map(label),
             "sequence": sequence,
             "group": load.astype(str),

@@ -1,10 +1,8 @@
-"""protein-fitness (protein): does this double mutant of protein G domain B1 still fold and bind
-IgG?
+"""protein-fitness (protein): does this double mutant of protein G domain B1 still fold and bind IgG?
 
-GB1 is 56 residues; the deep mutational scan holds nearly all double mutants. The label is the
-enrichment on IgG-Fc beads relative to the wild type; the trace says where each mutation lies in the
-published structure and how the side chain changes. It does not use the enrichment, and no weight is
-fitted.
+GB1 has 56 residues; the deep mutational scan has nearly all double mutants. The label is the enrichment on IgG-Fc beads
+relative to the wild type; the trace says where each mutation lies in the published structure and how the side chain
+changes. It does not use the enrichment, and no weight is fitted.
 
     id          gb1-D22P-W43E
     sequence    QYKLILNGKTLKGETTTEAVPAATAEKVFKQYANDNGVDGEETYDDATKTFTVTE
@@ -37,7 +35,7 @@ IMPAIRED = -3.0  # log2 enrichment over wild type: at most an eighth
 HELIX = range(23, 37)  # residues 23-36
 CORE = frozenset({3, 5, 7, 20, 26, 30, 34, 39, 43, 52, 54})
 CONTACTS = frozenset({27, 28, 31, 32, 35, 40, 42, 43})
-KINDS = {
+RESIDUE_CLASSES = {
     **dict.fromkeys("AVLIMC", "greasy"),
     **dict.fromkeys("FWY", "aromatic"),
     **dict.fromkeys("STNQ", "polar"),
@@ -55,13 +53,11 @@ VOLUMES = {
 SAME_SIZE = 20.0  # cubic angstrom; a smaller difference counts as no change
 
 MEANING = (
-    f"functional: log2 enrichment over wild type >= {FUNCTIONAL:g} (half of the wild type or "
-    "more); "
+    f"functional: log2 enrichment over wild type >= {FUNCTIONAL:g} (half of the wild type or more); "
     f"impaired: <= {IMPAIRED:g} (an eighth or less); variants between are left out"
 )
 RULE = (
-    "out of domain: both mutations in the alpha helix (residues 23-36), where no mutation lies "
-    "in train, validation "
+    "out of domain: both mutations in the alpha helix (residues 23-36), where no mutation lies in train, validation "
     "or id; variants with one mutation in the helix are left out"
 )
 
@@ -96,7 +92,7 @@ def size(old: str, new: str) -> str:
 
 
 def prompt(sequence: str) -> str:
-    """The question about one variant, given as its mutations and where each lies."""
+    """The question about one variant, as its mutations and where each lies."""
     changes = " and ".join(
         f"<protein>{old}</protein>{site}<protein>{new}</protein> {place(site)}"
         for site, old, new in mutations(sequence)
@@ -105,32 +101,29 @@ def prompt(sequence: str) -> str:
 
 
 def segments(sequence: str) -> list[dict[str, Any]]:
-    """Of each mutation the residue in the wild type and that in the variant."""
+    """For each mutation, the residue in the wild type and the one in the variant."""
     return [segment(whole, site - FIRST) for site, _, _ in mutations(sequence) for whole in (WILD_TYPE, sequence)]
 
 
 def reasoning(sequence: str) -> str:
-    """What each mutation changes and where, then how many hit the core and the contact with Fc."""
+    """What each mutation changes and where, then how many lie in the core and in contact with Fc."""
     hits = mutations(sequence)
-    steps = [f"{site} {place(site)} {KINDS[old]} to {KINDS[new]} {size(old, new)}" for site, old, new in hits]
+    steps = [
+        f"{site} {place(site)} {RESIDUE_CLASSES[old]} to {RESIDUE_CLASSES[new]} {size(old, new)}"
+        for site, old, new in hits
+    ]
     core = sum(site in CORE for site, _, _ in hits)
     contacts = sum(site in CONTACTS for site, _, _ in hits)
     return f"{', '.join(steps)}, core {core} contact {contacts}"
 
 
 def examples(raw: pd.DataFrame) -> pd.DataFrame:
-    """Raw rows (id, sequence, enrichment as log2 over wild type) as examples; the group is where
-    the mutations lie.
-    """
+    """Raw rows (id, sequence, log2 enrichment over wild type) as examples; the group is where the mutations lie."""
     sequence = raw["sequence"].astype(str)
     sites = [[site in HELIX for site, _, _ in mutations(s)] for s in sequence]
     group = ["helix" if all(s) else "outside" if not any(s) else "mixed" for s in sites]
     return pd.DataFrame(
         {
-            "id": raw["id"].astype(str),
-            "prompt": sequence.map(prompt),
-            "segments": sequence.map(segments),
-            "reasoning": sequence.map(reasoning),
             "answer": raw["enrichment"].map(label),
             "sequence": sequence,
             "group": group,

@@ -1,9 +1,9 @@
 """splice-donor (rna): does the spliceosome use this 5' splice site?
 
-Nine bases of pre-mRNA, three of the exon and six of the intron, measured in a massively parallel
-splicing assay (minigene of BRCA2 exon 17, HeLa cells). The label is the assay's percent spliced in
-(PSI); the trace compares the site with the consensus CAG|GURAGU, position by position, as U1 snRNA
-would. It does not use PSI, and no weight is fitted.
+Nine bases of pre-mRNA, three of the exon and six of the intron, measured in a massively parallel splicing assay
+(minigene of BRCA2 exon 17, HeLa cells). The label is the assay's percent spliced in (PSI); the trace compares the site
+with the consensus CAG|GURAGU, position by position, which is the complement of U1 snRNA. It does not use PSI, and no
+weight is fitted.
 
     id        mpsa-AAGGUAAAU
     sequence  AAGGUAAAU
@@ -60,24 +60,18 @@ def segments(sequence: str) -> list[dict[str, Any]]:
 
 
 def reasoning(sequence: str) -> str:
-    """The comparison with the consensus, then the matches counted in the exon and in the intron."""
+    """The comparison with the consensus, then the number of matches in the exon and in the intron."""
     hits = [base in allowed for base, allowed in zip(sequence, CONSENSUS, strict=True)]
     steps = " ".join(f"{position} {'match' if hit else 'miss'}" for position, hit in zip(POSITIONS, hits, strict=True))
     return f"{steps} exon {sum(hits[:3])} of 3 intron {sum(hits[3:])} of 6"
 
 
 def examples(raw: pd.DataFrame) -> pd.DataFrame:
-    """Raw rows (id, sequence, psi_1, psi_2 in percent) as examples; the group is the donor's first
-    two bases.
-    """
+    """Raw rows (id, sequence, psi_1, psi_2 in percent) as examples; the group is the first two bases of the donor."""
     sequence = raw["sequence"].astype(str)
     group = sequence.str[3:5]
     return pd.DataFrame(
         {
-            "id": raw["id"].astype(str),
-            "prompt": sequence.map(prompt),
-            "segments": sequence.map(segments),
-            "reasoning": sequence.map(reasoning),
             "answer": [label(a, b) for a, b in zip(raw["psi_1"], raw["psi_2"], strict=True)],
             "sequence": sequence,
             "group": group,
