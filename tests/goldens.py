@@ -81,15 +81,22 @@ def dump(name: str) -> dict[str, Any]:
         return {"models": models(CONFIGS[name]), "jobs": jobs(CONFIGS[name], Path(folder))}
 
 
-def hashes(results: Path) -> dict[str, str]:
-    """What a study published, by path below its results: the hash of each file, of a manifest its identity."""
+def hashes(results: Path, root: Path = ROOT) -> dict[str, str]:
+    """What a study published, by path below its results: the hash of each file, of a manifest without what differs.
+
+    A manifest differs in what was measured, and in the folder of the repository, which the tiny study's paths name.
+    """
     found = {}
     for path in sorted(results.rglob("*")):
         name = path.relative_to(results).as_posix()
         if not path.is_file() or any(part.startswith(".") for part in path.parts[len(results.parts) :]):
             continue
         if path.name == "manifest.json":
-            found[name] = json.loads(path.read_text())["identity"]
+            manifest = json.loads(path.read_text().replace(str(root), "."))
+            if manifest["parent"]:
+                del manifest["parent"]["identity"]
+            facts = {key: manifest[key] for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")}
+            found[name] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         elif path.suffix in (".parquet", ".safetensors", ".npy", ".arrow") or path.name in (
             "metrics.json", "history.json", "card.json", "inputs.json", "perplexity.json", "masked.json",
         ):  # fmt: skip
