@@ -80,9 +80,10 @@ class Run:
     def here(self) -> "Run":
         """Train in this process; returns itself."""
         from cisterna.sequences.source import open_source
-        from cisterna.training import cpt, rl, run, sft
+        from cisterna.training import cpt, rl, sft
+        from cisterna.training.arguments import StageArguments
 
-        job = run.Job(
+        arguments = StageArguments(
             kind=self.kind,
             parent=self.parent,
             output=self.output,
@@ -93,12 +94,12 @@ class Run:
             previous=self.previous,
         )
         if self.kind == "cpt":
-            cpt.train(job, [self.data])
+            cpt.train(arguments, [self.data])
             return self
         modality = json.loads((self.data / "card.json").read_text())["modality"]
         source = {key: value for key, value in self.reads.items() if key != "sequences"}
         given = open_source(self.reads.get("sequences", "tokens"), modality, **source)
-        (sft if self.kind == "sft" else rl).train(job, self.data, given)
+        (sft if self.kind == "sft" else rl).train(arguments, self.data, given)
         return self
 
     def command(self, ranks: int = 1) -> list[str]:

@@ -321,10 +321,10 @@ def _features(options: argparse.Namespace) -> None:
     )
 
 
-def _job(options: argparse.Namespace) -> Any:
-    from cisterna.training.run import Job
+def _stage(options: argparse.Namespace) -> Any:
+    from cisterna.training.arguments import StageArguments
 
-    return Job(
+    return StageArguments(
         kind=options.command,
         parent=options.parent,
         output=options.output,
@@ -339,7 +339,7 @@ def _job(options: argparse.Namespace) -> Any:
 def _cpt(options: argparse.Namespace) -> None:
     from cisterna.training import cpt
 
-    cpt.train(_job(options), options.tokens)
+    cpt.train(_stage(options), options.tokens)
 
 
 def _inputs(options: argparse.Namespace) -> Any:
@@ -355,13 +355,13 @@ def _inputs(options: argparse.Namespace) -> Any:
 def _sft(options: argparse.Namespace) -> None:
     from cisterna.training import sft
 
-    sft.train(_job(options), options.data, _inputs(options))
+    sft.train(_stage(options), options.data, _inputs(options))
 
 
 def _rl(options: argparse.Namespace) -> None:
     from cisterna.training import rl
 
-    rl.train(_job(options), options.data, _inputs(options))
+    rl.train(_stage(options), options.data, _inputs(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

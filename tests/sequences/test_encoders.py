@@ -21,7 +21,7 @@ from cisterna.models import make_base
 from cisterna.sequences import encoders, tokenization
 from cisterna.sequences.encoders import huggingface
 from cisterna.training import encoder as stage
-from cisterna.training import run
+from cisterna.training.callback import StageCallback
 from tiny import ESM, READING, ROOT, backbone, encoder
 
 CPU = torch.device("cpu")
@@ -538,7 +538,7 @@ class Killed(BaseException):
 
 def test_killed_training_resumes_to_the_same_encoder(trained, corpora, tmp_path, monkeypatch, capsys):
     asked = command(tmp_path, corpora, save_minutes=0)
-    original = run._Progress.on_save
+    original = StageCallback.on_save
 
     def on_save(self, args, state, *rest, **options):
         original(self, args, state, *rest, **options)
@@ -546,7 +546,7 @@ def test_killed_training_resumes_to_the_same_encoder(trained, corpora, tmp_path,
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(run._Progress, "on_save", on_save)
+        patch.setattr(StageCallback, "on_save", on_save)
         with pytest.raises(Killed):
             cli.main(asked)
     assert not (tmp_path / "nano-esm").exists()

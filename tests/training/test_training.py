@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from cisterna import models
@@ -10,8 +11,8 @@ from cisterna.data import corpus
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import tokenization
-from cisterna.training import cpt, guards, rl, run, sft
-from cisterna.training.run import library_options
+from cisterna.training import cpt, guards, rl, sft
+from cisterna.training.run import OpenRun
 from conftest import ROOT
 from runs import CPT, RL, SFT, Run, published, solver
 
@@ -88,7 +89,7 @@ def test_rl_ladder_gives_the_weights_and_history_of_a_straight_run(solved, splic
 
 def test_rl_epochs_see_the_prompts_in_different_orders(solved, splice, tmp_path):
     steps = Run("rl", solved.output, splice, tmp_path, RL | {"examples": 64, "temperature": 0.01}, 2)
-    trainer = build(rl, steps).trainer
+    trainer = build(steps)
     loader = trainer.get_train_dataloader()
     orders = []
     for epoch in (0, 1, 0):
@@ -106,7 +107,7 @@ def test_ladder_without_its_work_folder_is_trained_again_to_the_same_weights(bas
     capsys.readouterr()
     again = ladder[1].here()
     said = capsys.readouterr().out
-    assert f"training from the start: no trainer state of {ladder[0].output}" in said
+    assert f"no trainer state of {ladder[0].output}" in said
     assert again.manifest["identity"] == before["identity"]
 
 
@@ -163,13 +164,21 @@ def test_labels_are_the_completion_and_nothing_of_the_prompt(base, splice):
         assert tokenization.collapse(tokens.decode(ids)).startswith(row.prompt)
 
 
-def build(stage, asked: Run) -> run.Setup:
+class Built(BaseException):
+    """Raised instead of training; its argument is the trainer."""
+
+
+def build(asked: Run) -> transformers.Trainer:
     """The trainer of a stage as it is before its first step."""
-    setups: list[run.Setup] = []
+
+    def train(run, trainer, **_):
+        raise Built(trainer)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "execute", lambda job, make: setups.append(make(library_options(job))))
-        asked.here()
-    return setups[0]
+        patch.setattr(OpenRun, "train", train)
+        with pytest.raises(Built) as built:
+            asked.here()
+    return built.value.args[0]
 
 
 def test_recipe_options_reach_the_library_by_their_names(base, splice, dna, tmp_path):
@@ -181,7 +190,7 @@ def test_recipe_options_reach_the_library_by_their_names(base, splice, dna, tmp_
         rl: Run("rl", base, splice, tmp_path, RL | shared | own),
     }
     for stage, made in asked.items():
-        arguments = build(stage, made).trainer.args
+        arguments = build(made).args
         for key, value in (shared | (own if stage is rl else {})).items():
             assert getattr(arguments, key) == value
         assert arguments.seed == made.seed

@@ -1,8 +1,7 @@
-"""Work folders: where a stage keeps what it has done, so that the same command goes on after the process was killed.
+"""Work folders: where a stage keeps what it has done, so that it resumes when the same command is run again.
 
-A work folder is no output of a rule, so Snakemake never deletes it. What it holds counts only for the run whose facts
-(inputs, options, packages) stand in its `fingerprint.json`. Not for trainer state, which a ladder shares
-(`cisterna.training.run`), and not for how a stage saves.
+A work folder (`results/.work/...`) is no output of a rule, so Snakemake never deletes it. What is in it counts only for
+a run with the facts (inputs, options, packages) that its `fingerprint.json` records.
 """
 
 import shutil
@@ -15,41 +14,45 @@ from cisterna.artifacts import files, shutdown
 
 FINGERPRINT = "fingerprint.json"
 LOCK = ".lock"
-SAVE_MINUTES = 10.0  # between two saves of a stage that is not told otherwise
+SAVE_MINUTES = 10.0  # between two saves, by default
 
 
 @contextmanager
 def folder(work: Path, output: Path, facts: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the work folder of the stage that publishes `output`.
+    """Lock the work folder of the stage that publishes `output`, and remove what a run of other `facts` left in it.
 
-    It stays when the stage has ended, until `cisterna clean`: Snakemake deletes what a job published if it is killed
-    before the job's end is on record, and then the same command goes on from here once more.
+    `facts` is a JSON object. In the block SIGTERM asks for a graceful shutdown (`cisterna.artifacts.shutdown`).
+    UserError if another process has the lock.
 
-    In the block SIGTERM is to be obeyed (`cisterna.artifacts.shutdown`), and all that `work` holds was made by a run
-    of the same `facts`, a JSON object: what another run left is removed, with a line that says why. UserError if
-    another process
-    holds it.
+    The folder stays when the stage has ended, until `cisterna clean`: if Snakemake is killed before it has recorded the
+    end of the job, it deletes what the job published, and the same command then resumes from the work folder.
     """
-    with files.lock(work), shutdown.watch():
-        files.remove_leftovers(output)
-        _discard_stale(work, facts)
+    with locked(work, output), shutdown.watch():
+        discard_stale(work, facts)
         yield
 
 
-def _discard_stale(work: Path, facts: Mapping[str, Any]) -> None:
+@contextmanager
+def locked(work: Path, output: Path) -> Iterator[None]:
+    """Lock a work folder and remove what killed processes left next to `output`. UserError if it is locked."""
+    with files.lock(work):
+        files.remove_leftovers(output)
+        yield
+
+
+def discard_stale(work: Path, facts: Mapping[str, Any], pattern: str = "*", reason: str | None = None) -> None:
+    """Remove what matches `pattern` in a work folder if a run of other `facts` made it, and record `facts`.
+
+    With `reason` it is removed in any case. What is removed, and why, is printed.
+    """
     path = work / FINGERPRINT
     known = files.read_json(path) if path.is_file() else {}
     changed = sorted(key for key in facts if known.get(key) != facts[key])
-    if changed:
-        if known:
-            print(f"from the start: the state in {work} is of another run ({', '.join(changed)} changed)", flush=True)
-        _empty(work)
-        files.write_json(path, dict(facts))
-
-
-def _empty(work: Path) -> None:
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+    saved = [entry for entry in work.glob(pattern) if entry.name not in (LOCK, FINGERPRINT)]
+    if changed and saved:
+        reason = f"the state in {work} is of another run ({', '.join(changed)} changed)"
+    if reason:
+        print(f"from the start: {reason}", flush=True)
+        for entry in saved:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    files.write_json(path, dict(facts))

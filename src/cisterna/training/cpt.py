@@ -8,40 +8,36 @@ at every document and attention stays inside it. The trainer is `transformers.Tr
 """
 
 from pathlib import Path
-from typing import Any
 
 import transformers
+from peft import get_peft_model
 from torch.utils.data import ConcatDataset
 
-from cisterna import models
 from cisterna.artifacts import files
 from cisterna.data.corpus import Blocks
-from cisterna.sequences import tokenization
-from cisterna.training.run import Job, Setup, configure, execute, parent_model, parent_of
+from cisterna.training import parent
+from cisterna.training.arguments import StageArguments
+from cisterna.training.options import configure
+from cisterna.training.run import open_run
 
 
-def train(job: Job, corpora: list[Path]) -> None:
+def train(arguments: StageArguments, corpora: list[Path]) -> None:
     """Train on all `corpora` (folders made by `cisterna tokenize`), mixed block by block, and publish."""
-
-    def build(options: dict[str, Any]) -> Setup:
-        block_size = int(job.recipe["block_size"])
+    with open_run(arguments) as run:
+        block_size = int(arguments.recipe["block_size"])
         blocks: ConcatDataset = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
-        model = parent_model(job)
-        if job.recipe.get("lora"):
-            from peft import get_peft_model
-
-            model = get_peft_model(model, models.lora_config(job.recipe["lora"]))
+        model = parent.load_model(arguments)
+        adapter = parent.adapter(arguments)
         trainer = transformers.Trainer(
-            model=model,
-            args=configure(transformers.TrainingArguments, options),
+            model=get_peft_model(model, adapter) if adapter else model,
+            args=configure(transformers.TrainingArguments, run.options),
             train_dataset=blocks,
             data_collator=transformers.default_data_collator,
-            processing_class=tokenization.load(models.base_of(parent_of(job))),
+            processing_class=parent.load_tokenizer(arguments),
         )
-        return Setup(
-            trainer=trainer,
+        trained = run.train(
+            trainer,
             data={folder.name: files.sha256(folder / "train.npy") for folder in corpora},
             tokens_per_epoch=len(blocks) * block_size,
         )
-
-    execute(job, build)
+        run.publish(trained)

@@ -1,38 +1,39 @@
-"""When a training run is not worth going on with, told from its log. Not for checks of what it trained (see `run`).
+"""Early-abort checks: they end a run whose log shows that it cannot give a useful checkpoint.
 
-The rules read the logged history alone, which is part of the saved state, so a run that was interrupted ends at the
-same step and with the same words as one that was not.
+Except for `moved`, the checks read nothing but the logged history. It is part of the saved state, so an interrupted run
+ends at the same step, with the same message, as one that was not interrupted.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cisterna.errors import UserError
 
-# A loss has exploded if it stays this many times above that of the first log. A spike from which training recovers is
-# no reason to end it, and a loss that begins near nothing has room to rise: so for a number of logs, and above a floor
-# in nats. Megatron-LM calls a single loss spiky at 10 times the largest of the first ones (SPIKY_LOSS_FACTOR).
+# A loss has exploded if it stays this many times above that of the first log. Training recovers from a spike, so one
+# log is not enough; and a loss that begins near zero has room to rise, so it also has to be above a floor, in nats.
+# Megatron-LM calls a single loss spiky at 10 times the largest of the first ones (SPIKY_LOSS_FACTOR).
 EXPLODED = 3.0
 LOGS = 3
 FLOOR = 1.0
-# Steps of reinforcement learning without any variance of rewards, counted from the first, after which it is ended.
+# Reinforcement learning ends after this many steps if the rewards have had no variance since the first.
 STEPS = 50
 
 History = Sequence[Mapping[str, Any]]
 
 
 def check(kind: str, history: History, ended: bool = False) -> None:
-    """UserError if a stage's log says that going on, or publishing what a run `ended` with, is of no use."""
+    """UserError if the log shows that it is useless to continue, or to publish a run that has `ended`."""
     finite(history)
-    if kind == "rl":  # its loss is a surrogate around zero, whose size says nothing
+    if kind == "rl":  # its loss is a surrogate around zero, whose size means nothing
         varied(history, 0 if ended else STEPS)
     else:
         bounded(history, 1 if ended else LOGS)
 
 
 def finite(history: History) -> None:
-    """UserError if the loss logged last is not finite."""
+    """UserError if the last logged loss is not finite."""
     loss, step = history[-1].get("loss", 0.0), history[-1]["step"]
     if not math.isfinite(loss):
         raise UserError(
@@ -42,7 +43,7 @@ def finite(history: History) -> None:
 
 
 def bounded(history: History, logs: int = LOGS) -> None:
-    """UserError if the losses of the last `logs` entries that have one are all far above the first."""
+    """UserError if the last `logs` losses are all far above the first."""
     losses = [(entry["loss"], entry["step"]) for entry in history if "loss" in entry]
     limit = max(EXPLODED * losses[0][0], FLOOR) if losses else math.inf
     last = losses[1:][-logs:]
@@ -64,4 +65,14 @@ def varied(history: History, steps: int = 0) -> None:
             "reinforcement learning had nothing to learn from: no group of completions ever had reward variance "
             f"(mean reward {rates or 'not logged'}); nothing is published. Start from a checkpoint that solves some "
             "of the examples, raise num_generations or temperature, or check the rewards"
+        )
+
+
+def moved(change: float, history: History, output: Path) -> None:
+    """UserError if `change`, the largest change of a trained weight, is 0 or not finite."""
+    if change == 0.0 or not math.isfinite(change):
+        problem = "no trained weight moved" if change == 0.0 else "trained weights are not finite"
+        raise UserError(
+            f"{output}: {problem} after {history[-1]['step']} steps; nothing is published. "
+            f"Last log: {history[-1]}. Check learning_rate, and for RL the rewards"
         )

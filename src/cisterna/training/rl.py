@@ -13,68 +13,72 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import models
 from cisterna.errors import UserError
 from cisterna.scoring import answers, rewards
-from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences import inputs_file
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
-from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
+from cisterna.training import parent
+from cisterna.training.arguments import StageArguments
+from cisterna.training.examples import Examples, load_examples
+from cisterna.training.options import configure
+from cisterna.training.run import open_run
 
 
-def train(job: Job, data: Path, given: SequenceSource = TOKENS) -> None:
-    """Train on the prompts of `data`/train.parquet (as many of them as `head` says) and publish."""
-
-    def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenization.load(models.base_of(parent_of(job)))
-        card, table = given_to(job, data)
-        frame = head(pd.read_parquet(table), job.recipe)
-        paid = job.recipe.get("rewards", {"correct": 1.0})
-        functions, weights = rewards.trl_functions(paid, answers.load_space(card, data), tokens)
-        model, first = reader(job, given)
-        prompts = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
-        described = given.describe(card, model)
-        adapter = lora(job, given)
-        config = configure(GRPOConfig, options | {"reward_weights": weights})
+def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
+    """Train on the prompts of `data`/train.parquet, or the part of them that the recipe uses, and publish."""
+    with open_run(arguments) as run:
+        tokenizer = parent.load_tokenizer(arguments)
+        examples = load_examples(arguments, data)
+        frame, card = examples.frame, examples.card
+        shares = arguments.recipe.get("rewards", {"correct": 1.0})
+        functions, weights = rewards.trl_functions(shares, answers.load_space(card, data), tokenizer)
+        model = parent.load_model(arguments, source)
+        inputs = source.describe(card, model)
+        first = model.get_input_embeddings().num_embeddings
+        prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
+        adapter = parent.adapter(arguments, source)
+        config = configure(GRPOConfig, run.options | {"reward_weights": weights})
+        _check_batch(examples, config)
         if config.beta != 0.0 and adapter is None:
-            _keep_reference(model, job.work / "reference")
-        if len(frame) * config.num_generations < config.generation_batch_size:
-            raise UserError(
-                f"{table}: {len(frame)} prompts do not fill one batch of "
-                f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
-                "per_device_train_batch_size in the RL recipe"
-            )
+            _keep_reference(model, arguments.work / "reference")
         trainer = _Trainer(
             model=model,
             args=config,
             reward_funcs=functions,
             train_dataset=Dataset.from_dict({"prompt": prompts, "answer": list(frame["answer"])}),
-            processing_class=tokens,
+            processing_class=tokenizer,
             peft_config=adapter,
         )
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
-        return Setup(
-            trainer=trainer,
-            data={table.name: card["files"][table.name]} | inputs_file.hashes(described) | rewards.hashes(paid, card),
-            unit=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
-            beside=lambda folder: inputs_file.write(folder, job.output, described),
+        trained = run.train(
+            trainer,
+            data=examples.hashes | inputs_file.hashes(inputs) | rewards.hashes(shares, card),
+            save_multiple=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
         )
+        run.publish(trained, lambda folder: inputs_file.write(folder, arguments.output, inputs))
 
-    execute(job, build)
+
+def _check_batch(examples: Examples, config: GRPOConfig) -> None:
+    if len(examples.frame) * config.num_generations < config.generation_batch_size:
+        raise UserError(
+            f"{examples.path}: {len(examples.frame)} prompts do not fill one batch of "
+            f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
+            "per_device_train_batch_size in the RL recipe"
+        )
 
 
 class _Order(Sampler):
     """TRL's order of prompts, made a function of seed and epoch.
 
-    `trl.trainer.utils.RepeatSampler` shuffles each epoch with what the epochs before left of one generator, so a run
-    that resumes in its second epoch would see the order of the first.
+    `trl.trainer.utils.RepeatSampler` draws all epochs from one generator, so a run that resumes in its second epoch
+    would see the order of the first.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -103,8 +107,8 @@ class _Trainer(GRPOTrainer):
 def _keep_reference(model: PreTrainedModel, folder: Path) -> None:
     """Make the parent the reference of the KL penalty in full fine-tuning.
 
-    TRL loads the reference from the path that the model's config names, which is the base of the lineage and not the
-    parent. With LoRA the reference is the model without its adapter, and nothing is to be done.
+    TRL loads the reference from the path in the model's config, which is the base of the lineage and not the parent.
+    With LoRA this is not needed: the reference is the model without its adapter.
     """
     state = PartialState()
     if state.is_main_process:

@@ -18,65 +18,69 @@ import pandas as pd
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from cisterna import models
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
-from cisterna.training.run import Job, Setup, configure, execute, given_to, head, lora, parent_of, reader
+from cisterna.training import parent
+from cisterna.training.arguments import StageArguments
+from cisterna.training.examples import Examples, load_examples
+from cisterna.training.options import configure
+from cisterna.training.run import open_run
 
 
-def train(job: Job, data: Path, given: SequenceSource = TOKENS) -> None:
-    """Train on `data`/train.parquet (as much of it as `head` says) and publish."""
-
-    def build(options: dict[str, Any]) -> Setup:
-        tokens = tokenization.load(models.base_of(parent_of(job)))
-        card, table = given_to(job, data)
-        frame = pd.read_parquet(table)
-        frame = head(frame, job.recipe)
-        model, first = reader(job, given)
-        config = configure(SFTConfig, options)
-        rows = tokenize(tokens, frame, given, first)
-        described = given.describe(card, model)
-        limit = config.max_length or math.inf
-        too_long = [row for row, ids in zip(frame["id"], rows["input_ids"], strict=True) if len(ids) > limit]
-        if too_long:
-            raise UserError(
-                f"{table}: {len(too_long)} examples are longer than max_length {config.max_length} "
-                f"(first: {too_long[0]}); raise max_length in the SFT recipe or shorten the prompts"
-            )
+def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
+    """Train on `data`/train.parquet, or the part of it that the recipe uses, and publish."""
+    with open_run(arguments) as run:
+        tokenizer = parent.load_tokenizer(arguments)
+        examples = load_examples(arguments, data)
+        model = parent.load_model(arguments, source)
+        inputs = source.describe(examples.card, model)
+        config = configure(SFTConfig, run.options)
+        rows = tokenize(tokenizer, examples.frame, source, model.get_input_embeddings().num_embeddings)
+        _check_lengths(rows, examples, config.max_length)
         trainer = SFTTrainer(
             model=model,
             args=config,
             train_dataset=Dataset.from_dict(rows),
-            processing_class=tokens,
-            peft_config=lora(job, given),
+            processing_class=tokenizer,
+            peft_config=parent.adapter(arguments, source),
         )
-        return Setup(
-            trainer=trainer,
-            data={table.name: card["files"][table.name]} | inputs_file.hashes(described),
+        trained = run.train(
+            trainer,
+            data=examples.hashes | inputs_file.hashes(inputs),
             tokens_per_epoch=sum(map(len, rows["input_ids"])),
-            beside=lambda folder: inputs_file.write(folder, job.output, described),
         )
+        run.publish(trained, lambda folder: inputs_file.write(folder, arguments.output, inputs))
 
-    execute(job, build)
+
+def _check_lengths(rows: dict[str, list[list[int]]], examples: Examples, longest: int | None) -> None:
+    ids = zip(examples.frame["id"], rows["input_ids"], strict=True)
+    too_long = [name for name, token_ids in ids if len(token_ids) > (longest or math.inf)]
+    if too_long:
+        raise UserError(
+            f"{examples.path}: {len(too_long)} examples are longer than max_length {longest} (first: {too_long[0]}); "
+            "raise max_length in the SFT recipe or shorten the prompts"
+        )
 
 
 def tokenize(
-    tokens: Any, frame: pd.DataFrame, given: SequenceSource = TOKENS, first: int = 0
+    tokenizer: Any, frame: pd.DataFrame, source: SequenceSource = TOKENS, first: int = 0
 ) -> dict[str, list[list[int]]]:
-    """`input_ids` and `labels` (-100 on the prompt) of rows with `prompt`, `segments`, `reasoning`, `answer`."""
-    prompt_ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
-    reasonings, labels = (tokenization.escape(tokens, list(frame[column])) for column in ("reasoning", "answer"))
-    completions = [
-        answers.completion(reasoning, answer) + tokens.eos_token
+    """`input_ids` and `labels` (-100 on the prompt) of rows with `prompt`, `segments`, `reasoning`, `answer`.
+
+    `first` is the size of the model's vocabulary, which is the id of the first feature row.
+    """
+    prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
+    reasonings, labels = (tokenization.escape(tokenizer, list(frame[column])) for column in ("reasoning", "answer"))
+    texts = [
+        tokenization.expand(answers.completion(reasoning, answer) + tokenizer.eos_token)
         for reasoning, answer in zip(reasonings, labels, strict=True)
     ]
-    completion_ids = tokens([tokenization.expand(text) for text in completions], add_special_tokens=False)["input_ids"]
+    completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    pairs = list(zip(prompts, completions, strict=True))
     return {
-        "input_ids": [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)],
-        "labels": [
-            [-100] * len(prompt) + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
-        ],
+        "input_ids": [prompt + completion for prompt, completion in pairs],
+        "labels": [[-100] * len(prompt) + completion for prompt, completion in pairs],
     }
