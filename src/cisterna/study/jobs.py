@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cisterna.study.expansion import Model, Study
+from cisterna.study.expansion import Study
+from cisterna.study.lineages import Model
 
 # The rules of the workflow, in the order in which their jobs run.
 KINDS = (

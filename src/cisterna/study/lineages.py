@@ -1,0 +1,186 @@
+"""From the lineages of a config to its models: which checkpoints there are, what each starts from, and its path.
+
+A lineage in the config lists backbones, CPT recipes, tasks, SFT and RL recipes. It asks for every combination of them.
+A model that several lineages ask for is trained once, because its path is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cisterna.study import config as configs
+
+
+@dataclass(frozen=True)
+class Model:
+    """One checkpoint. Its path spells its lineage."""
+
+    path: str  # relative to results/
+    kind: str  # base | cpt | sft | rl
+    parent: str | None  # path of the model that the stage starts from, the same for every rung of a ladder
+    previous: str | None  # path of the rung whose training state it continues; None if its training starts anew
+    backbone: str
+    cpt: str | None  # recipe
+    task: str | None  # None for base and CPT
+    seed: int | None  # None for base and CPT
+    sequences: str  # tokens | features | both: how it gets the sequences of its task; tokens for base and CPT
+    encoder: str | None  # None for tokens
+    sft: str | None  # recipe
+    sft_epochs: int
+    rl: str | None  # recipe
+    rl_epochs: int
+    recipe: str | None  # of its own stage; None for base
+    epochs: int  # of its own stage; 0 for base and CPT
+
+
+def is_ladder(recipe: Mapping[str, Any]) -> bool:
+    """Whether the epochs of an SFT or RL recipe are a ladder: one run that publishes a checkpoint after each of them.
+
+    Such a checkpoint is called a rung (elsewhere: an epoch checkpoint). A ladder needs a learning rate that does not
+    depend on the length of the run. With any other schedule a run of eight epochs differs from a run of two from the
+    first step on, so each is a run of its own.
+    """
+    return recipe["lr_scheduler_type"] in ("constant", "constant_with_warmup")
+
+
+class Condition(NamedTuple):
+    """What SFT and RL models above the same base or CPT model differ in, before their recipes."""
+
+    task: str
+    sequences: str
+    encoder: str | None
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Its part of the path of a model."""
+        form = f"/{self.sequences}-{self.encoder}" if self.encoder else ""
+        return f"{self.task}{form}/s{self.seed}"
+
+
+class Lineage:
+    """The models that one lineage of a config asks for."""
+
+    def __init__(self, config: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
+        """`config` is valid and has its defaults filled in; `lineage` is an entry of its `lineages`."""
+        self.config, self.lineage = config, lineage
+        self.models: dict[str, Model] = {}  # by path; parents and previous rungs first
+        self.tested: set[tuple[str, str]] = set()  # (path of a base or CPT model, task it is evaluated on)
+        for backbone in lineage["backbones"]:
+            base = self._add(_base_or_cpt(backbone, None))
+            for cpt in lineage["cpt"]:
+                start = base if cpt == "none" else self._add(_base_or_cpt(backbone, cpt))
+                for task in lineage["tasks"]:
+                    self.tested |= {(base.path, task), (start.path, task)}
+                    for condition in self._conditions(task):
+                        if "budget" in lineage:
+                            self._add_budget(start, condition)
+                        else:
+                            self._add_sft_and_rl(start, condition)
+
+    def _conditions(self, task: str) -> list[Condition]:
+        """The task in every form that the lineage asks for, with every seed."""
+        spec = self.config["tasks"][task]
+        forms = spec["sequences"] if self.lineage["sequences"] == "all" else self.lineage["sequences"]
+        return [
+            Condition(task, form, encoder, seed)
+            for form in forms
+            for encoder in ([None] if form == "tokens" else configs.encoders_of(spec))
+            for seed in self.config["seeds"]
+        ]
+
+    def _add_sft_and_rl(self, start: Model, condition: Condition) -> None:
+        """Add every rung of every SFT recipe, and RL from the rungs that its `from` lists.
+
+        `cold` there is RL from `start` itself, without SFT before it (elsewhere: RL-zero).
+        """
+        sources: list[dict[Any, Model]] = [{"cold": start}]
+        sources += [self._add_rungs(start, condition, "sft", name) for name in self.lineage["sft"]]
+        for entry in self.lineage["rl"]:
+            for models in sources:
+                for source in entry["from"]:
+                    if source in models:
+                        self._add_rungs(models[source], condition, "rl", entry["recipe"])
+
+    def _add_budget(self, start: Model, condition: Condition) -> None:
+        """Add the models of a budget: for each of its splits, SFT that spends the first part and RL the second."""
+        recipes, budget = self.config["recipes"], self.lineage["budget"]
+        unit = configs.unit(budget)
+        rl_recipes = [entry["recipe"] for entry in self.lineage["rl"]]
+        for sft_amount, rl_amount in budget["split"]:
+            parents = [start]
+            if sft_amount:
+                spent = configs.spending(recipes["sft"], self.lineage["sft"], sft_amount, unit)
+                parents = [self._add_rungs(start, condition, "sft", name, [epochs])[epochs] for name, epochs in spent]
+            for parent in parents if rl_amount else []:
+                for name, epochs in configs.spending(recipes["rl"], rl_recipes, rl_amount, unit):
+                    self._add_rungs(parent, condition, "rl", name, [epochs])
+
+    def _add_rungs(
+        self, parent: Model, condition: Condition, kind: str, name: str, only: Iterable[int] | None = None
+    ) -> dict[int, Model]:
+        """Add the models of an SFT or RL recipe that start from `parent`; returns them by epochs.
+
+        With `only`, the models of these epochs, and in a ladder also the rungs below, which they continue.
+        """
+        recipe = self.config["recipes"][kind][name]
+        ladder = is_ladder(recipe)
+        wanted = set(recipe["epochs"] if only is None else only)
+        folder = parent.path if parent.task else f"{parent.path}/{condition.folder}"
+        rungs: dict[int, Model] = {}
+        previous: str | None = None
+        for epochs in recipe["epochs"]:
+            if epochs not in wanted and not (ladder and epochs < max(wanted)):
+                continue
+            sft = kind == "sft"
+            rungs[epochs] = self._add(
+                Model(
+                    path=f"{folder}/{kind}-{name}/e{epochs}",
+                    kind=kind,
+                    parent=parent.path,
+                    previous=previous,
+                    backbone=parent.backbone,
+                    cpt=parent.cpt,
+                    task=condition.task,
+                    seed=condition.seed,
+                    sequences=condition.sequences,
+                    encoder=condition.encoder,
+                    sft=name if sft else parent.sft,
+                    sft_epochs=epochs if sft else parent.sft_epochs,
+                    rl=None if sft else name,
+                    rl_epochs=0 if sft else epochs,
+                    recipe=name,
+                    epochs=epochs,
+                )
+            )
+            previous = rungs[epochs].path if ladder else None
+        return rungs
+
+    def _add(self, model: Model) -> Model:
+        """The model of that path, added if it is new."""
+        return self.models.setdefault(model.path, model)
+
+
+def _base_or_cpt(backbone: str, cpt: str | None) -> Model:
+    """The base model of a backbone, or the CPT model that a recipe makes of it."""
+    base = f"models/{backbone}/base"
+    return Model(
+        path=f"models/{backbone}/cpt-{cpt}" if cpt else base,
+        kind="cpt" if cpt else "base",
+        parent=base if cpt else None,
+        previous=None,
+        backbone=backbone,
+        cpt=cpt,
+        task=None,
+        seed=None,
+        sequences="tokens",
+        encoder=None,
+        sft=None,
+        sft_epochs=0,
+        rl=None,
+        rl_epochs=0,
+        recipe=cpt,
+        epochs=0,
+    )
