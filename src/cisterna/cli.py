@@ -371,16 +371,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cisterna.evaluation import evaluate
+    from cisterna.evaluation import predict
     from cisterna.study import config
 
-    evaluate.predict(options.checkpoint, options.input, options.output, config.DEFAULTS["evaluation"] | options.options)
+    predict.predict(options.checkpoint, options.input, options.output, config.DEFAULTS["evaluation"] | options.options)
 
 
 def _perplexity(options: argparse.Namespace) -> None:
-    from cisterna.evaluation import evaluate
+    from cisterna.evaluation import perplexity
 
-    evaluate.perplexity(options.checkpoint, options.tokens, options.output, options.block_size)
+    perplexity.perplexity(options.checkpoint, options.tokens, options.output, options.block_size)
 
 
 def _gather(options: argparse.Namespace) -> None:

@@ -18,8 +18,11 @@ from cisterna.data import corpus
 from cisterna.data.corpus import Blocks
 from cisterna.data.splits import prepare
 from cisterna.errors import UserError
-from cisterna.evaluation import evaluate
+from cisterna.evaluation import evaluate, generate
+from cisterna.evaluation.label_scores import label_logs
+from cisterna.evaluation.perplexity import perplexity
 from cisterna.scoring import answers, calibration, gene_ontology, metrics
+from cisterna.scoring.answers import Labels
 from cisterna.sequences import tokenization
 from terms import OBO
 from tiny import ROOT, SIZES, publish
@@ -27,7 +30,7 @@ from tiny import ROOT, SIZES, publish
 OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
 STEPS = 60
 CPU = torch.device("cpu")
-LABELS = ["spliced", "skipped"]
+LABELS = ("spliced", "skipped")
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +76,11 @@ def prompts(splice):
     ]
 
 
-def ask(model, tokens, prompts, options):
+def ask(model, tokens, prompts, options, labels=LABELS):
+    loaded = generate.LoadedModel(model, tokens, CPU)
     frame = pd.DataFrame({"prompt": prompts, "segments": [[]] * len(prompts)})
-    return evaluate.answer(model, tokens, frame, LABELS, options, CPU, evaluate.TOKENS)
+    outputs = generate.generate(loaded, loaded.encode(frame), options)
+    return generate.read(loaded, outputs, Labels(labels).parse)
 
 
 def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
@@ -405,10 +410,8 @@ def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(e
 
 def one_by_one(folder, frame, labels, bank=None):
     """Log-probability of each label after the reasoning of each output: a pass an output and label, nothing padded."""
-    tokens = tokenization.load(models.base_of(folder))
-    given = evaluate.source_of(folder, bank)
-    model, _ = evaluate._on_device(folder, given)
-    prompts = evaluate._prompts(model, tokens, frame, given)
+    loaded = generate.load(folder, bank)
+    tokens, model, prompts = loaded.tokenizer, loaded.model, loaded.encode(frame)
     found = []
     for prompt, output in zip(prompts, frame["output"], strict=True):
         reasoning, closed, _ = output.rpartition("</think>")
@@ -461,8 +464,8 @@ def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_thei
     model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
     labels = ["spliced", "spliced in part", "x"]
     row = tokens("<think>a</think>Answer: x<|endoftext|>", add_special_tokens=False)["input_ids"]
-    asked = evaluate._Asked(model, tokens, [[5, 6, 7], [8, 9]], CPU)
-    found = evaluate._label_logs(asked, [row, row[:2]], labels, None, None)
+    loaded, prompts = generate.LoadedModel(model, tokens, CPU), [[5, 6, 7], [8, 9]]
+    found = label_logs(loaded, prompts, [row, row[:2]], labels)
     start = [5, 6, 7, *row[: row.index(tokens.convert_tokens_to_ids("</think>")) + 1]]
     expected = []
     for label in labels:
@@ -472,7 +475,7 @@ def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_thei
         expected.append(sum(logits[len(start) + at - 1, token].item() for at, token in enumerate(end)))
     np.testing.assert_allclose(found[0] - found[0][0], np.array(expected) - expected[0], atol=1e-4)
     assert np.isnan(found[1]).all()
-    alone = evaluate._label_logs(asked, [row, row], labels[:1], None, None)
+    alone = label_logs(loaded, prompts, [row, row], labels[:1])
     assert np.isfinite(alone).all()  # of a single label even the last token is one with which all begin
 
 
@@ -512,7 +515,7 @@ def test_samples_depend_on_seed_temperature_and_number_alone(trained, deep, spli
 
 def test_samples_are_drawn_from_the_whole_distribution_whatever_the_models_own_settings(trained, prompts):
     model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    options = evaluate._sampling(OPTIONS | {"sample_temperature": 50.0})
+    options = generate.sampling(OPTIONS | {"sample_temperature": 50.0})
     free = ask(model, tokens, prompts[:8], options)
     model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=0.1)
     pd.testing.assert_frame_equal(ask(model, tokens, prompts[:8], options), free)
@@ -542,9 +545,9 @@ def outputs(*texts, finished=True):
     ],
 )
 def test_finished_outputs_are_well_formed_empty_or_off_format(text, kind):
-    found = {name: flags.tolist() for name, flags in evaluate._degenerate(outputs(text)).items()}
+    found = {name: flags.tolist() for name, flags in evaluate.degenerate(outputs(text)).items()}
     assert found == {name: [name == kind] for name in ("unfinished", "empty", "off_format", "repeated")}
-    cut = evaluate._degenerate(outputs(text, finished=False).assign(well_formed=False))
+    cut = evaluate.degenerate(outputs(text, finished=False).assign(well_formed=False))
     assert {name for name, flags in cut.items() if flags.any()} == {"unfinished"}
 
 
@@ -626,12 +629,12 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
     files.write_json(data / "card.json", card)
     said = {0: "GO:0000004", 1: "GO:0000002, GO:0000004", 2: "GO:0000003"}  # GO:0000004 implies GO:0000002
 
-    def generate(asked, options, kept, told, draw=0):
-        texts = [f"<think>a</think>Answer: {said[draw]}<|endoftext|>"] * len(asked.prompts)
+    def written(loaded, prompts, options, saved, on_batch, sample=0):
+        texts = [f"<think>a</think>Answer: {said[sample]}<|endoftext|>"] * len(prompts)
         texts[0] = "<think>a</think><|endoftext|>"
-        return asked.tokens(texts, add_special_tokens=False)["input_ids"]
+        return loaded.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    monkeypatch.setattr(evaluate, "_generate", generate)
+    monkeypatch.setattr(generate, "generate", written)
     scores = evaluate.evaluate(base, data, tmp_path / "eval", DEEP)
     for split in ("id", "ood"):
         found = pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")
@@ -669,8 +672,7 @@ def test_letters_of_residue_tokens_are_not_an_answer(base):
             return torch.cat([input_ids, torch.tensor(rows["input_ids"]).roll(0)], dim=1)
 
     tokens.padding_side = "right"
-    frame = pd.DataFrame({"prompt": ["?"] * 3, "segments": [[]] * 3})
-    found = evaluate.answer(Model(), tokens, frame, ["A", "U"], OPTIONS, CPU, evaluate.TOKENS)
+    found = ask(Model(), tokens, ["?"] * 3, OPTIONS, ("A", "U"))
     assert [value if isinstance(value, str) else None for value in found["predicted"]] == ["A", None, None]
 
 
@@ -692,7 +694,7 @@ def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(base,
     with torch.no_grad():
         model.lm_head.weight.zero_()
     blind = publish(base, tmp_path / "blind", model.save_pretrained)
-    found = evaluate.perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    found = perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
     vocabulary = len(tokenization.load(base))
     assert found["value"] == pytest.approx(vocabulary, rel=1e-5)
     assert found["low"] == pytest.approx(vocabulary, rel=1e-5)
@@ -710,7 +712,7 @@ def test_perplexity_is_of_each_document_by_itself(base, dna, tmp_path):
                 logits = model(ids[None, begin:end]).logits[0, :-1]
             total += torch.nn.functional.cross_entropy(logits, ids[begin + 1 : end], reduction="sum").item()
             count += end - begin - 1
-    found = evaluate.perplexity(base, [dna], tmp_path / "perplexity.json", 64)["dna"]
+    found = perplexity(base, [dna], tmp_path / "perplexity.json", 64)["dna"]
     assert found["n"] == count
     assert found["value"] == pytest.approx(math.exp(total / count), rel=1e-6)
     assert found["low"] < found["value"] < found["high"]

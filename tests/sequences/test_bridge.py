@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from cisterna import cli, models
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
-from cisterna.evaluation import evaluate
+from cisterna.evaluation import evaluate, generate
+from cisterna.scoring.answers import Labels
 from cisterna.sequences import bridge, encoders, feature_bank, inputs_file, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
@@ -235,7 +236,9 @@ def test_order_of_a_bank_changes_nothing(base, esm, bank, frame, tmp_path):
         with torch.inference_mode():
             logits.append(model(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits)
         options = OPTIONS | {"do_sample": True, "temperature": 1.0}
-        sampled.append(evaluate.answer(model, tokens, frame, ["a"], options, torch.device("cpu"), given))
+        loaded = generate.LoadedModel(model, tokens, torch.device("cpu"), given)
+        outputs = generate.generate(loaded, loaded.encode(frame), options)
+        sampled.append(generate.read(loaded, outputs, Labels(("a",)).parse))
     assert of_bank(bank).features.locate(texts[0]) != of_bank(tmp_path / "permuted").features.locate(texts[0])
     assert torch.equal(*logits)
     pd.testing.assert_frame_equal(*sampled)

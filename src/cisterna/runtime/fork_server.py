@@ -102,7 +102,7 @@ def _import() -> None:
     import trl.trainer.grpo_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from cisterna.evaluation import baselines, evaluate  # noqa: F401
+    from cisterna.evaluation import baselines, evaluate, perplexity  # noqa: F401
     from cisterna.training import cpt, rl, sft  # noqa: F401
 
 
