@@ -11,14 +11,19 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from tiny import ROOT, backbone
+from forks import Fork
+from tiny import ROOT, TEXTS, backbone
 
 Config = dict[str, Any]
+# Paths are relative to a clone: they are part of the identity of what is made.
+TINY = backbone()
+TINY["tokenizer"]["files"] = [str(path.relative_to(ROOT)) for path in TEXTS]
 TRAINING = {
     "learning_rate": 1.0e-2,
     "per_device_train_batch_size": 4,
@@ -28,7 +33,7 @@ TRAINING = {
 CONFIG: Config = {
     "study": "tiny",
     "seeds": [0],
-    "backbones": {"tiny": backbone()},
+    "backbones": {"tiny": TINY},
     "encoders": {
         "tiny-esm": {
             "architecture": {
@@ -111,17 +116,19 @@ class Clone:
         (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def run(self, *arguments: str, code: int = 0, **variables: str) -> str:
-        """Run a command here; its output, standard error included."""
-        done = subprocess.run(
-            arguments,
-            cwd=self.folder,
-            env=environment(variables),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
+        """Run a command here; its output, standard error included. Snakemake runs in a fork (`forks`)."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            if arguments[0] == "snakemake":
+                ended = Fork("snakemake", arguments[1:], log, self.folder, environment(variables)).wait()
+            else:
+                with log.open("wb") as stream:
+                    ended = subprocess.run(
+                        arguments, cwd=self.folder, env=environment(variables), stdout=stream, stderr=stream
+                    ).returncode
+            output = log.read_text()
+        assert ended == code, output
+        return output
 
     def snakemake(self, *arguments: str, code: int = 0) -> str:
         return self.run(*snakemake(*arguments), code=code)

@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from clones import Clone, make
 from runs import Run, solver
 from tiny import READING, ROOT, SIZES, backbone, encoder
 
@@ -62,14 +66,27 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once for all workers of the run."""
+    worker = factory.getbasetemp()
+    folder = (worker.parent if "PYTEST_XDIST_WORKER" in os.environ else worker) / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    done = folder.with_name(f"{name}.done")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     """The base checkpoint .../models/tiny/base/checkpoint. Read only: a test that trains publishes elsewhere."""
     from cisterna import models
 
-    folder = tmp_path_factory.mktemp("results") / "models" / "tiny" / "base" / "checkpoint"
-    models.make_base(backbone(), folder)
-    return folder
+    place = Path("models", "tiny", "base", "checkpoint")
+    return shared(tmp_path_factory, "base", lambda folder: models.make_base(backbone(), folder / place)) / place
 
 
 @pytest.fixture(scope="session")
@@ -77,16 +94,18 @@ def splice(tmp_path_factory) -> Path:
     """The prepared task .../data/splice-donor, with the sizes SIZES. Read only."""
     from cisterna.data import splits
 
-    folder = tmp_path_factory.mktemp("results") / "data" / "splice-donor"
-    with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
-        splits.prepare("splice-donor", SIZES, 0, folder)
-    return folder
+    def make(folder: Path) -> None:
+        with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
+            splits.prepare("splice-donor", SIZES, 0, folder / "data" / "splice-donor")
+
+    return shared(tmp_path_factory, "splice", make) / "data" / "splice-donor"
 
 
 @pytest.fixture(scope="session")
 def esm(tmp_path_factory) -> Path:
     """The encoder .../encoders/tiny-esm/checkpoint, with random weights. Read only."""
-    return encoder(tmp_path_factory.mktemp("results") / "encoders" / "tiny-esm" / "checkpoint")
+    place = Path("encoders", "tiny-esm", "checkpoint")
+    return shared(tmp_path_factory, "esm", lambda folder: encoder(folder / place)) / place
 
 
 @pytest.fixture(scope="session")
@@ -94,13 +113,40 @@ def bank(esm, splice, tmp_path_factory) -> Path:
     """The bank .../features/tiny-esm/splice-donor of the small task. Read only."""
     from cisterna.sequences import feature_bank
 
-    root = tmp_path_factory.mktemp("results")
-    folder = root / "features" / "tiny-esm" / "splice-donor"
-    feature_bank.build_for_task(esm, splice, READING, root / ".work", folder)
-    return folder
+    place = Path("features", "tiny-esm", "splice-donor")
+
+    def make(folder: Path) -> None:
+        feature_bank.build_for_task(esm, splice, READING, folder / ".work", folder / place)
+
+    return shared(tmp_path_factory, "bank", make) / place
+
+
+@pytest.fixture(scope="session")
+def dna(base, tmp_path_factory) -> Path:
+    """The DNA that ships, as blocks of tokens for the tiny model. Read only."""
+    from cisterna.data import corpus
+
+    source = ROOT / "resources" / "corpora" / "dna.fasta.gz"
+    return shared(tmp_path_factory, "dna", lambda folder: corpus.tokenize(source, "dna", base, folder / "dna")) / "dna"
+
+
+@pytest.fixture(scope="session")
+def solved(base, splice, tmp_path_factory) -> Run:
+    """SFT of the small task, from which RL can start: its completions differ in reward. Read only."""
+    folder = shared(tmp_path_factory, "solved", lambda folder: solver(base, splice, folder).here())
+    return solver(base, splice, folder)
 
 
 @pytest.fixture(scope="session")
 def featured(base, splice, bank, tmp_path_factory) -> Run:
-    """SFT of the small task with features, from which RL can start. Read only."""
-    return solver(base, splice, tmp_path_factory.mktemp("featured"), {"sequences": "features", "bank": bank})
+    """The same with features. Read only."""
+    reads = {"sequences": "features", "bank": bank}
+    folder = shared(tmp_path_factory, "featured", lambda folder: solver(base, splice, folder, reads).here())
+    return solver(base, splice, folder, reads)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Clone:
+    """The tiny study of `clones`, run once. Read only: a test that changes anything takes `clone`."""
+    folder = shared(tmp_path_factory, "with a blank", lambda folder: make(folder / "study").snakemake())
+    return Clone(folder / "study")

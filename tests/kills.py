@@ -1,17 +1,13 @@
 """How stages are killed: at a moment, before a change of the file system, by SIGTERM; and what is compared afterwards.
 
-A stage is the command that a rule starts. It runs in a fork of a process that has imported the libraries and nothing
-else, so that 20 starts cost no 20 imports; from there on it is what a cold start runs. Used by `test_kills.py` and by
-`benchmarks/faults.py`.
+A stage is the command that a rule starts, in a fork (`forks`). Used by `test_kills.py` and by `benchmarks/faults.py`.
 """
 
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,27 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cisterna.artifacts import progress, shutdown
+from forks import Fork
 from runs import CPT, RL, SFT, SOLVE, Run
 from tiny import READING, ROOT, SIZES, backbone, encoder
 
 PATIENCE = 120  # seconds
 CHANGES = frozenset({"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"})
-
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(
-    [
-        "datasets",
-        "deepspeed",
-        "transformers.models.esm.modeling_esm",
-        "transformers.models.qwen3.modeling_qwen3",
-        "trl.trainer.grpo_trainer",
-        "trl.trainer.sft_trainer",
-        "cisterna.evaluation.evaluate",
-        "cisterna.training.cpt",
-        "cisterna.training.rl",
-        "cisterna.training.sft",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -51,21 +32,14 @@ class Stage:
     work: str
     saves: str
 
-    def start(self, folder: Path, crash: int | None = None) -> Any:
+    def start(self, folder: Path, crash: int | None = None) -> Fork:
         """Start it in `folder`, what it prints in `folder`/log. With `crash` it kills itself before that change."""
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = (self.command(folder), folder, crash and (folder / self.output, crash))
-        process = forks.Process(target=_become, args=arguments, daemon=True)
-        process.start()
-        return process
+        hook = _Crash(folder, folder / self.output, crash) if crash else None
+        return Fork("cisterna", self.command(folder), folder / "log", hook=hook)
 
     def run(self, folder: Path, crash: int | None = None) -> int:
         """Run it to its end; the exit code, negative for a signal."""
-        process = self.start(folder, crash)
-        process.join(PATIENCE)
-        if process.exitcode is None:
-            process.kill()
-        return process.exitcode
+        return self.start(folder, crash).wait(PATIENCE)
 
     def contents(self, folder: Path) -> dict[str, Any] | None:
         """What is published: the bytes of each file, of the manifest all that does not depend on when it was made."""
@@ -91,21 +65,6 @@ def _content(path: Path) -> Any:
         del manifest[key]
     del manifest["provenance"]["git_commit"]
     return manifest
-
-
-def _become(words: list[str], folder: Path, crash: tuple[Path, int] | None) -> None:
-    """In the fork: run the command and leave with its exit code."""
-    stream = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    from cisterna import cli
-
-    if crash:
-        sys.addaudithook(_Crash(folder, *crash))
-    code = cli.main(words)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class _Crash:
@@ -142,11 +101,11 @@ class _Crash:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait(condition: Callable[[], Any], process: Any) -> None:
+def wait(condition: Callable[[], Any], process: Fork) -> None:
     """Until the condition holds; an error if the process ends before, or if it takes too long."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.is_alive(), "the stage ended before"
+        assert process.poll() is None, "the stage ended before"
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.002)
 
@@ -211,12 +170,12 @@ def killed(stage: Stage, folder: Path, moment: float) -> float:
     while True:
         process = stage.start(folder)
         process.join(moment)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         ended = time.time()
-        process.join()
-        if process.exitcode == -signal.SIGKILL:
+        code = process.wait(PATIENCE)
+        if code == -signal.SIGKILL:
             return _lost(stage, folder, ended)
-        assert process.exitcode == 0, log(folder)
+        assert code == 0, log(folder)
         shutil.rmtree(folder)
         moment *= 0.8
 
@@ -230,9 +189,8 @@ def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, 
     wait((folder / stage.work / progress.NAME).is_file, process)
     process.join(moment)
     started = time.time()
-    process.terminate()
-    process.join(PATIENCE)
-    assert process.exitcode == shutdown.EXIT_CODE, log(folder)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == shutdown.EXIT_CODE, log(folder)
     return time.time() - started, _lost(stage, folder, started)
 
 

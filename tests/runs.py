@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cisterna.artifacts import checkpoint
+from forks import Fork
 
 SFT = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
@@ -119,8 +120,13 @@ class Run:
         options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
         return [*launcher, "-m", "cisterna", self.kind, *options]
 
-    def start(self, log: Path, ranks: int = 1) -> subprocess.Popen[bytes]:
-        """Train in a process group of its own, everything it prints in `log`."""
+    def start(self, log: Path) -> Fork:
+        """Train in another process, everything it prints in `log`."""
+        words = self.command()
+        return Fork("cisterna", words[words.index("cisterna") + 1 :], log)
+
+    def start_ranks(self, log: Path, ranks: int) -> subprocess.Popen[bytes]:
+        """Train in several ranks, in a process group of their own."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream:
             return subprocess.Popen(
@@ -131,10 +137,9 @@ class Run:
                 env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
             )
 
-    def there(self, log: Path, ranks: int = 1, timeout: float = 300) -> "Run":
-        """Train in other processes to the end; returns itself."""
-        code = self.start(log, ranks).wait(timeout)
-        assert code == 0, log.read_text()[-4000:]
+    def there(self, log: Path) -> "Run":
+        """Train in another process to the end; returns itself."""
+        assert self.start(log).wait() == 0, log.read_text()[-4000:]
         return self
 
     @property
@@ -156,5 +161,5 @@ def published(folder: Path) -> list[Path]:
 
 
 def solver(base: Path, splice: Path, folder: Path, reads: dict[str, Any] | None = None) -> Run:
-    """An SFT checkpoint that RL can start from: its completions differ in reward."""
-    return Run("sft", base, splice, folder / "sft-solve", SOLVE, 16, reads=reads).here()
+    """The SFT run that RL can start from, once it is trained: its completions differ in reward."""
+    return Run("sft", base, splice, folder / "sft-solve", SOLVE, 16, reads=reads)

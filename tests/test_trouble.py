@@ -27,7 +27,7 @@ import torch
 
 import cisterna
 from cisterna.artifacts import checkpoint, files
-from cisterna.data import corpus, splits
+from cisterna.data import splits
 from cisterna.errors import UserError, explain
 from cisterna.evaluation import evaluate
 from cisterna.training import guards
@@ -155,13 +155,6 @@ def disk(room: Room) -> Iterator[Disk]:
 @pytest.fixture(scope="module")
 def undisturbed(base: Path, splice: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run("sft", base, splice, tmp_path_factory.mktemp("undisturbed") / "sft", FULL, 2).here()
-
-
-@pytest.fixture(scope="module")
-def dna(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokens") / "dna"
-    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder)
-    return folder
 
 
 def arguments(run: Run) -> list[str]:

@@ -27,7 +27,7 @@ READING = {
 }
 
 
-def backbone(seed: int = 0, **architecture: object) -> dict[str, object]:
+def backbone(seed: int = 0, **architecture: object) -> dict[str, Any]:
     """A value of `backbones` in the config: a Qwen3 of 50,000 parameters. Paths are absolute."""
     shape = {
         "model_type": "qwen3",

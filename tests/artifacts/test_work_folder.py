@@ -11,12 +11,10 @@ import pytest
 
 from cisterna import cli
 from cisterna.artifacts import files
-from cisterna.data import corpus
 from cisterna.sequences import feature_bank
 from cisterna.training.callback import StageCallback
 from cisterna.training.state import COMPLETE
-from conftest import ROOT
-from runs import CPT, RL, SFT, Run, published, solver
+from runs import CPT, RL, SFT, Run, published
 from tiny import READING
 
 # `save_minutes: 0` saves at every step. Long enough to be killed in the middle, more than one epoch.
@@ -28,15 +26,9 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def parents(base, splice, tmp_path_factory):
+def parents(base, splice, dna, solved):
     """For each stage the parent and the data."""
-    folder = tmp_path_factory.mktemp("parents")
-    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder / "dna")
-    return {
-        "cpt": (base, folder / "dna"),
-        "sft": (base, splice),
-        "rl": (solver(base, splice, folder).output, splice),
-    }
+    return {"cpt": (base, dna), "sft": (base, splice), "rl": (solved.output, splice)}
 
 
 def states(asked: Run) -> list[int]:
@@ -55,7 +47,7 @@ def wait(asked: Run, process, step: int) -> None:
 
 def kill(process) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(60)
 
 
 def reached(process, log, step: int) -> None:

@@ -21,9 +21,7 @@ from safetensors.torch import load_file
 
 from cisterna import models
 from cisterna.artifacts import checkpoint
-from cisterna.data import corpus
-from conftest import ROOT
-from runs import CPT, RL, SFT, Run, published, solver
+from runs import CPT, RL, SFT, Run, published
 
 RATE = 2.0e-3
 TOLERANCE = 0.01 * RATE
@@ -58,20 +56,13 @@ def torchrun(commands: list[list[str]], folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def dna(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokens") / "dna"
-    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def features(bank) -> dict[str, object]:
     """How a stage reads its sequences as features."""
     return {"sequences": "features", "bank": bank}
 
 
 @pytest.fixture(scope="module")
-def made(base, splice, dna, features, tmp_path_factory) -> dict[str, Run]:
+def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dict[str, Run]:
     """Every stage of STAGES, two rungs of a ZeRO-2 ladder and RL, in one start of two ranks."""
     folder = tmp_path_factory.mktemp("zero")
     runs = {
@@ -90,9 +81,10 @@ def made(base, splice, dna, features, tmp_path_factory) -> dict[str, Run]:
     runs["e1"] = Run("sft", base, splice, folder / "ladder", ladder, 1, ladder=True)
     runs["e2"] = Run("sft", base, splice, folder / "ladder", ladder, 2, previous=runs["e1"])
     runs["straight"] = Run("sft", base, splice, folder / "straight", ladder, 2)
-    runs["rl"] = Run("rl", solver(base, splice, folder).output, splice, folder / "rl", on_ranks(RL, "zero2"), 1)
-    reader = solver(base, splice, folder / "reader", features).output
-    runs["rl-features"] = Run("rl", reader, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features)
+    runs["rl"] = Run("rl", solved.output, splice, folder / "rl", on_ranks(RL, "zero2"), 1)
+    runs["rl-features"] = Run(
+        "rl", featured.output, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features
+    )
     commands = [run.command()[run.command().index("cisterna") + 1 :] for run in runs.values()]
     (folder / "log").write_text(torchrun(commands, folder))
     return runs
@@ -168,7 +160,7 @@ def test_bridge_is_trained_on_two_ranks(made, name):
 def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
     asked = Run("sft", base, splice, tmp_path, on_ranks(LORA, "zero2") | {"learning_rate": 0.0}, 1)
     started = time.monotonic()
-    process = asked.start(tmp_path / "log", ranks=2)  # rank 0 alone finds that nothing moved; rank 1 waits for it
+    process = asked.start_ranks(tmp_path / "log", 2)  # rank 0 alone finds that nothing moved; rank 1 waits for it
     assert process.wait(200) != 0
     assert time.monotonic() - started < 200
     assert "error: " in (tmp_path / "log").read_text()
@@ -179,7 +171,7 @@ def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
 def test_sigterm_to_every_process_of_two_ranks_saves_a_state_that_resumes(base, splice, tmp_path):
     """Slurm sends it to torchrun and to every rank, and torchrun hands on its own."""
     asked = Run("sft", base, splice, tmp_path / "stopped", on_ranks(LORA | {"logging_steps": 1}, "zero2"), 30)
-    process = asked.start(tmp_path / "log", ranks=2)
+    process = asked.start_ranks(tmp_path / "log", 2)
     end = time.monotonic() + 200
     while "step 3/" not in (tmp_path / "log").read_text():
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
@@ -190,7 +182,7 @@ def test_sigterm_to_every_process_of_two_ranks_saves_a_state_that_resumes(base, 
     said = (tmp_path / "log").read_text()
     (step,) = (int(path.name.split("-")[1]) for path in asked.work.glob("checkpoint-*"))
     assert f"stopped: {asked.output}: by SIGTERM at step {step} of 240" in said
-    again = asked.start(tmp_path / "again", ranks=2)
+    again = asked.start_ranks(tmp_path / "again", 2)
     while f"resuming from step {step} of 240" not in (tmp_path / "again").read_text():
         assert again.poll() is None, (tmp_path / "again").read_text()[-3000:]
         time.sleep(0.01)

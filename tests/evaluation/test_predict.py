@@ -13,7 +13,7 @@ from cisterna.evaluation import evaluate
 from cisterna.scoring import answers
 from cisterna.sequences import feature_bank
 from cisterna.sequences.live import LiveEncoder
-from runs import SOLVE, Run, solver
+from runs import SOLVE, Run
 from tiny import READING, ROOT, SIZES, encoder
 
 OPTIONS = {"max_new_tokens": 56, "batch_size": 24, "bootstrap": 100}
@@ -22,9 +22,9 @@ NEW = ["ACGGUACGU", "CAGGUAAGU", "UUUGCCCCC", "cagguaagu"]
 
 
 @pytest.fixture(scope="module")
-def models_(base, splice, featured, tmp_path_factory):
+def models_(solved, featured):
     """A model of splice-donor in either form."""
-    return {"tokens": solver(base, splice, tmp_path_factory.mktemp("tokens")).output, "features": featured.output}
+    return {"tokens": solved.output, "features": featured.output}
 
 
 def predict(folder, table, output, code=0):

@@ -18,7 +18,7 @@ from cisterna.scoring import answers, gene_ontology, rewards, term_sets
 from cisterna.scoring.answers import Labels, Terms
 from cisterna.sequences import tokenization
 from clones import CONFIG, edited
-from runs import RL, Run, solver
+from runs import RL, Run
 from terms import LIVE, OBO, ROOTS
 from tiny import ROOT
 
@@ -438,11 +438,6 @@ def test_hashes_name_each_file_once_and_change_with_it(mine):
 
 
 # --- In a run ---
-
-
-@pytest.fixture(scope="module")
-def solved(base, splice, tmp_path_factory):
-    return solver(base, splice, tmp_path_factory.mktemp("solver"))
 
 
 def test_rl_is_paid_by_all_rewards_of_its_recipe_and_records_the_users_file(solved, splice, tmp_path, mine, capsys):

@@ -96,6 +96,5 @@ def test_stage_that_is_already_running_is_refused(stages, undisturbed, root, nam
     assert stage.run(folder) == 2
     assert f"error: {folder / stage.work}: another process is working on this stage" in kills.log(folder)
     os.kill(first.pid, signal.SIGCONT)
-    first.join(kills.PATIENCE)
-    assert first.exitcode == 0
+    assert first.wait(kills.PATIENCE) == 0
     assert stage.contents(folder) == undisturbed[name][0]

@@ -13,20 +13,7 @@ from cisterna.scoring import answers
 from cisterna.sequences import tokenization
 from cisterna.training import cpt, guards, rl, sft
 from cisterna.training.run import OpenRun
-from conftest import ROOT
-from runs import CPT, RL, SFT, Run, published, solver
-
-
-@pytest.fixture(scope="module")
-def solved(base, splice, tmp_path_factory) -> Run:
-    return solver(base, splice, tmp_path_factory.mktemp("solver"))
-
-
-@pytest.fixture(scope="module")
-def dna(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokens") / "dna"
-    corpus.tokenize(ROOT / "resources" / "corpora" / "dna.fasta.gz", "dna", base, folder)
-    return folder
+from runs import CPT, RL, SFT, Run, published
 
 
 def climb(kind, parent, data, folder, recipe, rungs) -> list[Run]:

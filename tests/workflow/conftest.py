@@ -1,4 +1,4 @@
-"""The tiny study of `clones`, run once for all tests of the workflow."""
+"""The tiny study of `clones` for tests that change it."""
 
 import shutil
 from pathlib import Path
@@ -6,14 +6,6 @@ from pathlib import Path
 import pytest
 
 from clones import Clone, make
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The tiny study, run once. Read only: a test that changes anything takes `clone`."""
-    clone = make(tmp_path_factory.mktemp("with a blank") / "study")
-    clone.snakemake()
-    return clone
 
 
 @pytest.fixture
