@@ -18,12 +18,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from forks import Fork
-from tiny import ROOT, TEXTS, backbone
+from tiny import ROOT, backbone
 
 Config = dict[str, Any]
-# Paths are relative to a clone: they are part of the identity of what is made.
-TINY = backbone()
-TINY["tokenizer"]["files"] = [str(path.relative_to(ROOT)) for path in TEXTS]
 TRAINING = {
     "learning_rate": 1.0e-2,
     "per_device_train_batch_size": 4,
@@ -33,7 +30,7 @@ TRAINING = {
 CONFIG: Config = {
     "study": "tiny",
     "seeds": [0],
-    "backbones": {"tiny": TINY},
+    "backbones": {"tiny": backbone()},
     "encoders": {
         "tiny-esm": {
             "architecture": {

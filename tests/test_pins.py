@@ -36,7 +36,7 @@ def pins(requirements: list[str]) -> dict[str, str]:
 
 def locked(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text().splitlines()
-    return pins([line for line in lines if line and not line.startswith("#")])
+    return pins([line.partition(";")[0] for line in lines if line and not line.startswith("#")])
 
 
 def imports(*folders: str) -> set[str]:
