@@ -1,5 +1,6 @@
-"""Models from checkpoints (see `loading`)."""
+"""Models: base checkpoints (`base`), and the model of any checkpoint (`composition`)."""
 
-from cisterna.models.loading import attach, base_of, compose, lora_config, make_base, untrained
+from cisterna.models.base import make_base, untrained
+from cisterna.models.composition import attach, base_of, compose, lora_config
 
 __all__ = ["attach", "base_of", "compose", "lora_config", "make_base", "untrained"]
