@@ -1,4 +1,4 @@
-"""Nothing goes missing: every cell that a config asks for is in cells.parquet, done or with why it is not."""
+"""No result disappears: everything that a config asks for is in cells.parquet, done or with why it is not."""
 
 import shutil
 from collections import Counter
@@ -22,11 +22,8 @@ SFT = "nano/base/splice-donor/s0/sft-brief"
 MODELS = 2 * (1 + 4 + 2) * 2  # starts, (before SFT, rungs of SFT, RL) and tasks
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """A study with everything that its jobs publish."""
-    study = load(config())
-    results = tmp_path_factory.mktemp("whole")
+def publish(study: Study, results: Path) -> tuple[Study, Path]:
+    """Write all that gather reads, and the files by which jobs are known to be done."""
     plant(study, results, size=40)
     for job in jobs(study):
         proof = results / job.proof
@@ -35,14 +32,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     return study, results
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """A study with everything that its jobs publish. Read only, except for the folder `study` of its tables."""
+    return publish(load(config()), tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture
 def broken(whole: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
-    """A copy of it, for a test to take parts of."""
+    """A copy of it, from which a test takes parts away."""
     return whole[0], shutil.copytree(whole[1], tmp_path / "results")
 
 
 def gathered(study: Study, results: Path, partial: bool = True) -> pd.DataFrame:
-    """The cells, with the columns that are null as None."""
+    """The cells, with None for null."""
     gather(study, results, results / "study", partial=partial)
     cells = pd.read_parquet(results / "study" / CELLS)
     assert list(cells.columns) == [*IDENTITY, *CELL]
@@ -52,25 +55,32 @@ def gathered(study: Study, results: Path, partial: bool = True) -> pd.DataFrame:
 
 def lose(study: Study, results: Path, output: str, log: str | None = None) -> None:
     """As if a job had never published, nor any that needs what it makes; `log` is what it wrote."""
-    for job in jobs(study):
-        folder = output.removesuffix("/checkpoint")
-        if job.output == output or (output.endswith("/checkpoint") and job.output.startswith(f"{folder}/")):
-            target = results / job.output
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    lost = {output}
+    for job in jobs(study):  # after those that it needs
+        if lost.intersection((*job.outputs, *job.needs)) and job.kind not in ("gather", "figures", "findings"):
+            lost.add(job.output)
         if job.output == output and log is not None:
             (results / job.log).parent.mkdir(parents=True, exist_ok=True)
             (results / job.log).write_text(log)
+    for path in (results / name for name in lost):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def absent(cells: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
-    """State, reason and log of what is not done, by kind of cell and model."""
+    """State, reason and log of what is not done, by kind of result and model."""
     return {
         (row.cell, f"{row.model} {row.task}"): (row.state, row.reason, row.log)
         for row in cells[cells.state != "done"].itertuples()
     }
 
 
-def test_whole_study_has_every_cell_and_all_are_done(whole: tuple[Study, Path]) -> None:
+# --- cells.parquet ---
+
+
+def test_whole_study_has_every_result_and_all_are_done(whole: tuple[Study, Path]) -> None:
     cells = gathered(*whole, partial=False)
     assert set(cells.state) == {"done"}
     assert cells.reason.isna().all()
@@ -92,22 +102,19 @@ def test_partial_tables_of_a_whole_study_are_the_tables(whole: tuple[Study, Path
         assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
 
 
-def test_all_that_needs_a_failed_stage_has_its_error_and_its_log(broken: tuple[Study, Path]) -> None:
+def test_results_that_need_a_failed_stage_have_its_error_and_its_log(broken: tuple[Study, Path]) -> None:
     study, results = broken
     whole = gathered(study, results)
     before = {name: pd.read_parquet(results / "study" / name) for name in (METRICS, GAINS, REWARDS)}
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1\ntorch.OutOfMemoryError: CUDA out of memory\n'
-    # The rungs after e2 go on from it, so that a failure of e2 is one of theirs.
-    for rung in (8, 4):
-        lose(study, results, f"models/{SFT}/e{rung}/checkpoint")
     lose(study, results, f"models/{SFT}/e2/checkpoint", f"step 3\n{trace}")
     cells = gathered(study, results)
-    told = ("failed", f"sft {SFT}/e2: torch.OutOfMemoryError: CUDA out of memory", f"logs/models/{SFT}/e2.log")
-    gone = [f"{SFT}/e{rung} splice-donor" for rung in (2, 4, 8)]
+    failure = ("failed", f"sft {SFT}/e2: torch.OutOfMemoryError: CUDA out of memory", f"logs/models/{SFT}/e2.log")
+    gone = [f"{SFT}/e{rung} splice-donor" for rung in (2, 4, 8)]  # the later rungs continue e2
     after = f"{SFT}/e8/rl-grpo/e1 splice-donor"
     assert absent(cells) == (
-        {("evaluation", model): told for model in [*gone, after]}
-        | {("rl_gain", after): told, ("rl_rewards", after): told}
+        {("evaluation", model): failure for model in [*gone, after]}
+        | {("rl_gain", after): failure, ("rl_rewards", after): failure}
     )
     assert len(cells) == len(whole)
     lost = {name.split(" ")[0] for name in [*gone, after]}
@@ -117,109 +124,89 @@ def test_all_that_needs_a_failed_stage_has_its_error_and_its_log(broken: tuple[S
         pd.testing.assert_frame_equal(pd.read_parquet(results / "study" / name), kept)
 
 
-def test_stage_that_failed_and_whose_input_is_gone_since_has_the_reason_of_the_input(
-    broken: tuple[Study, Path],
-) -> None:
+def test_failed_stage_whose_input_is_gone_since_has_the_reason_of_the_input(broken: tuple[Study, Path]) -> None:
     study, results = broken
     lose(study, results, f"models/{SFT}/e8/checkpoint", "error: an old one\n")
     lose(study, results, "data/splice-donor", "error: resources/tasks/splice-donor.parquet: no such file\n")
-    cells = gathered(study, results)
-    assert {entry for (cell, _), entry in absent(cells).items() if cell == "evaluation"} == {
-        (
-            "failed",
-            "data splice-donor: resources/tasks/splice-donor.parquet: no such file",
-            "logs/data/splice-donor.log",
-        )
-    }
+    reason = "data splice-donor: resources/tasks/splice-donor.parquet: no such file"
+    assert set(absent(gathered(study, results)).values()) == {("failed", reason, "logs/data/splice-donor.log")}
 
 
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
         (None, "evaluate {name} has not run"),
-        ("generated 200/400\n", "evaluate {name} was killed, or is still running: its log has no error"),
+        ("generated 200/400\n", "evaluate {name} was killed, or is still running"),
         ("stopped: by SIGTERM after 200 of 800 examples\n", "evaluate {name} was stopped"),
     ],
 )
-def test_evaluation_that_did_not_fail_and_is_not_there_is_missing_and_so_is_the_gain_over_it(
+def test_evaluation_that_has_no_result_and_no_error_is_missing_and_so_is_the_gain_over_it(
     broken: tuple[Study, Path], log: str | None, reason: str
 ) -> None:
     study, results = broken
     name = f"{SFT}/e8"
     lose(study, results, f"models/{name}/eval", log)
-    said = ("missing", reason.format(name=name), f"logs/models/{name}/eval.log" if log else None)
-    assert absent(gathered(study, results)) == {
-        ("evaluation", f"{name} splice-donor"): said,
-        ("rl_gain", f"{name}/rl-grpo/e1 splice-donor"): said,
+    found = absent(gathered(study, results))
+    assert set(found) == {
+        ("evaluation", f"{name} splice-donor"),
+        ("rl_gain", f"{name}/rl-grpo/e1 splice-donor"),
     }
+    for state, said, where in found.values():
+        assert (state, where) == ("missing", f"logs/models/{name}/eval.log" if log else None)
+        assert said.startswith(reason.format(name=name))
+
+
+RL = {"rl_gain": 4, "rl_rewards": 4}
 
 
 @pytest.mark.parametrize(
-    ("output", "kind", "cells"),
+    ("output", "job", "cells"),
     [
-        ("data/splice-donor", "data splice-donor", {"baselines": 1, "evaluation": MODELS // 2, "rl_gain": 4}),
+        ("data/splice-donor", "data splice-donor", {"baselines": 1, "evaluation": MODELS // 2, **RL}),
         ("baselines/splice-donor", "baselines splice-donor", {"baselines": 1}),
-        ("tokens/nano/rna", "tokenize nano/rna", {"perplexity": 8, "evaluation": 14, "rl_gain": 4, "rl_rewards": 4}),
+        ("tokens/nano/rna", "tokenize nano/rna", {"perplexity": 8, "evaluation": 14, **RL}),
         ("models/nano/base/perplexity.json", "perplexity nano/base", {"perplexity": 4}),
     ],
 )
-def test_every_kind_of_job_has_its_cells(
-    broken: tuple[Study, Path], output: str, kind: str, cells: dict[str, int]
+def test_results_that_need_a_failed_job_have_its_error(
+    broken: tuple[Study, Path], output: str, job: str, cells: dict[str, int]
 ) -> None:
     study, results = broken
     lose(study, results, output, "error: no space left\n")
-    if output.startswith("tokens/"):  # what was trained on it
-        lose(study, results, "models/nano/base/perplexity.json")
-        lose(study, results, "models/nano/cpt-bio/checkpoint")
-    if output.startswith("data/"):
-        lose(study, results, "baselines/splice-donor")
-        for folder, _, task in study.evaluations():
-            if task == "splice-donor":
-                lose(study, results, folder)
     found = absent(gathered(study, results))
     assert Counter(cell for cell, _ in found) == cells
-    assert {(state, reason) for state, reason, _ in found.values()} == {("failed", f"{kind}: no space left")}
+    assert {(state, reason) for state, reason, _ in found.values()} == {("failed", f"{job}: no space left")}
 
 
 @pytest.mark.parametrize(
-    ("output", "kind"),
+    ("output", "job"),
     [
         ("features/nano-esm/splice-donor", "features nano-esm/splice-donor"),
         ("encoders/nano-esm/checkpoint", "encoder nano-esm"),
     ],
 )
-def test_models_of_features_have_the_reason_of_the_bank_and_those_of_tokens_are_done(
-    tmp_path: Path, output: str, kind: str
+def test_models_of_features_have_the_error_of_their_bank_and_models_of_tokens_are_done(
+    tmp_path: Path, output: str, job: str
 ) -> None:
-    study = load(forms("tokens", "features", cpt=["none"]))
-    plant(study, tmp_path, size=40)
-    for job in jobs(study):
-        (tmp_path / job.proof).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / job.proof).touch()
-    for model in study.models:
-        if model.sequences == "features" and (tmp_path / model.path / "checkpoint").is_dir():
-            shutil.rmtree(tmp_path / model.path)
-    lose(study, tmp_path, output, "error: too long\n")
-    if output.startswith("encoders/"):  # what was made with it
-        lose(study, tmp_path, "features/nano-esm/splice-donor")
-    cells = gathered(study, tmp_path)
+    study, results = publish(load(forms("tokens", "features", cpt=["none"])), tmp_path)
+    lose(study, results, output, "error: too long\n")
+    cells = gathered(study, results)
     lost = cells[cells.state != "done"]
     assert set(lost.sequences) == {"features"}
     assert (cells[cells.sequences == "features"].state == "failed").all()
-    assert set(lost.reason) == {f"{kind}: too long"}
+    assert set(lost.reason) == {f"{job}: too long"}
 
 
-def test_file_that_cannot_be_read_is_a_failed_cell_that_names_it(broken: tuple[Study, Path]) -> None:
+def test_unreadable_file_is_a_failed_result_that_names_it(broken: tuple[Study, Path]) -> None:
     study, results = broken
     file = results / "models" / SFT / "e2" / "eval" / "metrics.json"
     file.write_text("{")
     with pytest.raises(UserError, match=r"e2/eval/metrics\.json"):
         gather(study, results, results / "study")
-    cells = gathered(study, results)
-    ((key, (state, reason, log)),) = absent(cells).items()
+    ((key, (state, reason, log)),) = absent(gathered(study, results)).items()
     assert key == ("evaluation", f"{SFT}/e2 splice-donor")
     assert (state, log) == ("failed", None)
-    assert reason.startswith(f"{file}: cannot be read")
+    assert reason.startswith(f"{file}: ")
 
 
 def test_file_that_is_gone_from_a_finished_evaluation_is_named(broken: tuple[Study, Path]) -> None:
@@ -228,7 +215,8 @@ def test_file_that_is_gone_from_a_finished_evaluation_is_named(broken: tuple[Stu
     file.unlink()
     ((key, (state, reason, _)),) = absent(gathered(study, results)).items()
     assert key == ("rl_gain", f"{SFT}/e8/rl-grpo/e1 splice-donor")
-    assert (state, reason) == ("missing", f"{file} is not in its folder; delete the folder and rerun")
+    assert state == "missing"
+    assert reason.startswith(f"{file} ")
 
 
 def test_without_partial_the_error_says_how_to_gather_the_others(broken: tuple[Study, Path]) -> None:
@@ -239,93 +227,80 @@ def test_without_partial_the_error_says_how_to_gather_the_others(broken: tuple[S
     assert not (results / "elsewhere").exists()
 
 
-def test_study_of_which_nothing_is_there_is_refused_with_the_first_error(tmp_path: Path) -> None:
+def test_study_without_any_result_is_refused_with_the_first_error(tmp_path: Path) -> None:
     study = load(config())
-    with pytest.raises(UserError, match=r"none of its \d+ results is there: nothing has run"):
+    with pytest.raises(UserError, match="nothing has run"):
         gather(study, tmp_path, tmp_path / "study", partial=True)
     (tmp_path / "logs/models/nano").mkdir(parents=True)
     (tmp_path / "logs/models/nano/base.log").write_text("error: no such tokenizer file\n")
-    with pytest.raises(UserError, match="is there: base nano/base: no such tokenizer file"):
+    with pytest.raises(UserError, match="base nano/base: no such tokenizer file"):
         gather(study, tmp_path, tmp_path / "study", partial=True)
     assert not (tmp_path / "study").exists()
 
 
-def test_base_of_a_backbone_that_no_corpus_trains_is_asked_for_no_perplexity(tmp_path: Path) -> None:
-    given = config()
-    given["backbones"]["other"] = given["backbones"]["nano"]
-    given["lineages"].append({"tasks": ["cell-type"], "backbones": ["other"], "sft": ["brief"]})
-    study = load(given)
+def test_base_of_a_backbone_without_cpt_needs_no_perplexity(tmp_path: Path) -> None:
+    asked = config()
+    asked["backbones"]["other"] = asked["backbones"]["nano"]
+    asked["lineages"].append({"tasks": ["cell-type"], "backbones": ["other"], "sft": ["brief"]})
+    study = load(asked)
     plant(study, tmp_path, size=40)
     (tmp_path / "models/other/base/perplexity.json").unlink()  # no job makes it
     cells = gathered(study, tmp_path, partial=False)
     assert set(cells[cells.cell == "perplexity"].backbone) == {"nano"}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_figures_of_what_is_there_are_drawn_whatever_is_missing(broken: tuple[Study, Path], seed: int) -> None:
-    study, results = broken
-    rng = np.random.default_rng(seed)
-    folders = [folder for folder, _, _ in study.evaluations()]
-    gone = rng.choice(folders, size=len(folders) // 2, replace=False)
-    for folder in gone:
-        lose(study, results, str(folder))
-    cells = gathered(study, results)
-    missing = cells[(cells.cell == "evaluation") & (cells.state != "done")]
-    assert len(missing) == len(gone)
-    files.write_json(results / "gone.json", sorted(gone))  # for whoever reads a failure
-    figures(study, results / "study", results / "study" / "figures")
-    assert (results / "study" / "figures" / "table.html").stat().st_size > 1000
+# --- Figures and the results page ---
 
 
-# --- What a reader is told ---
+def draw(study: Study, results: Path) -> dict[str, bytes]:
+    """The figures and the results page, by name."""
+    folder = results / "study" / "figures"
+    figures(study, results / "study", folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def page(study: Study, results: Path) -> str:
-    figures(study, results / "study", results / "study" / "figures")
-    return (results / "study" / "figures" / "table.html").read_text()
+    return draw(study, results)["table.html"].decode()
 
 
-def test_results_page_of_a_whole_study_says_that_all_is_there(broken: tuple[Study, Path]) -> None:
+def test_page_of_a_whole_study_says_that_all_is_there_and_metrics_of_groups_change_nothing(
+    broken: tuple[Study, Path],
+) -> None:
     study, results = broken
     cells = gathered(study, results)
-    text = page(study, results)
-    assert f"All {len(cells)} results that the config asks for are there." in text
+    before = draw(study, results)
+    text = before["table.html"].decode()
+    assert f"All {len(cells)} results" in text
     assert "missing." not in text
-
-
-def test_results_page_begins_with_what_is_missing_and_why(broken: tuple[Study, Path]) -> None:
-    study, results = broken
-    lose(study, results, f"models/{SFT}/e8/checkpoint", "error: a <tag> in the message\n")
-    lose(study, results, "baselines/cell-type")
-    cells = gathered(study, results)
-    text = page(study, results)
-    assert f"<b>5 of {len(cells)} results are missing.</b>" in text
-    assert text.index("are missing") < text.index("<h2>")
-    assert f'<td>failed</td><td class="reason">sft {SFT}/e8: a &lt;tag&gt; in the message' in text
-    assert f"results/logs/models/{SFT}/e8.log" in text
-    assert '<td>missing</td><td class="reason">baselines cell-type has not run</td>' in text
-    for row in cells[cells.state != "done"].itertuples():
-        assert f"<li>{row.cell} {row.model}, {row.task}</li>" in text
-
-
-def test_metrics_of_groups_change_no_figure_and_no_page(broken: tuple[Study, Path]) -> None:
-    study, results = broken
-
-    def drawn() -> dict[str, bytes]:
-        gathered(study, results)
-        page(study, results)
-        return {path.name: path.read_bytes() for path in (results / "study" / "figures").iterdir()}
-
-    before = drawn()
     for folder, _, _ in study.evaluations():
         file = results / folder / "metrics.json"
         written = files.read_json(file)
         groups = {"GC": {name: written["ood"][name] | {"value": 0.125} for name in ("accuracy", "balanced_accuracy")}}
         files.write_json(file, written | {"groups": {"id": {}, "ood": groups}})
-    assert drawn() == before
+    gathered(study, results)
+    assert draw(study, results) == before
 
 
-def test_study_with_no_evaluation_of_a_model_has_figures_that_say_so(broken: tuple[Study, Path]) -> None:
+def test_page_begins_with_what_is_missing_and_why_and_figures_show_the_rest(broken: tuple[Study, Path]) -> None:
+    study, results = broken
+    lose(study, results, f"models/{SFT}/e8/checkpoint", "error: a <tag> in the message\n")
+    lose(study, results, "baselines/cell-type")
+    folders = [folder for folder, _, _ in study.evaluations() if "cell-type" in folder]
+    for folder in np.random.default_rng(0).choice(folders, size=len(folders) // 2, replace=False):
+        lose(study, results, str(folder))
+    cells = gathered(study, results)
+    lost = cells[cells.state != "done"]
+    text = page(study, results)
+    assert f"{len(lost)} of {len(cells)} results are missing" in text
+    assert text.index("are missing") < text.index("<h2>")
+    assert f'<td>failed</td><td class="reason">sft {SFT}/e8: a &lt;tag&gt; in the message' in text
+    assert f"results/logs/models/{SFT}/e8.log" in text
+    assert '<td>missing</td><td class="reason">baselines cell-type has not run</td>' in text
+    for row in lost.itertuples():
+        assert f"<li>{row.cell} {row.model}, {row.task}</li>" in text
+
+
+def test_study_without_an_evaluation_of_a_model_has_figures_and_a_page(broken: tuple[Study, Path]) -> None:
     study, results = broken
     for folder, _, _ in study.evaluations():
         lose(study, results, folder)
