@@ -1,20 +1,19 @@
-"""What a user would pick instead of a language model: majority, k-NN and logistic regression.
+"""The usual alternatives to a language model: majority, k-NN and logistic regression.
 
-All three see what the models see, the sequence, and learn from `train.parquet` alone; k and C are
-chosen on `validation.parquet`. The two test splits are read only to be predicted.
+They read the same sequences as the models and learn from `train.parquet` alone; k and C are chosen on
+`validation.parquet`. The two test splits are read only to be predicted.
 
-Where answers are sets of terms, majority is the best set of frequent terms (`ontology.frequent`),
-k-NN the terms that more than half of the k nearest have, and there is no regression.
+Where answers are sets of terms, majority is the best set of frequent terms (`term_sets.frequent`), k-NN the terms that
+more than half of the k nearest have, and there is no regression.
 
-Not for neural networks, and not for tuned competitors: the grids are small on purpose, because a
-baseline has to be what anyone gets in five minutes.
+Not for neural networks, and not for tuned competitors: the grids are small on purpose, because a baseline is what
+anyone gets in five minutes.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
@@ -35,21 +34,22 @@ from cisterna.scoring.answers import AnswerSpace, Terms
 NEIGHBOURS = (25, 11, 5, 3, 1)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, the inverse strength of the L2 penalty
 
-# For proteins pairs, the usual dipeptide composition: of 8,000 triples a short protein holds few.
+# For proteins pairs, the usual dipeptide composition: a short protein has few of the 8,000 triples.
 KMER = {"dna": 3, "rna": 3, "protein": 2}
 
 Analyzer = Callable[[str], Iterable[str]]
+Baseline = Callable[[pd.Series], Iterable[str | None]]  # from sequences to predictions
 
 
 def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
-    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the
-    folder `output`, whole or not at all:
+    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the folder `output`, whole
+    or not at all:
 
     - id.parquet, ood.parquet: one row an example and baseline: id, baseline, gold, predicted
-    - metrics.json: {baseline: {split: metrics}}, metrics as `cisterna.scoring.metrics.score` gives them
-      with `bootstrap` resamples drawn from `seed`. The fits themselves hold no randomness.
+    - metrics.json: {baseline: {split: metrics}}, the metrics of the answer space `space` with `bootstrap` resamples
+      drawn from `seed`. The fits themselves are not random.
     - choices.json: the features, and the k and C chosen, with their accuracy on validation
 
     Raises UserError for a split that cannot be read, and for a `train` with only one label.
@@ -63,17 +63,16 @@ def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, 
         )
     with threadpool_limits(1):
         features, analyzer = _features(train["sequence"], modality)
-        tests = {split: splits[split] for split in TEST_SPLITS}
         if isinstance(space, Terms):
-            predictions, choices = _terms(train, validation, tests, analyzer, space)
+            baselines, choices = _fit_terms(train, validation, analyzer, space)
         else:
-            fitted, choices = _fit(train, validation, analyzer)
-            predictions = {split: _predict(fitted, frame) for split, frame in tests.items()}
-    scores: dict[str, dict[str, object]] = {}
+            baselines, choices = _fit_labels(train, validation, analyzer)
+        predictions = {split: _predictions(baselines, splits[split]) for split in TEST_SPLITS}
+    scores: dict[str, dict[str, object]] = {name: {} for name in baselines}
     for split, table in predictions.items():
-        for name, rows in table.groupby("baseline", sort=False):
+        for name, rows in table.groupby("baseline"):
             gold, predicted = rows["gold"].tolist(), rows["predicted"].tolist()
-            scores.setdefault(str(name), {})[split] = space.score(gold, predicted, seed, bootstrap)
+            scores[str(name)][split] = space.score(gold, predicted, seed, bootstrap)
     with files.new_folder(output) as folder:
         for split, table in predictions.items():
             table.to_parquet(folder / f"{split}.parquet", index=False)
@@ -114,19 +113,23 @@ def _kmers(sequence: str, size: int) -> list[str]:
     return [sequence[i : i + size] for i in range(max(1, len(sequence) - size + 1))]
 
 
-def _fit(
+def _fit_labels(
     train: pd.DataFrame, validation: pd.DataFrame, analyzer: Analyzer
-) -> tuple[dict[str, Pipeline], dict[str, object]]:
-    """Baseline -> pipeline fitted on `train`, and what was chosen on `validation`."""
+) -> tuple[dict[str, Baseline], dict[str, object]]:
+    """Baselines that predict labels, fitted on `train`, and what was chosen on `validation`."""
+
+    def fit(model: ClassifierMixin) -> Pipeline:
+        return make_pipeline(CountVectorizer(analyzer=analyzer), model).fit(train["sequence"], train["answer"])
+
     neighbours = [k for k in NEIGHBOURS if k <= len(train)]
     grids: dict[str, dict[float, ClassifierMixin]] = {
         "knn": {k: KNeighborsClassifier(n_neighbors=k, algorithm="brute") for k in neighbours},
         "logistic": {c: LogisticRegression(C=c, max_iter=2000) for c in PENALTIES},
     }
-    fitted = {"majority": _pipeline(analyzer, DummyClassifier(strategy="most_frequent"), train)}
+    fitted = {"majority": fit(DummyClassifier(strategy="most_frequent"))}
     choices: dict[str, object] = {}
     for name, grid in grids.items():
-        pipelines = {value: _pipeline(analyzer, model, train) for value, model in grid.items()}
+        pipelines = {value: fit(model) for value, model in grid.items()}
         accuracies = {
             value: float(pipeline.score(validation["sequence"], validation["answer"]))
             for value, pipeline in pipelines.items()
@@ -135,71 +138,54 @@ def _fit(
         fitted[name] = pipelines[best]
         parameter = "n_neighbors" if name == "knn" else "C"
         choices[name] = {parameter: best, "validation_accuracy": accuracies[best]}
-    return fitted, choices
+    return {name: pipeline.predict for name, pipeline in fitted.items()}, choices
 
 
-def _terms(
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    tests: Mapping[str, pd.DataFrame],
-    analyzer: Analyzer,
-    space: Terms,
-) -> tuple[dict[str, pd.DataFrame], dict[str, object]]:
-    """Predictions of sets of terms by split, as `_predict` gives those of labels, and the k chosen on `validation`.
+def _fit_terms(
+    train: pd.DataFrame, validation: pd.DataFrame, analyzer: Analyzer, space: Terms
+) -> tuple[dict[str, Baseline], dict[str, object]]:
+    """Baselines that predict sets of terms, and the k chosen on `validation`.
 
-    A set is null where the neighbours agree on no term.
+    The k nearest neighbours vote; there is no prediction (None) where no term has a majority.
     """
-    known = space.ontology
+    ontology = space.ontology
     annotated = [answers.split(text) for text in train["answer"]]
-    sets = [known.propagate(terms) for terms in annotated]
-    frequent = answers.join(term_sets.frequent(annotated, known))
-    counted = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
-    nearest = NearestNeighbors(algorithm="brute").fit(counted.transform(train["sequence"]))
+    sets = [ontology.propagate(terms) for terms in annotated]
+    frequent = answers.join(term_sets.frequent(annotated, ontology))
+    vectorizer = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
+    nearest = NearestNeighbors(algorithm="brute").fit(vectorizer.transform(train["sequence"]))
     most = min(max(NEIGHBOURS), len(train))
 
-    def neighbours(frame: pd.DataFrame) -> np.ndarray:
-        return nearest.kneighbors(counted.transform(frame["sequence"]), most, return_distance=False)
+    def vote(sequences: pd.Series, k: int) -> list[str | None]:
+        predicted = []
+        for rows in nearest.kneighbors(vectorizer.transform(sequences), most, return_distance=False):
+            votes = Counter(term for row in rows[:k] for term in sets[row])
+            predicted.append(answers.join(ontology.specific(term for term, n in votes.items() if 2 * n > k)) or None)
+        return predicted
 
-    def voted(rows: Iterable[int], k: int) -> str | None:
-        votes = Counter(term for row in rows for term in sets[row])
-        return answers.join(known.specific(term for term, count in votes.items() if 2 * count > k)) or None
-
-    seen = neighbours(validation)
     scores = {
-        k: space.score(validation["answer"].tolist(), [voted(rows[:k], k) for rows in seen], resamples=1)
+        k: space.score(validation["answer"].tolist(), vote(validation["sequence"], k), resamples=1)["f1_micro"]["value"]
         for k in NEIGHBOURS
         if k <= most
     }
-    best = max(scores, key=lambda k: scores[k]["f1_micro"]["value"])
-    predictions = {}
-    for split, frame in tests.items():
-        predicted = {
-            "majority": [frequent] * len(frame),
-            "knn": [voted(rows[:best], best) for rows in neighbours(frame)],
-        }
-        predictions[split] = pd.concat(
-            pd.DataFrame({"id": frame["id"], "baseline": name, "gold": frame["answer"], "predicted": texts})
-            for name, texts in predicted.items()
-        )
-    chosen = {"n_neighbors": best, "validation_f1_micro": scores[best]["f1_micro"]["value"]}
-    return predictions, {"knn": chosen}
+    best = max(scores, key=lambda k: scores[k])
+    baselines: dict[str, Baseline] = {
+        "majority": lambda sequences: [frequent] * len(sequences),
+        "knn": lambda sequences: vote(sequences, best),
+    }
+    return baselines, {"knn": {"n_neighbors": best, "validation_f1_micro": scores[best]}}
 
 
-def _pipeline(analyzer: Analyzer, model: ClassifierMixin, train: pd.DataFrame) -> Pipeline:
-    pipeline = make_pipeline(CountVectorizer(analyzer=analyzer), model)
-    return pipeline.fit(train["sequence"], train["answer"])
-
-
-def _predict(fitted: dict[str, Pipeline], split: pd.DataFrame) -> pd.DataFrame:
-    """One row an example and baseline: id, baseline, gold, predicted (all str)."""
+def _predictions(baselines: Mapping[str, Baseline], split: pd.DataFrame) -> pd.DataFrame:
+    """One row a baseline and example: id, baseline, gold, predicted (null for no prediction)."""
     return pd.concat(
         pd.DataFrame(
             {
                 "id": split["id"],
                 "baseline": name,
                 "gold": split["answer"],
-                "predicted": pipeline.predict(split["sequence"]).astype(str),
+                "predicted": list(predict(split["sequence"])),
             }
         )
-        for name, pipeline in fitted.items()
+        for name, predict in baselines.items()
     )

@@ -158,7 +158,7 @@ def read(study: Study, results: Path) -> StudyAnswers:
     """The answers of every evaluation of a study, from `results`, the folder with `models/` and `data/` in it.
 
     An absent evaluation is listed and not an error. Raises UserError if all are absent, if a file cannot be
-    read, and where two models of a task answer different examples.
+    read, and if two models of a task answer different examples.
     """
     sheets: dict[tuple[str, str], AnySheet] = {}
     absent, left_out = [], {}
@@ -169,22 +169,24 @@ def read(study: Study, results: Path) -> StudyAnswers:
                 there = all((results / folder / f"{split}.parquet").is_file() for split in TEST_SPLITS)
                 present.append((folder, model)) if there else absent.append(folder)
         for split in TEST_SPLITS if present else ():
-            given = _aligned({model: results / folder / f"{split}.parquet" for folder, model in present}, split)
-            if not all(TERMS.fullmatch(answer) for answer in given[0]):
-                sheets[task, split] = sheet(*given)
-            elif (space := _space(results / "data" / task)) is not None:
-                sheets[task, split] = term_sheet(*given, space)
+            gold, predicted = _aligned(
+                {model: results / folder / f"{split}.parquet" for folder, model in present}, split
+            )
+            if not all(TERMS.fullmatch(answer) for answer in gold):
+                sheets[task, split] = sheet(gold, predicted)
+            elif (ontology := _ontology(results / "data" / task)) is not None:
+                sheets[task, split] = term_sheet(gold, predicted, ontology)
             else:
-                left_out[task] = f"its answers are sets of terms, and {results / 'data' / task} is not there"
+                left_out[task] = f"its answers are sets of terms, and {results / 'data' / task} is missing"
     if not sheets:
         raise UserError(
             f"study {study.name}: none of its {len(absent)} evaluations is in {results}; "
-            "run snakemake to make them, or name the folder that has them with --results"
+            "run snakemake to make them, or give their folder with --results"
         )
     return StudyAnswers(sheets, tuple(absent), left_out)
 
 
-def _space(data: Path) -> Ontology | None:
+def _ontology(data: Path) -> Ontology | None:
     """The ontology of a task whose answers are sets of terms; None where its data are not there."""
     if not (data / "card.json").is_file():
         return None
@@ -217,7 +219,7 @@ def _aligned(files: Mapping[str, Path], split: str) -> tuple[list[str], dict[str
 
 
 def generator(*words: object) -> np.random.Generator:
-    """Random numbers that depend on the words alone: another task or claim of the study leaves them as they are."""
+    """Random numbers that depend on the words alone, and so not on what other tasks or claims a study has."""
     return np.random.default_rng([0, *(zlib.crc32(str(word).encode()) for word in words)])
 
 
@@ -283,9 +285,9 @@ def _halves(
 def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
     """Variance, between training seeds, of the mean over settings of the mean over seeds; and its degrees of freedom.
 
-    `effects` has a mapping a setting, seed -> effect. Seeds are the clusters: what one seed did in all settings
-    is one observation (the sandwich for clusters, with the factor S / (S - 1)). With as many seeds in every setting
-    it is the variance of the seeds' means over S. (0, 0) for a single seed.
+    `effects` has one mapping for each setting, seed -> effect. Seeds are clusters: the effects of one seed in all
+    settings are one observation (the cluster-robust sandwich estimator, with the factor S / (S - 1) for S seeds). If
+    every setting has the same seeds it is the variance of the seeds' means, over S. (0, 0) for a single seed.
     """
     influence: dict[int, float] = {}
     for effect in effects:
@@ -300,13 +302,13 @@ def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
 
 
 def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Generator) -> Array:
-    """Draws, shape (size,), of the error that training seeds leave in a mean of independent tasks.
+    """Draws, shape (size,), of the error of a mean of independent tasks that is due to training seeds.
 
-    `variances` has variance and degrees of freedom of each task (`seed_variance`). Student's t, with the degrees
-    of freedom of Satterthwaite (1946, doi:10.2307/3002019). Added to draws by examples it gives intervals that are a
-    little too wide where both matter (simulated: 97% for 95%). Degrees of freedom for the sum of both variances
-    (Welch) would mend that and break the far tails: of 200 simulated studies without any effect, of one task and three
-    seeds, 34 had a false verdict after Holm instead of 6.
+    `variances` has variance and degrees of freedom of each task (`seed_variance`). Student's t, with the degrees of
+    freedom of Satterthwaite (1946, doi:10.2307/3002019). Added to resamples of the examples it gives intervals that are
+    a little too wide where both matter (simulated: 97% for 95%). Degrees of freedom for the sum of both variances
+    (Welch) would correct that, but make the far tails too light: of 200 simulated studies without any effect, of one
+    task and three seeds, 34 had a false verdict after Holm instead of 6.
     """
     known = [(variance / len(variances) ** 2, freedom) for variance, freedom in variances if variance > 0]
     if not known:
@@ -319,8 +321,8 @@ def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Gene
 def seed_weights(seeds: int, size: int, rng: np.random.Generator) -> Array:
     """Weights of a task's seeds that sum to 1, shape (size, seeds), the same for all its models.
 
-    A weighted mean is spread as Student's t with S - 1 degrees of freedom about the plain mean, with its standard
-    error: for statistics of many models at once, where `noise` has one number.
+    A weighted mean has Student's t distribution with S - 1 degrees of freedom around the plain mean, with its standard
+    error. For statistics of many models at once; `noise` is for a single number.
     """
     if seeds < 2:
         return np.ones((size, seeds))
@@ -331,7 +333,7 @@ def seed_weights(seeds: int, size: int, rng: np.random.Generator) -> Array:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values adjusted for the number of tests (Holm 1979, Scand. J. Statist. 6, 65-70), in the order given."""
+    """P-values adjusted for the number of tests (Holm 1979, Scand. J. Statist. 6, 65-70), in the order of `p`."""
     adjusted = [0.0] * len(p)
     worst = 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
