@@ -71,8 +71,9 @@ else \
 fi
 endef
 
-# Two workers or more, a file of tests at a time, in the order of tests/conftest.py: the long files come first.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Three workers, also on two cores: some tests mostly wait, for Slurm and for signals. Each gets a file of tests at a time,
+# in the order of tests/conftest.py.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 STUDY := $(if $(CONFIG),--configfile $(CONFIG))
 

@@ -91,14 +91,6 @@ def test_rl_of_the_tiny_study_had_reward_variance(finished: Clone) -> None:
         assert min(entry["frac_reward_zero_std"] for entry in history if "reward" in entry) < 0.8
 
 
-def test_same_seed_from_nothing_gives_the_same_metrics(finished: Clone, untouched: Clone) -> None:
-    untouched.snakemake()
-    for name in ("metrics.parquet", "rl_gains.parquet"):
-        path = Path("results") / "studies" / "tiny" / name
-        assert (untouched.folder / path).read_bytes() == (finished.folder / path).read_bytes()
-    assert weights(untouched.results / "models") == weights(finished.results / "models")
-
-
 def test_published_bytes_are_the_golden_ones(finished: Clone) -> None:
     golden = json.loads((goldens.HERE / "tiny-study.json").read_text())
     if golden["machine"] != goldens.machine():
