@@ -1,10 +1,10 @@
-"""Write src/cisterna/study/library_options.json: the options a recipe may pass through, with their types.
+"""Write src/cisterna/study/library_options.json: the options that a recipe may have, with their types.
 
     python scripts/build_options.py
 
-`cisterna.study.config` checks a config in well under a second, so it cannot import transformers and trl
-(8 s of CPU) to learn what their options are called. This script asks the installed classes once;
-`tests/test_study.py` asks them again and fails if the file is out of date. Not for run time.
+`cisterna.study.config` checks a config in well under a second, so it cannot import transformers and trl (8 s of CPU) to
+read their options. This script reads them from the installed classes; tests/study/test_config_files.py fails if the
+file is out of date.
 
 Types in the file: "bool", "int", "float", "str", with " | null" where None is allowed; a list
 enumerates the allowed values; "other" (dicts, lists, mixed unions) is passed through unchecked.
@@ -15,16 +15,11 @@ import enum
 import json
 import types
 import typing
-from pathlib import Path
 
-TARGET = Path(__file__).resolve().parents[1] / "src" / "cisterna" / "options.json"
-
-# Architectures that a backbone can be made from: causal decoders that keep attention inside a
-# document when positions restart, which packed CPT needs.
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-
-# Architectures that an encoder can be made from.
-ENCODERS = ("esm",)
+from cisterna.study.config.backbones import Architecture
+from cisterna.study.config.encoders import EncoderArchitecture
+from cisterna.study.config.library import OPTIONS
+from cisterna.study.config.types import Open
 
 # Keys of a transformers config that are bookkeeping, or that Cisterna sets from the tokenizer.
 BOOKKEEPING = {
@@ -54,7 +49,7 @@ VALUES: dict[str, str | list[str | None]] = {"position_embedding_type": ["absolu
 
 
 def describe(annotation: object) -> str | list[str | None]:
-    """The type of one option, as written in options.json."""
+    """The type of one option, as written in library_options.json."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     members = list(typing.get_args(annotation)) if union else [annotation]
     nullable = type(None) in members
@@ -82,15 +77,18 @@ def options(cls: type) -> dict[str, str | list[str | None]]:
 
 
 def build() -> str:
-    """The text of options.json for the installed transformers and trl."""
+    """The text of library_options.json for the installed transformers and trl."""
     import transformers
     import trl
 
-    def keys(names: tuple[str, ...], unfit: set[str]) -> dict[str, dict[str, str | list[str | None]]]:
-        found = {name: options(transformers.CONFIG_MAPPING[name]) for name in names}
+    def keys(model: type[Open], unfit: set[str]) -> dict[str, dict[str, str | list[str | None]]]:
+        known = {
+            name: options(transformers.CONFIG_MAPPING[name])
+            for name in typing.get_args(model.model_fields["model_type"].annotation)
+        }
         return {
-            name: {key: VALUES.get(key, kind) for key, kind in given.items() if key not in unfit}
-            for name, given in found.items()
+            name: {key: VALUES.get(key, kind) for key, kind in kinds.items() if key not in unfit}
+            for name, kinds in known.items()
         }
 
     content = {
@@ -105,12 +103,12 @@ def build() -> str:
             "sft": options(trl.SFTConfig),
             "rl": options(trl.GRPOConfig),
         },
-        "architectures": keys(ARCHITECTURES, BOOKKEEPING),
-        "encoders": keys(ENCODERS, BOOKKEEPING | UNFIT),
+        "architectures": keys(Architecture, BOOKKEEPING),
+        "encoders": keys(EncoderArchitecture, BOOKKEEPING | UNFIT),
     }
     return json.dumps(content, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    TARGET.write_text(build())
-    print(f"wrote {TARGET}")
+    OPTIONS.write_text(build())
+    print(f"wrote {OPTIONS}")

@@ -277,15 +277,17 @@ def _baselines(options: argparse.Namespace) -> None:
     from cisterna.artifacts import files
     from cisterna.evaluation import baselines
     from cisterna.scoring import answers
+    from cisterna.study.config import evaluation_options
 
+    chosen = evaluation_options(options.options)
     card = files.read_json(options.data / "card.json")
     baselines.run(
         options.data,
         options.output,
         space=answers.load_space(card, options.data),
         modality=card["modality"],
-        seed=int(options.options.get("seed", 0)),
-        bootstrap=int(options.options["bootstrap"]),
+        seed=int(chosen.get("seed", 0)),
+        bootstrap=int(chosen["bootstrap"]),
     )
 
 
@@ -366,15 +368,17 @@ def _rl(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cisterna.evaluation import evaluate
+    from cisterna.study.config import evaluation_options
 
-    evaluate.evaluate(options.checkpoint, options.data, options.output, options.options, options.bank, options.work)
+    chosen = evaluation_options(options.options)
+    evaluate.evaluate(options.checkpoint, options.data, options.output, chosen, options.bank, options.work)
 
 
 def _predict(options: argparse.Namespace) -> None:
     from cisterna.evaluation import predict
-    from cisterna.study import config
+    from cisterna.study.config import evaluation_options
 
-    predict.predict(options.checkpoint, options.input, options.output, config.DEFAULTS["evaluation"] | options.options)
+    predict.predict(options.checkpoint, options.input, options.output, evaluation_options(options.options))
 
 
 def _perplexity(options: argparse.Namespace) -> None:

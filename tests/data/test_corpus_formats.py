@@ -17,7 +17,7 @@ from cisterna import cli, study
 from cisterna.data import corpus
 from cisterna.errors import UserError
 from cisterna.sequences import tokenization
-from cisterna.study import config
+from cisterna.study.config import rules
 from cisterna.training import encoder
 from tiny import ROOT
 
@@ -200,7 +200,7 @@ def test_a_mistake_about_a_corpus_is_found_before_anything_runs(tmp_path, given,
 
 
 def test_the_config_knows_the_endings_that_hold_sequences():
-    assert set(config.FLAT) == set(corpus.FLAT)
+    assert set(rules.FLAT) == set(corpus.FLAT)
 
 
 @pytest.mark.parametrize("cap", ["train_documents", "heldout_documents"])

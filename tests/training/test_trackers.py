@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cisterna.errors import UserError
-from cisterna.study import config
 from cisterna.training import trackers
 from clones import Clone, edited, make
 from runs import SFT, Run
+from tiny import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def environment(monkeypatch):
 def params(clone: Clone, **variables: str) -> list[str]:
     """The parameters of every job, as Snakemake would record them."""
     output = clone.run(
-        *["snakemake", "--snakefile", str(config.ROOT / "Snakefile"), "--cores", "1", "--dry-run", "--printshellcmds"],
+        *["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", "--dry-run", "--printshellcmds"],
         **variables,
     )
     return sorted(line for line in output.splitlines() if "cisterna " in line)
@@ -62,7 +62,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_how_to_install_it
 
 def test_an_unknown_tracker_ends_snakemake_before_any_job(tmp_path):
     clone = make(tmp_path)
-    command = ["snakemake", "--snakefile", str(config.ROOT / "Snakefile"), "--cores", "1"]
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
     output = clone.run(*command, code=2, CISTERNA_REPORT_TO="comet")
     expected = "found 'comet'; expected tensorboard, wandb, trackio, or several with commas between"
     assert output.endswith(f"\nerror: CISTERNA_REPORT_TO: {expected}\n")

@@ -27,15 +27,14 @@ def check(function, *arguments, **options):
         refuse(error)
 
 
-if len(FILES) == 1:
-    check(studies.read, FILES[0])  # unlike Snakemake's loader, names the line and sees a key given twice
+SOURCE = check(studies.locate, FILES)  # unlike Snakemake, names the line of broken YAML and finds repeated keys
 
 if DEFAULT in FILES:
 
     configfile: DEFAULT
 
 
-STUDY = check(studies.load, config, where=", ".join(map(str, FILES)))
+STUDY = check(studies.load, config, SOURCE)
 
 if check(trackers.chosen):  # before any job runs
     os.environ.setdefault(trackers.PROJECT, STUDY.name)

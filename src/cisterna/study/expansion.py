@@ -1,9 +1,8 @@
 """A study: the checkpoints that a config asks for, and their paths.
 
-`read` takes a YAML file, `load` a mapping that is already parsed (Snakemake's `config`). Both check
-it (`cisterna.study.config`) and return a `Study`. The Snakefile, the command line, the plan and the
-report all ask the study for names and paths, so the rule "the path is the lineage" is written
-once, here.
+`read` takes YAML files, `load` a mapping that is already parsed (Snakemake's `config`, with `locate` for its lines).
+Both check it (`cisterna.study.config`) and return a `Study`. The Snakefile, the command line, the plan and the report
+all ask the study for names and paths, so the rule "the path is the lineage" is written once, here.
 
 Not for anything that needs torch, pandas or a data file: reading and expanding a study of 1,000
 models takes a fraction of a second, because every Snakemake job does it.
@@ -11,15 +10,17 @@ models takes a fraction of a second, because every Snakemake job does it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 from cisterna.errors import UserError
 from cisterna.study import config as configs
-from cisterna.study.config import recipe_keys, suggest
+from cisterna.study.config import recipe_keys
+from cisterna.study.config.problems import Problems, suggest
+from cisterna.study.config.yaml_lines import parse
 from cisterna.study.lineages import Lineage, Model, is_ladder
 from cisterna.tasks import catalog
 
@@ -208,31 +209,42 @@ class Study:
 
 
 def read(path: Path, *more: Path) -> Study:
-    """The study in a YAML file, of which each further file changes what it names.
+    """The study in a YAML file; each further file changes what it names.
 
-    As Snakemake joins the files of `--configfile`: mappings key by key, everything else as a whole. UserError if a file
-    is not readable or the study breaks a rule (all of them).
+    Files are merged like those of Snakemake's `--configfile`: mappings key by key, everything else as a whole.
+    UserError if a file is not readable or the study breaks a rule (all of them).
     """
-    given, lines, problems = configs.parse(Path(path))
-    if not more:
-        return _study(configs.check(given, problems, lines))
-    problems.stop()
-    for other in more:
-        change, _, found = configs.parse(Path(other))
-        found.stop()
-        given = _changed(given, change)
-    return _study(configs.check(given, configs.Problems(", ".join(map(str, (path, *more)))), {}))
+    files = [Path(file) for file in (path, *more)]
+    problems = _problems(files)
+    first, *changes = (parse(file, problems) for file in files)
+    return _study(configs.check(reduce(_merged, changes, first), problems))
 
 
-def _changed(given: Any, change: Any) -> Any:
-    if isinstance(given, dict) and isinstance(change, dict):
-        return given | {key: _changed(given.get(key), value) for key, value in change.items()}
+def _problems(files: Iterable[Path]) -> Problems:
+    return Problems(", ".join(map(str, files)))
+
+
+def _merged(config: Any, change: Any) -> Any:
+    if isinstance(config, dict) and isinstance(change, dict):
+        return config | {key: _merged(config.get(key), value) for key, value in change.items()}
     return change
 
 
-def load(config: Mapping[str, Any], where: str = "config") -> Study:
-    """The study in a mapping; `where` names it in the UserError that lists every violation."""
-    return _study(configs.check(config, configs.Problems(where), {}))
+def locate(files: Iterable[Path]) -> Problems:
+    """The lines of the keys in YAML files, for `load`; UserError if one of them is not readable."""
+    files = list(files)
+    problems = _problems(files)
+    for file in files:
+        parse(file, problems)
+    return problems
+
+
+def load(config: Mapping[str, Any], where: str | Problems = "config") -> Study:
+    """The study in a mapping, such as Snakemake's `config`.
+
+    UserError that lists every problem. `where` names the mapping there, or knows its lines (`locate`).
+    """
+    return _study(configs.check(config, Problems(where) if isinstance(where, str) else where))
 
 
 def _study(config: dict[str, Any]) -> Study:

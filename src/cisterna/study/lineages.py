@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cisterna.study import config as configs
+from cisterna.study.config import filled
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Lineage:
         return [
             Condition(task, form, encoder, seed)
             for form in forms
-            for encoder in ([None] if form == "tokens" else configs.encoders_of(spec))
+            for encoder in ([None] if form == "tokens" else filled.encoders_of(spec))
             for seed in self.config["seeds"]
         ]
 
@@ -107,15 +107,15 @@ class Lineage:
     def _add_budget(self, start: Model, condition: Condition) -> None:
         """Add the models of a budget: for each of its splits, SFT that spends the first part and RL the second."""
         recipes, budget = self.config["recipes"], self.lineage["budget"]
-        unit = configs.unit(budget)
+        unit = filled.unit(budget)
         rl_recipes = [entry["recipe"] for entry in self.lineage["rl"]]
         for sft_amount, rl_amount in budget["split"]:
             parents = [start]
             if sft_amount:
-                spent = configs.spending(recipes["sft"], self.lineage["sft"], sft_amount, unit)
+                spent = filled.spending(recipes["sft"], self.lineage["sft"], sft_amount, unit)
                 parents = [self._add_rungs(start, condition, "sft", name, [epochs])[epochs] for name, epochs in spent]
             for parent in parents if rl_amount else []:
-                for name, epochs in configs.spending(recipes["rl"], rl_recipes, rl_amount, unit):
+                for name, epochs in filled.spending(recipes["rl"], rl_recipes, rl_amount, unit):
                     self._add_rungs(parent, condition, "rl", name, [epochs])
 
     def _add_rungs(

@@ -1,0 +1,73 @@
+"""The config: read, checked and filled in. `cisterna.study` expands the result.
+
+Whatever can be known to be wrong without opening a data file is an error here, before any job is queued, with the file,
+the line and the key, and all mistakes at once. Needs neither torch nor pandas.
+
+- yaml_lines: reads YAML and keeps the line of every key
+- types, and one module a section: the keys with their types, defaults and descriptions. From them
+  scripts/build_config.py makes the key tables of config/README.md and workflow/schemas/config.schema.yaml.
+- library: options of the libraries, checked against their own dataclasses
+- shape: a config against the models of its sections
+- rules: what needs more than one key
+- filled: look-ups in the result
+- problems: what is wrong, collected
+
+Pydantic takes a while to import, so that only functions import the modules with models.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from cisterna.study.config.problems import Key, Problems, show
+
+__all__ = ["check", "evaluation_options", "recipe_keys"]
+
+
+def check(config: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+    """A copy of a valid config in plain dicts and lists, with its defaults; else UserError with all its problems.
+
+    Numbers in scientific notation without a dot (`1e-3`), which YAML 1.1 parsers read as text, count as numbers
+    wherever a real number is expected.
+    """
+    from cisterna.study.config import rules, shape
+
+    known = len(problems.entries)
+    given = _plain(config, (), problems)
+    if len(problems.entries) > known:
+        problems.stop()  # what is below a name that is not text would be reported twice
+    filled = shape.read(given, problems)
+    rules.check(given, filled, problems)
+    problems.stop()
+    return filled
+
+
+def _plain(value: object, key: Key, problems: Problems) -> Any:
+    """A deep copy in dicts and lists; keys that are not text are problems."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                problems.add((*key, str(name)), f"YAML reads this name as {show(name)}; expected a text, in quotes")
+        return {str(name): _plain(entry, (*key, str(name)), problems) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, (*key, index), problems) for index, entry in enumerate(value)]
+    return value
+
+
+@cache
+def recipe_keys(kind: str) -> frozenset[str]:
+    """Cisterna's own keys of a recipe (cpt, sft, rl) or of an encoder's training (encoder).
+
+    Every other key is an option of the library that trains.
+    """
+    from cisterna.study.config.encoders import EncoderTraining
+    from cisterna.study.config.rules import RECIPES
+
+    return frozenset((RECIPES | {"encoder": EncoderTraining})[kind].keys())
+
+
+def evaluation_options(options: Mapping[str, Any], where: str = "--options") -> dict[str, Any]:
+    """The options of an evaluation, by hand or by the workflow, with their defaults; UserError if one is wrong."""
+    from cisterna.study.config import evaluation, shape
+
+    return shape.options(evaluation.EvaluationOptions, options, where)

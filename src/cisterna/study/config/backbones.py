@@ -1,0 +1,63 @@
+"""The section `backbones`: causal language models, made here or pretrained."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from cisterna.study.config import library
+from cisterna.study.config import types as t
+
+
+class Architecture(t.Open):
+    """Keys of a transformers config. Causal decoders only that keep attention inside a document when positions
+    restart, which packed CPT needs.
+    """
+
+    model_type: Annotated[Literal["llama", "mistral", "qwen2", "qwen3"], t.Choice] = t.required("the architecture.")
+
+    @classmethod
+    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Open.options`."""
+        return library.known()["architectures"].get(str(values.get("model_type")), {})
+
+
+class Tokenizer(t.Section):
+    """The tokenizer of a backbone."""
+
+    vocab_size: t.Count = t.required(
+        "tokens of text (256 bytes, 2 control tokens, learned pieces); the 39 tokens for residues, tags and thinking "
+        "come on top."
+    )
+    files: Annotated[list[t.Path], t.Some] = t.required("text to train it on.")
+
+
+class MadeBackbone(t.Section):
+    """A backbone made here (`architecture`)."""
+
+    architecture: Architecture = t.required(
+        "keys of the transformers config of `model_type`, by their names (`hidden_size`, `num_hidden_layers`, ...). "
+        "The vocabulary size comes from the tokenizer."
+    )
+    tokenizer: Tokenizer = t.required("the tokenizer that is trained for it.")
+    seed: t.Natural = t.default(0, "of the random initial weights.")
+
+
+class PretrainedBackbone(t.Section):
+    """A pretrained backbone (`pretrained`)."""
+
+    pretrained: t.Text = t.required("hub id (`Qwen/Qwen3-1.7B`) or local folder.")
+    revision: t.Text | None = t.default(
+        None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
+    )
+    dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
+
+
+def _model(entry: dict[str, Any]) -> type[t.Section] | None:
+    if ("architecture" in entry) == ("pretrained" in entry):
+        return None
+    return MadeBackbone if "architecture" in entry else PretrainedBackbone
+
+
+Backbone = Annotated[
+    Annotated[MadeBackbone, t.tag(MadeBackbone)] | Annotated[PretrainedBackbone, t.tag(PretrainedBackbone)],
+    t.choose(_model, "either `architecture` (a backbone made here) or `pretrained` (a hub id or a folder)"),
+]

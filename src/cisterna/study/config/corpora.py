@@ -1,0 +1,17 @@
+"""The section `corpora`: sequences or text for continued pre-training and for encoders."""
+
+from typing import Annotated, Literal
+
+from cisterna.study.config import types as t
+
+
+class Corpus(t.Section):
+    """A corpus."""
+
+    file: t.Path = t.required("a file in one of the forms below.")
+    modality: Annotated[Literal["dna", "rna", "protein", "text"], t.Choice] = t.required(
+        "letters that are allowed, and residue tokens."
+    )
+    field: t.Text = t.optional("of JSON lines: the key that holds the document.", "text")
+    train_documents: t.Count = t.optional("train on the first so many documents.", "all")
+    heldout_documents: t.Count = t.optional("measure perplexity on the first so many of the held-out documents.", "all")

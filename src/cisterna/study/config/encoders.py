@@ -1,0 +1,113 @@
+"""The section `encoders`: models of sequences whose features a backbone reads, made here or pretrained."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from cisterna.study.config import library
+from cisterna.study.config import types as t
+
+Letter = Annotated[str, Field(pattern="^[A-Z]$"), t.Expected("one upper-case letter")]
+
+
+class EncoderArchitecture(t.Open):
+    """Keys of a transformers config."""
+
+    model_type: Annotated[Literal["esm"], t.Choice] = t.required("the architecture.")
+
+    @classmethod
+    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Open.options`."""
+        return library.known()["encoders"].get(str(values.get("model_type")), {})
+
+
+class EncoderTraining(t.Open):
+    """The training of an encoder."""
+
+    library_defaults: ClassVar = {"num_train_epochs": 1.0}
+
+    corpora: t.Names = t.required("the corpora it is trained on. Sequences only: a corpus of text is an error.")
+    block_size: t.Count = t.default(256, "residues of a training sequence; longer documents are cut into several.")
+    mlm_probability: t.Share = t.default(0.15, "share of the residues that are to be predicted.")
+    seed: t.Natural = t.default(
+        0, "of the random initial weights, the masks and the order. An encoder is shared by all seeds of the study."
+    )
+    save_minutes: t.Positive = t.default(
+        10.0, "minutes between saves of the state from which a killed training resumes."
+    )
+
+    @classmethod
+    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Open.options`."""
+        return library.known()["options"]["cpt"]
+
+
+class Reading(t.Section):
+    """Any encoder: how its features are read."""
+
+    layer: Annotated[int | t.Text, t.Expected("integer or text")] = t.default(
+        -1,
+        "which hidden state: 0 the embeddings, 1 the first layer, -1 the last; or the name of a module, whose output "
+        "it is (`blocks.20.mlp.l3`).",
+    )
+    pool: t.Count | None = t.default(
+        None, "one row of features is the mean of this many residues; null is one row a residue."
+    )
+    flank: t.Count = t.default(1024, "residues that are kept on each side of the variant.")
+    letters: dict[Letter, Letter] = t.default(
+        {},
+        "upper-case letters that are replaced before the encoder reads, such as `{U: T}` for RNA in a model of DNA.",
+    )
+    storage: Annotated[Literal["float16", "bfloat16"], t.Choice] = t.default(
+        "float16", "type of the features on disk; with `bank: false` they are rounded to it too."
+    )
+    batch_tokens: t.Count = t.default(4096, "residues in one batch of the encoder.")
+    bank: t.Flag = t.default(True, "compute the features once and keep them; false runs the encoder inside each step.")
+    trained: t.Flag = t.default(
+        False,
+        "train the encoder with what the recipe trains (its adapter, or all weights). Needs `bank: false` and "
+        "`package: transformers`.",
+    )
+
+
+class MadeEncoder(Reading):
+    """An encoder made here (`architecture`)."""
+
+    architecture: EncoderArchitecture = t.required(
+        "keys of the transformers config of `model_type`, by their names. The vocabulary is the residues of all three "
+        "modalities."
+    )
+    training: EncoderTraining = t.required(
+        "the keys below, and any option of `transformers.TrainingArguments` as in a `cpt` recipe, `num_train_epochs` "
+        "(default `1.0`) among them."
+    )
+
+
+class PretrainedEncoder(Reading):
+    """A pretrained encoder (`pretrained`)."""
+
+    pretrained: t.Text = t.required(
+        "hub id (`facebook/esm2_t30_150M_UR50D`) or local folder; for `evo2` and `esm` the name that the package "
+        "knows, or a local folder."
+    )
+    revision: t.Text | None = t.default(
+        None, "commit, tag or branch on the hub; null is the newest. Required with `trust_remote_code: true`."
+    )
+    trust_remote_code: t.Flag = t.default(False, "run the code that comes with the model, for this one model.")
+    package: Annotated[Literal["transformers", "evo2", "esm"], t.Choice] = t.default(
+        "transformers", "what loads it. `evo2` and `esm` have to be installed."
+    )
+    dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
+
+
+def _model(entry: dict[str, Any]) -> type[t.Section] | None:
+    if ("architecture" in entry) == ("pretrained" in entry):
+        return None
+    return MadeEncoder if "architecture" in entry else PretrainedEncoder
+
+
+Encoder = Annotated[
+    Annotated[MadeEncoder, t.tag(MadeEncoder)] | Annotated[PretrainedEncoder, t.tag(PretrainedEncoder)],
+    t.choose(_model, "either `architecture` and `training` (an encoder made here) or `pretrained`"),
+]

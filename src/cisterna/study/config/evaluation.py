@@ -1,0 +1,43 @@
+"""The sections `evaluation` and `resources`: how checkpoints are tested, and what jobs ask of the scheduler."""
+
+from typing import Annotated, Literal, get_args
+
+from cisterna.study.config import types as t
+
+# The kinds of jobs: keys of `resources`.
+_Job = Literal["data", "baselines", "tokenize", "encoder", "features", "base", "cpt", "sft", "rl", "evaluate", "report"]
+JOBS: tuple[_Job, ...] = get_args(_Job)
+JobName = Annotated[_Job, t.Choice]
+
+
+class Evaluation(t.Section):
+    """`evaluation`."""
+
+    max_new_tokens: t.Count = t.default(96, "most tokens of an output; what is longer is cut, and so not well-formed.")
+    batch_size: t.Count = t.default(200, "outputs generated at a time.")
+    bootstrap: t.Count = t.default(2000, "resamples behind every 95% interval.")
+    samples: t.Natural = t.default(
+        0,
+        "further outputs of each example, drawn at random, for accuracy at k samples (`pass@k`, `maj@k`).",
+    )
+    sample_temperature: t.Positive = t.default(
+        1.0, "their temperature; they are drawn from the whole distribution (no top-k, no top-p)."
+    )
+    calibration: t.Flag = t.default(
+        True, "whether the probability of each label is measured, after the model's own reasoning."
+    )
+
+
+class EvaluationOptions(Evaluation):
+    """The options of an evaluation started by hand, which may also have a seed."""
+
+    seed: t.Natural = t.optional("of what is drawn at random.", "0")
+
+
+class Resources(t.Section):
+    """`resources` of a job."""
+
+    threads: t.Count = t.default(1, "CPU cores.")
+    mem_mb: t.Count = t.default(3000, "memory, MB.")
+    runtime: t.Count = t.default(60, "minutes.")
+    gpu: t.Natural = t.default(0, "GPUs.")

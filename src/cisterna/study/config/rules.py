@@ -1,0 +1,465 @@
+"""The rules that need more than one key: names that must exist, ladders, budgets, the arithmetic of GRPO.
+
+They see the config with its defaults, without the entries whose shape is wrong (`cisterna.study.config.shape`), so that
+a value may be used without asking for its type. Names of such entries are known all the same.
+"""
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cisterna.constants import STAGES, TERM_REWARDS
+from cisterna.study.config import library
+from cisterna.study.config.encoders import EncoderTraining
+from cisterna.study.config.filled import encoders_of, sized, spending, unit
+from cisterna.study.config.problems import Key, Problems, one_of, suggest
+from cisterna.study.config.recipes import CptRecipe, Recipe, Rewards, RlRecipe, SftRecipe
+from cisterna.study.config.types import PATH_RULE, is_path
+from cisterna.tasks import catalog
+from cisterna.tasks.catalog import ADAPTERS
+from cisterna.tasks.catalog import LABELS as BUILTIN
+
+RECIPES: dict[str, type[Recipe]] = {"cpt": CptRecipe, "sft": SftRecipe, "rl": RlRecipe}
+
+# User and password in an address; tokens of the Hugging Face Hub, GitHub and AWS.
+SECRET = re.compile(
+    r"\w://[^/\s@]+@|\bhf_[A-Za-z0-9]{20}|\bgh[a-z]_[A-Za-z0-9]{20}|\bgithub_pat_|\bA(KI|SI)A[A-Z0-9]{16}\b"
+)
+
+# Endings of GenBank and EMBL flat files, which hold sequences.
+FLAT = (".gb", ".gbk", ".gbff", ".genbank", ".embl")
+
+Names = Mapping[str, list[str]]  # section ("tasks", "sft", ...) -> the names in it, also those of wrong entries
+
+
+def check(given: Mapping[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    """Add every rule that a config breaks. `given` is the config as it was written, `config` what `shape.read` made."""
+    _check_secrets((), given, problems)
+    for section in ("backbones", "tasks", "lineages"):
+        if given.get(section) in ({}, []):
+            problems.add((section,), "empty; expected at least one entry")
+    names = _names(given)
+    for name, backbone in config["backbones"].items():
+        _check_architecture(("backbones", name), backbone, library.known()["architectures"], problems)
+    for name, encoder in config["encoders"].items():
+        _check_encoder(("encoders", name), encoder, config["corpora"], names, problems)
+    for name, corpus in config["corpora"].items():
+        _check_corpus(("corpora", name), corpus, problems)
+    for name, task in config["tasks"].items():
+        _check_task(("tasks", name), name, task, problems)
+        _check_forms(("tasks", name), name, task, names, problems)
+    for kind in STAGES:
+        for name, recipe in config["recipes"][kind].items():
+            _check_recipe(("recipes", kind, name), kind, recipe, config["resources"][kind]["gpu"], problems)
+            _check_known(("recipes", kind, name, "corpora"), recipe.get("corpora", []), names["corpora"], problems)
+    for index, lineage in enumerate(config["lineages"]):
+        _Lineage(("lineages", index), lineage, config, names, problems).check()
+
+
+def _names(given: Mapping[str, Any]) -> Names:
+    recipes = given.get("recipes")
+    sections = {key: given.get(key) for key in ("backbones", "encoders", "corpora", "tasks")}
+    sections |= {kind: recipes.get(kind) if isinstance(recipes, dict) else None for kind in STAGES}
+    return {section: list(entries) if isinstance(entries, dict) else [] for section, entries in sections.items()}
+
+
+def _check_secrets(key: Key, value: object, problems: Problems) -> None:
+    """A config is copied into manifests and reports, so that it is no place for a secret, nor is the message."""
+    if isinstance(value, dict | list):
+        for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_secrets((*key, name), entry, problems)
+    elif isinstance(value, str) and SECRET.search(value):
+        problems.add(
+            key,
+            "looks like a password or an access token; expected no secret: a config is copied into manifests and "
+            "reports. Set it in the environment (HF_TOKEN, ...)",
+        )
+
+
+def _check_known(key: Key, names: Iterable[str], valid: Iterable[str], problems: Problems) -> None:
+    for index, name in enumerate(names):
+        if name not in valid:
+            problems.expected((*key, index), name, one_of(valid), valid)
+
+
+# --- Backbones, encoders, corpora ---
+
+
+def _check_architecture(key: Key, model: dict[str, Any], known: dict[str, Any], problems: Problems) -> None:
+    """Keys of `architecture` against those of the transformers config; `known` has them by model_type."""
+    if "architecture" in model:
+        options = dict(model["architecture"])
+        model_type = options.pop("model_type")
+        source = f"a key of the transformers config of {model_type}"
+        library.check((*key, "architecture"), options, known[model_type], source, problems)
+
+
+def _check_encoder(
+    key: Key, encoder: dict[str, Any], corpora: dict[str, Any], names: Names, problems: Problems
+) -> None:
+    _check_architecture(key, encoder, library.known()["encoders"], problems)
+    training = dict(encoder.get("training", {}))
+    if "deepspeed" in training:
+        del training["deepspeed"]
+        problems.add((*key, "training", "deepspeed"), "not supported: an encoder is made by one process")
+    library.check_recipe((*key, "training"), "cpt", EncoderTraining.keys(), training, problems)
+    chosen = training.get("corpora", [])
+    _check_known((*key, "training", "corpora"), chosen, names["corpora"], problems)
+    for index, name in enumerate(chosen):
+        if corpora.get(name, {}).get("modality") == "text":
+            problems.add((*key, "training", "corpora", index), f"{name} is a corpus of text; expected one of sequences")
+    if encoder.get("trust_remote_code") and encoder["revision"] is None:
+        problems.missing((*key, "revision"), "the commit whose code you have read: trust_remote_code is true")
+    if encoder["trained"] and encoder["bank"]:
+        problems.expected((*key, "trained"), True, "bank: false with it: a bank has the features of a frozen encoder")
+    if encoder["trained"] and encoder.get("package", "transformers") != "transformers":
+        problems.expected((*key, "trained"), True, "false: only encoders of the package transformers can be trained")
+    layer, layers = encoder["layer"], encoder.get("architecture", {}).get("num_hidden_layers")
+    if library.fits("int", layer) and library.fits("int", layers) and not -layers - 1 <= layer <= layers:
+        problems.expected(
+            (*key, "layer"),
+            layer,
+            f"0 (embeddings) to {layers} (the last of num_hidden_layers), or -1 (the last) to {-layers - 1}",
+        )
+
+
+def _check_corpus(key: Key, corpus: dict[str, Any], problems: Problems) -> None:
+    """What the ending of a corpus's file rules out."""
+    file = corpus["file"].lower().removesuffix(".gz").removesuffix(".zst")
+    if "field" in corpus and not file.endswith(".jsonl"):
+        problems.add((*key, "field"), "not supported for this file: only JSON lines (.jsonl) have fields")
+    if file.endswith(FLAT) and corpus["modality"] == "text":
+        problems.expected((*key, "modality"), "text", "dna, rna or protein: the file is GenBank or EMBL")
+
+
+# --- Tasks ---
+
+
+def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
+    own = "adapter" in task or "file" in task
+    if own and name in BUILTIN:
+        problems.add(key, "the name of a built-in task; expected another name for data of your own")
+    elif not own and name not in BUILTIN:
+        names = ", ".join(BUILTIN)
+        expected = f"a built-in task ({names}), or the key `file` with a table of your own, or the key `adapter`"
+        problems.add(key, f"no such task; expected {expected}{suggest(name, BUILTIN)}")
+    elif "adapter" in task:
+        _check_adapter(key, task, ADAPTERS[task["adapter"]], problems)
+    elif own:
+        if ("question" in task) == ("prompt" in task):
+            found = "both are there" if "prompt" in task else "missing"
+            problems.add(
+                (*key, "prompt" if "prompt" in task else "question"),
+                f"{found}; expected one of question and prompt (a whole template)",
+            )
+        if "prompt" in task:
+            _check_template((*key, "prompt"), task["prompt"], task["columns"], problems)
+        _check_split((*key, "split"), task.get("split"), ("column",), problems)
+
+
+def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, problems: Problems) -> None:
+    counts = " or ".join(map(str, adapter.files)) or "1 or more"
+    if not adapter.hub and "hub" in task:
+        problems.add((*key, "hub"), f"`hub` is not supported by the adapter {task['adapter']}")
+    if not adapter.hub and "file" not in task:
+        problems.missing((*key, "file"), f"the path of the data ({counts})")
+    if adapter.hub and ("file" in task) == ("hub" in task):
+        found = "both file and hub" if "hub" in task else "neither file nor hub"
+        problems.add(key, f"{found}; expected `file` ({counts}), or `hub`, a data set of the Hugging Face hub")
+    if "revision" in task and "hub" not in task:
+        problems.add((*key, "revision"), "not supported without `hub`")
+    files = task.get("file", [])
+    count = len(files) if isinstance(files, list) else 1
+    if count and adapter.files and count not in adapter.files:
+        problems.add((*key, "file"), f"{count} files; expected {counts}")
+    # A group's column is an option of the adapter (`group`).
+    _check_split((*key, "split"), task.get("split"), (), problems)
+    options = task["options"]
+    types = {name: option.kind for name, option in adapter.options.items()}
+    given = {name: value for name, value in options.items() if value is not catalog.REQUIRED}
+    source = f"an option of this adapter ({', '.join(types) or 'it has none'})"
+    library.check((*key, "options"), given, types, source, problems)
+    for name, option in adapter.options.items():
+        value, place = options[name], (*key, "options", name)
+        if value is catalog.REQUIRED:
+            problems.add(place, f"missing; required: {option.meaning}")
+        elif not library.fits(option.kind, value) or value is None:
+            continue
+        elif option.least is not None and value < option.least:
+            problems.expected(place, value, f"a number >= {option.least}")
+        elif option.kind == "str" and not value:
+            problems.expected(place, value, "a text")
+        elif isinstance(value, str) and not is_path(value):
+            problems.expected(place, value, PATH_RULE)
+
+
+def _check_template(key: Key, template: str, columns: dict[str, Any], problems: Problems) -> None:
+    """A prompt with names of columns in braces: only names, the sequence once, and not the answer."""
+    try:
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        problems.add(key, f"cannot be read ({error}); expected names of columns in braces, and {{{{ for a brace")
+        return
+    names = [name for _, name, _, _ in fields]
+    for _, name, form, conversion in fields:
+        if not name or form or conversion or set(name) & set(".[]") or name.isdigit():
+            problems.add(key, f"more than a name in the field {name!r}; expected names of columns in braces")
+    if names.count("sequence") != 1:
+        problems.add(key, f"{{sequence}} is there {names.count('sequence')} times; expected once")
+    for role in ("label", "reasoning"):
+        if columns.get(role) in names and columns[role] not in ("sequence", "options"):
+            problems.add(key, f"{{{columns[role]}}} is the column of the {role}, which would give the answer away")
+
+
+def _check_split(key: Key, split: dict[str, Any] | None, column: tuple[str, ...], problems: Problems) -> None:
+    """How OOD rows are chosen: the keys that each way needs, and those that it does not have."""
+    if split is None:
+        return
+    way = split["by"]
+    needs = {"group": column, "time": column, "similarity": ("threshold",)}[way]
+    for name in needs:
+        if name not in split:
+            problems.add((*key, name), f"missing; `by: {way}` needs it")
+    for name in ("column", "threshold", "after"):
+        if name in split and name not in needs and (name, way) != ("after", "time"):
+            problems.add((*key, name), f"not supported here with `by: {way}`")
+    if way != "time" and "ood" not in split:
+        problems.missing((*key, "ood"), "the share of the rows that is held out, e.g. 0.2")
+    elif way == "time" and ("ood" in split) == ("after" in split):
+        found = "both ood and after" if "ood" in split else "neither ood nor after"
+        problems.add(key, f"{found}; expected ood (the share of the latest rows) or after (a date)")
+
+
+def _check_forms(key: Key, name: str, task: dict[str, Any], names: Names, problems: Problems) -> None:
+    """A task's forms, and the encoder that they need."""
+    for index, encoder in enumerate(encoders_of(task)):
+        if encoder not in names["encoders"]:
+            place = (*key, "encoder", index) if isinstance(task["encoder"], list) else (*key, "encoder")
+            problems.expected(place, encoder, one_of(names["encoders"]), names["encoders"])
+    forms = " and ".join(form for form in task["sequences"] if form != "tokens")
+    if forms and not catalog.residues(name, task):
+        problems.expected((*key, "sequences"), forms, "tokens: the task has no residues for an encoder to read")
+    elif forms and task["encoder"] is None:
+        problems.missing((*key, "encoder"), f"a name of `encoders` for {forms}")
+
+
+# --- Recipes ---
+
+
+def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], gpus: int, problems: Problems) -> None:
+    library.check_recipe(key, kind, RECIPES[kind].keys(), recipe, problems)
+    if kind != "cpt":
+        _check_ladder(key, recipe, problems)
+    nodes = recipe["nodes"]
+    if recipe["processes"] % nodes:
+        problems.expected(
+            (*key, "nodes"), nodes, f"a divisor of processes ({recipe['processes']}, the ranks on all nodes)"
+        )
+    if gpus % nodes:
+        problems.expected((*key, "nodes"), nodes, f"a divisor of resources.{kind}.gpu ({gpus}, the GPUs on all nodes)")
+    if recipe.get("examples") is not None and recipe.get("fraction", 1.0) != 1.0:
+        problems.add((*key, "examples"), "both examples and fraction; expected one of the two")
+    if kind == "rl":
+        _check_rewards(key, recipe["rewards"], problems)
+        _check_groups(key, recipe, problems)
+
+
+def _check_ladder(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
+    if recipe["epochs"] != sorted(set(recipe["epochs"])):
+        problems.expected((*key, "epochs"), recipe["epochs"], "each number once, ascending, e.g. [1, 2, 4, 8]")
+    schedule, place, warmup = recipe["lr_scheduler_type"], (*key, "warmup_steps"), recipe.get("warmup_steps", 0)
+    if schedule == "constant" and warmup:
+        problems.add(place, "constant has no warm-up; expected lr_scheduler_type: constant_with_warmup")
+    if schedule == "constant_with_warmup" and not (library.fits("int", warmup) and warmup >= 1):
+        problems.expected(place, warmup, "an integer >= 1: a share of the run would differ between rungs of a ladder")
+
+
+def _check_rewards(key: Key, rewards: dict[str, float], problems: Problems) -> None:
+    known = Rewards.keys()
+    for name in rewards:
+        path, _, function = name.rpartition(":")
+        if name in known:
+            continue
+        if not path.endswith(".py") or path == ".py" or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", function):
+            expected = f"{one_of(known)}, or PATH.py:FUNCTION, a function of your own"
+            problems.unknown((*key, "rewards", name), expected, known)
+        elif not is_path(path):
+            problems.expected((*key, "rewards", name), path, PATH_RULE)
+    if not any(rewards.values()):
+        problems.add((*key, "rewards"), "no weight above 0; expected at least one")
+
+
+def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
+    """The arithmetic of GRPO, as in trl.GRPOConfig.__post_init__, before any job is queued."""
+    if "generation_batch_size" in recipe and "steps_per_generation" in recipe:
+        problems.add((*key, "steps_per_generation"), "not supported with generation_batch_size: use one of the two")
+        return
+    values = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1} | recipe
+    names = ("num_generations", "per_device_train_batch_size", "processes", "gradient_accumulation_steps")
+    for name in (*names, "steps_per_generation", "generation_batch_size"):
+        least = 2 if name == "num_generations" else 1
+        if not library.fits("int", values.get(name, least)):
+            return  # reported as an option of the wrong type
+        if values.get(name, least) < least:
+            why = ": a group of one has no variance, so no gradient" if least == 2 else ""
+            problems.expected((*key, name), values[name], f"a number >= {least}{why}")
+            return
+    group, rows, processes, steps = (values[name] for name in names)
+    product = rows * processes * values.get("steps_per_generation", steps)
+    batch = values.get("generation_batch_size", product)
+    if batch % (rows * processes):
+        expected = f"a multiple of per_device_train_batch_size x processes = {rows * processes}"
+        problems.expected((*key, "generation_batch_size"), batch, expected)
+    if batch % group:
+        made = "per_device_train_batch_size x processes x steps_per_generation (or gradient_accumulation_steps)"
+        made = "generation_batch_size" if "generation_batch_size" in recipe else made
+        problems.expected((*key, "num_generations"), group, f"a divisor of {made} = {batch}")
+
+
+# --- Lineages ---
+
+
+class _Lineage:
+    """The rules of one lineage."""
+
+    def __init__(
+        self, key: Key, lineage: dict[str, Any], config: dict[str, Any], names: Names, problems: Problems
+    ) -> None:
+        self.key, self.lineage, self.names, self.problems = key, lineage, names, problems
+        self.tasks = {name: config["tasks"][name] for name in lineage["tasks"] if name in config["tasks"]}
+        backbones = config["backbones"]
+        self.backbones = {name: backbones[name] for name in lineage["backbones"] if name in backbones}
+        chosen = {"cpt": lineage["cpt"], "sft": lineage["sft"], "rl": [entry["recipe"] for entry in lineage["rl"]]}
+        recipes = config["recipes"]
+        self.recipes = {
+            kind: {name: recipes[kind][name] for name in chosen[kind] if name in recipes[kind]} for kind in STAGES
+        }
+
+    def check(self) -> None:
+        names, key, lineage = self.names, self.key, self.lineage
+        _check_known((*key, "tasks"), lineage["tasks"], names["tasks"], self.problems)
+        _check_known((*key, "backbones"), lineage["backbones"], names["backbones"], self.problems)
+        _check_known((*key, "cpt"), lineage["cpt"], ["none", *names["cpt"]], self.problems)
+        _check_known((*key, "sft"), lineage["sft"], names["sft"], self.problems)
+        reads_features = self._check_forms()
+        self._check_block_size()
+        self._check_examples()
+        self._check_terms()
+        budget = lineage.get("budget")
+        for index, entry in enumerate(lineage["rl"]):
+            place, name = (*key, "rl", index), entry["recipe"]
+            if name not in names["rl"]:
+                self.problems.expected((*place, "recipe"), name, one_of(names["rl"]), names["rl"])
+            if budget is None and "from" not in entry:
+                expected = "the SFT rungs to start from, e.g. [1, 8], or [cold]: the base or CPT model"
+                self.problems.missing((*place, "from"), expected)
+            if budget is not None and "from" in entry:
+                self.problems.add((*place, "from"), "not supported with budget, whose split says the rungs")
+            for position, start in enumerate(entry.get("from", [])):
+                self._check_start((*place, "from", position), start)
+            if reads_features and name in self.recipes["rl"]:
+                cold = "cold" in entry.get("from", []) or any(
+                    sft == 0 and rl != 0 for sft, rl in (budget or {"split": []})["split"]
+                )
+                _check_features(("recipes", "rl", name), self.recipes["rl"][name], cold, self.problems)
+        if budget is not None:
+            self._check_budget(budget)
+
+    def _check_forms(self) -> bool:
+        """The lineage's choice of forms against its tasks. Whether any of its models reads features."""
+        chosen, reads = self.lineage["sequences"], False
+        for name, task in self.tasks.items():
+            forms = task["sequences"]
+            picked = forms if chosen == "all" else chosen
+            for index, form in enumerate(picked):
+                if form not in forms:
+                    expected = f"a form that tasks.{name}.sequences lists ({', '.join(forms)})"
+                    self.problems.expected((*self.key, "sequences", index), form, expected)
+            reads = reads or any(form != "tokens" for form in picked)
+        return reads
+
+    def _check_block_size(self) -> None:
+        """A CPT block must fit the positions of the backbone."""
+        for backbone, entry in self.backbones.items():
+            room = entry.get("architecture", {}).get("max_position_embeddings")
+            for name, recipe in self.recipes["cpt"].items():
+                if library.fits("int", room) and recipe["block_size"] > room:
+                    expected = f"at most {room}, the max_position_embeddings of the backbone {backbone}"
+                    self.problems.expected(("recipes", "cpt", name, "block_size"), recipe["block_size"], expected)
+
+    def _check_examples(self) -> None:
+        """A recipe that asks for more examples than a task has would get fewer than the config says."""
+        for kind in ("sft", "rl"):
+            for name, recipe in self.recipes[kind].items():
+                for task, entry in self.tasks.items():
+                    wanted, available = recipe.get("examples"), entry["train"]
+                    if wanted is not None and available != "all" and wanted > available:
+                        expected = f"at most {available}, the size of tasks.{task}.train"
+                        self.problems.expected(("recipes", kind, name, "examples"), wanted, expected)
+
+    def _check_terms(self) -> None:
+        """A reward that compares sets of terms has nothing to compare where answers are labels."""
+        for task in (name for name, entry in self.tasks.items() if not catalog.of_terms(entry)):
+            for name, recipe in self.recipes["rl"].items():
+                for reward in TERM_REWARDS & recipe["rewards"].keys():
+                    message = f"not supported for the task {task} of a lineage, whose answers are labels; use correct"
+                    self.problems.add(("recipes", "rl", name, "rewards", reward), message)
+
+    def _check_start(self, key: Key, start: int | str) -> None:
+        if start == "cold":
+            return
+        if not self.lineage["sft"]:
+            self.problems.expected(key, start, "cold: the lineage lists no sft recipe whose rung this could be")
+        for name, recipe in self.recipes["sft"].items():
+            if start not in recipe["epochs"]:
+                rungs = ", ".join(map(str, recipe["epochs"]))
+                self.problems.expected(key, start, f"a rung of the SFT recipe {name} ({rungs}), or cold")
+
+    def _check_budget(self, budget: dict[str, Any]) -> None:
+        for kind in ("sft", "rl"):
+            if not self.lineage[kind]:
+                self.problems.missing((*self.key, kind), f"the {kind} recipes that share the budget")
+        if ("epochs" in budget) == ("examples" in budget):
+            found = "both epochs and examples" if "epochs" in budget else "neither epochs nor examples"
+            self.problems.add((*self.key, "budget"), f"{found}; expected one of them")
+            return
+        counted = unit(budget)
+        for index, pair in enumerate(budget["split"]):
+            place = (*self.key, "budget", "split", index)
+            if sum(pair) != budget[counted]:
+                expected = f"[SFT, RL] {counted} that add up to {budget[counted]}"
+                self.problems.add(place, f"{pair[0]} + {pair[1]} = {sum(pair)}; expected {expected}")
+            for part, kind in enumerate(("sft", "rl")):
+                self._check_amount((*place, part), kind, pair[part], counted)
+
+    def _check_amount(self, key: Key, kind: str, amount: int, counted: str) -> None:
+        """What one stage gets of a budget, in epochs or examples."""
+        recipes = self.recipes[kind]
+        if counted == "epochs":
+            for name, recipe in recipes.items():
+                if amount not in (0, *recipe["epochs"]):
+                    rungs = ", ".join(map(str, recipe["epochs"]))
+                    self.problems.expected(key, amount, f"0 or a rung of the {kind} recipe {name} ({rungs})")
+        elif amount and not spending(recipes, recipes, amount, counted):
+            sums = sorted({rung * recipe["examples"] for recipe in recipes.values() for rung in sized(recipe)})
+            choices = ", ".join(map(str, sums))
+            expected = f"0, or epochs x examples of a {kind} recipe of this lineage ({choices})"
+            self.problems.expected(key, amount, expected)
+
+
+def _check_features(key: Key, recipe: dict[str, Any], cold: bool, problems: Problems) -> None:
+    """What an RL recipe must not ask for where sequences are features."""
+    where = "in a lineage with sequences as features"
+    if recipe.get("use_vllm") is True:
+        problems.expected((*key, "use_vllm"), True, f"false {where}: vLLM has no bridge")
+    penalty, beta = recipe.get("repetition_penalty", 1.0), recipe.get("beta", 0.0)
+    if library.fits("float", penalty) and penalty != 1.0:
+        expected = f"1.0 {where}: a penalty on tokens of the prompt has no meaning for features"
+        problems.expected((*key, "repetition_penalty"), penalty, expected)
+    if recipe["lora"] is None and library.fits("float", beta) and beta != 0:
+        expected = f"0.0 {where}, or `lora`: without an adapter the reference model would be loaded without the bridge"
+        problems.expected((*key, "beta"), beta, expected)
+    if cold and not recipe["train_bridge"]:
+        expected = f"true {where} and a start from cold: there is no bridge yet, and one of random weights would stay"
+        problems.expected((*key, "train_bridge"), False, expected)

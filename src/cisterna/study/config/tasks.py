@@ -1,0 +1,213 @@
+"""The section `tasks`: a built-in task, a table of the user's own, or published data that an adapter reads."""
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from cisterna.study.config import types as t
+from cisterna.tasks.catalog import ADAPTERS
+
+
+def _label(label: str) -> str:
+    if label != label.strip() or "<" in label or not label.isprintable():
+        raise t.rule("one line without < and without spaces at its ends: answers are parsed strictly")
+    return label
+
+
+def _date(value: Any) -> Any:
+    """YAML has a type for dates, and JSON has none."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _check_date(text: str) -> str:
+    datetime.datetime.fromisoformat(text)
+    return text
+
+
+Label = Annotated[t.Text, AfterValidator(_label)]
+Date = Annotated[
+    str, AfterValidator(_check_date), t.Expected("date as in ISO 8601, e.g. 2020-01-31"), BeforeValidator(_date)
+]
+Group = Annotated[str | int, t.Expected("text or integer")]
+Groups = Annotated[
+    Annotated[list[Group], t.Some, t.Unique, t.Twice], t.Expected("list of groups to hold out, e.g. [kinase, gpcr]")
+]
+AdapterName = Literal[tuple(ADAPTERS)]  # type: ignore[valid-type]
+
+
+class Task(t.Section):
+    """Every task."""
+
+    train: t.Rows = t.default(1000, "examples to train on. Asking for more than the table has is an error.")
+    validation: t.Count = t.default(150, "examples from train's distribution, the only ones that may choose anything.")
+    id: t.Count = t.default(400, "in-domain test examples, from train's distribution.")
+    seed: t.Natural = t.default(
+        0, "of the split. The same for every seed of the study, so that all models see the same data."
+    )
+    sequences: Annotated[list[t.Form], t.Some, t.Unique, t.Twice, t.OneOrMore(listed=True)] = t.default(
+        ["tokens"],
+        "the [forms](#encoders) in which models get the sequences, one or a list. `cell-type` and `cells` have no "
+        "residues, so only `tokens`.",
+    )
+    encoder: Annotated[t.Names, t.OneOrMore()] | None = t.default(
+        None, "the encoder, or a list of them; required for `features` and `both`."
+    )
+
+
+class BuiltinTask(Task):
+    """A built-in task."""
+
+    ood: t.Count = t.default(400, "out-of-domain test examples.")
+
+
+class Columns(t.Section):
+    """The columns of a table with `split`."""
+
+    id: t.Text = t.required("unique name of a row.")
+    sequence: t.Text = t.required("the sequence.")
+    label: t.Text = t.required("the answer, one of `labels`.")
+    reasoning: t.Text = t.optional(
+        "reasoning to learn before the answer; without it the model learns to answer at once."
+    )
+    position: t.Text = t.optional("where the variant is, counted from 1; what `flank` of an encoder is counted from.")
+
+
+class ColumnsWithGroup(Columns):
+    """The columns of a table."""
+
+    group: t.Text = t.required("what `ood` holds out: family, assay, cell line, ...")
+
+
+class Split(t.Section):
+    """`split`."""
+
+    by: Annotated[Literal["group", "similarity", "time"], t.Choice] = t.required(
+        "whole groups, whole clusters of similar sequences, or the latest rows."
+    )
+    column: t.Text = t.optional(
+        "with `group` the column of the groups, with `time` that of the dates. An adapter has an option `group`.",
+        "required in own table",
+    )
+    ood: t.Share = t.optional(
+        "about which share of the rows is out of domain. What comes out is in `card.json`; less than half or more than "
+        "twice the share is an error.",
+        "required without `after`",
+    )
+    threshold: t.ShareOrAll = t.optional(
+        "no out-of-domain sequence is nearer than this to one in domain.", "required with `similarity`"
+    )
+    after: Date = t.optional("with `time`, instead of `ood`: rows after this date are out of domain.")
+
+
+class Table(Task):
+    """A table of your own (`file`)."""
+
+    file: t.Path = t.required("your table: `.csv`, `.tsv`, `.parquet` or `.jsonl`.")
+    modality: t.Modality = t.required("letters that are allowed in the sequence.")
+    columns: Columns = t.required("which column holds what.")
+    labels: Annotated[list[Label], Field(min_length=2), t.Unique, t.Twice] = t.required(
+        "the answer space, 2 or more. One line each, without `<`."
+    )
+    question: t.Text = t.optional(
+        "opens every prompt; the sequence and the labels follow.", "required without `prompt`"
+    )
+    prompt: t.Text = t.optional(
+        "instead of `question`: the whole prompt, with columns of the table in braces. `{sequence}`, which must be "
+        "there once, is the tagged sequence and `{options}` the labels; `{{` is a brace. The columns of label and "
+        "reasoning are refused."
+    )
+
+
+class GroupedTable(Table):
+    """A table of your own without `split`."""
+
+    columns: ColumnsWithGroup = t.required("as above, and:")
+    ood: Groups = t.required("the groups that are held out. All their rows are tested.")
+
+
+class SplitTable(Table):
+    """A table of your own with `split`."""
+
+    split: Split = t.required("how out-of-domain rows are chosen ([below](#splits)).")
+    ood: t.Rows = t.default("all", "out-of-domain test examples.")
+
+
+class Adapter(Task):
+    """Data that an adapter reads (`adapter`)."""
+
+    adapter: Annotated[AdapterName, t.Choice] = t.required(  # type: ignore[valid-type]
+        "what reads the data ([below](#adapters))."
+    )
+    hub: t.Text = t.optional(
+        "a data set of the Hugging Face hub, or a folder that `datasets.load_dataset` reads. Not looked up before the "
+        "job that reads it.",
+        "this or `file`",
+    )
+    revision: t.Text | None = t.optional(
+        "commit, tag or branch of the data set; null is the newest.", "`null` with `hub`"
+    )
+    file: Annotated[list[t.Path], t.Some, t.Unique, t.Twice, t.OneOrMore()] = t.optional(
+        "the files of the adapter, one or a list.", "this or `hub`"
+    )
+    options: dict[str, Any] = t.default({}, "options of the adapter ([below](#adapters)).", "the adapter's")
+
+    def filled(self) -> dict[str, Any]:
+        """See `Section.filled`."""
+        keys = super().filled()
+        if "hub" in keys:
+            keys.setdefault("revision", None)
+        adapter = ADAPTERS[keys["adapter"]]
+        keys["options"] = {name: option.default for name, option in adapter.options.items()} | keys["options"]
+        return keys
+
+
+class UnknownAdapter(Adapter):
+    """Refused for its name alone: which keys it may have depends on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class PublishedSplits(Adapter):
+    """Data that come with splits."""
+
+    train: t.Rows = t.default("all", "examples to train on.")
+    id: t.Rows = t.default("all", "in-domain test examples.")  # type: ignore[assignment]
+    ood: t.Rows = t.default("all", "out-of-domain test examples.")
+
+
+class GroupedData(Adapter):
+    """Data of an adapter without splits of their own and without `split`."""
+
+    ood: Groups = t.required("the groups that are held out. All their rows are tested.")
+
+
+class SplitData(Adapter):
+    """Data of an adapter with `split`."""
+
+    split: Split = t.required("how out-of-domain rows are chosen ([below](#splits)).")
+    ood: t.Rows = t.default("all", "out-of-domain test examples.")
+
+
+def _model(entry: dict[str, Any]) -> type[t.Section]:
+    if "adapter" not in entry:
+        tables: type[t.Section] = SplitTable if "split" in entry else GroupedTable
+        return tables if "file" in entry else BuiltinTask
+    adapter = ADAPTERS.get(str(entry["adapter"]))
+    if adapter is None:
+        return UnknownAdapter
+    if adapter.splits:
+        return PublishedSplits
+    return SplitData if "split" in entry else GroupedData
+
+
+AnyTask = Annotated[
+    Annotated[BuiltinTask, t.tag(BuiltinTask)]
+    | Annotated[GroupedTable, t.tag(GroupedTable)]
+    | Annotated[SplitTable, t.tag(SplitTable)]
+    | Annotated[UnknownAdapter, t.tag(UnknownAdapter)]
+    | Annotated[PublishedSplits, t.tag(PublishedSplits)]
+    | Annotated[GroupedData, t.tag(GroupedData)]
+    | Annotated[SplitData, t.tag(SplitData)],
+    t.choose(_model, "a mapping"),
+]
