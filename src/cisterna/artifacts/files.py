@@ -13,6 +13,19 @@ from typing import Any
 
 from cisterna.errors import UserError
 
+CLONE = Path(__file__).resolve().parents[3]  # that this package is installed from
+DEFAULT_CONFIG = Path("config/config.yaml")
+
+
+def locate(path: str | Path) -> Path:
+    """A file that a study names: in the working directory or, for one that ships with Cisterna, else in the clone.
+
+    The default config and everything below resources/ ship, so a study may run in any folder.
+    """
+    path = Path(path)
+    ships = path == DEFAULT_CONFIG or path.parts[:1] == ("resources",)
+    return CLONE / path if ships and not path.exists() and (CLONE / path).exists() else path
+
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, as hexadecimal text."""

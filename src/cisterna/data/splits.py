@@ -122,7 +122,7 @@ def check(folder: Path, which: str, card: Mapping[str, Any]) -> Path:
 
 def _source(task: tasks.Task, provenance: Mapping[Any, Any]) -> dict[str, Any]:
     """What a task was made from: of each file the SHA-256, of a data set of the hub the revision and what was read."""
-    source: dict[str, Any] = {path: files.sha256(Path(path)) for path in task.sources}
+    source: dict[str, Any] = {path: files.sha256(files.locate(path)) for path in task.sources}
     if task.hub is not None:
         given = {"revision": task.hub["revision"], "fingerprint": provenance.get("fingerprint")}
         source[str(task.hub["id"])] = given

@@ -52,7 +52,7 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
 def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the files that a base is made from: the tokenizer's text, or a local pretrained model."""
     if "pretrained" not in spec:
-        return {str(path): files.sha256(Path(path)) for path in spec["tokenizer"]["files"]}
+        return {str(path): files.sha256(files.locate(path)) for path in spec["tokenizer"]["files"]}
     folder = Path(spec["pretrained"])
     return {path.name: files.sha256(path) for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])}
 
@@ -60,7 +60,8 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
 def _create(spec: Mapping[str, Any], folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    tokenizer = tokenization.build(spec["tokenizer"]["vocab_size"], [Path(file) for file in spec["tokenizer"]["files"]])
+    texts = [files.locate(file) for file in spec["tokenizer"]["files"]]
+    tokenizer = tokenization.build(spec["tokenizer"]["vocab_size"], texts)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = untrained("backbone", AutoModelForCausalLM, spec["architecture"], tokenizer, **ids, bos_token_id=None)
     model.generation_config.update(**ids)

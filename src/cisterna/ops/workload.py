@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cisterna.artifacts import files
 from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.study import Model, Study
 from cisterna.tasks import catalog
@@ -152,7 +153,7 @@ def measure(study: Study, results: Path) -> Workload:
             continue
         corpus = study.config["corpora"][name]
         by_documents = corpus.get("train_documents", math.inf) * TOKENS_PER_DOCUMENT
-        file = Path(corpus["file"])
+        file = files.locate(corpus["file"])
         by_size = _unpacked_size(file) / BYTES_PER_TOKEN[corpus["modality"]] if file.is_file() else math.inf
         if min(by_documents, by_size) < math.inf:
             corpora[backbone, name] = min(by_documents, by_size)

@@ -25,7 +25,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 # Tasks whose prompts have no residues for an encoder to read: cell-type lists genes.
 WITHOUT_RESIDUES = {"cell-type"}
 
-# Raw tables, relative to the root of the clone, from which all commands are run.
+# Raw tables, which ship with Cisterna (cisterna.artifacts.files.locate).
 SOURCES: dict[str, str] = {name: f"resources/tasks/{name}.parquet" for name in LABELS}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks.base import COLUMNS, Task
@@ -51,7 +52,7 @@ def load(name: str, spec: Mapping[str, Any]) -> Task:
         modality=MODALITIES[name],
         labels=LABELS[name],
         examples=functools.partial(_examples, module),
-        open=functools.partial(_open_resource, Path(SOURCES[name])),
+        open=functools.partial(_open_resource, files.locate(SOURCES[name])),
         meaning=module.MEANING,
         rule=module.RULE,
         sources=(SOURCES[name],),
@@ -129,8 +130,7 @@ def _open_resource(path: Path) -> pd.DataFrame:
 
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file. Built-in tables are found from the root of the clone: run the command there, or "
-            "restore the file with `git checkout -- resources/tasks`."
+            f"{path}: no such file. It ships with Cisterna: run `git checkout -- resources/tasks` in the clone."
         )
     try:
         return pd.read_parquet(path)

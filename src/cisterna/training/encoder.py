@@ -53,7 +53,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
         model = make(spec["architecture"], tokenizer)
         _check_positions(model, block_size)
         pieces = {
-            name: read(tokenizer, Path(entry["file"]), entry["modality"], block_size, entry)
+            name: read(tokenizer, files.locate(entry["file"]), entry["modality"], block_size, entry)
             for name, entry in corpora.items()
         }
         training = [piece for parts, _ in pieces.values() for piece in parts]
@@ -66,7 +66,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
         )
         trained = run.train(
             trainer,
-            data={name: files.sha256(Path(entry["file"])) for name, entry in corpora.items()},
+            data={name: files.sha256(files.locate(entry["file"])) for name, entry in corpora.items()},
             tokens_per_epoch=sum(map(len, training)),
         )
 
