@@ -79,7 +79,7 @@ STUDY := $(if $(CONFIG),--configfile $(CONFIG))
 
 run: setup  ## run the default study and write its report
 	@$(BIN)/snakemake --cores $(CORES) $(STUDY) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) || { code=$$?; \
-		$(BIN)/snakemake --cores 1 --forceall partial $(STUDY); \
+		$(BIN)/cisterna report --partial $(if $(CONFIG),--config $(CONFIG)); \
 		$(BIN)/snakemake --report $(REPORT) partial $(STUDY); \
 		echo "Not all of the study is there; a report of what is, and why the rest is not, is at $(ROOT)/$(REPORT)"; \
 		exit $$code; }

@@ -1,14 +1,18 @@
 # The table of contents of a study: config, rules, targets. What a study consists of is decided in src/cisterna/study.
+from cisterna.runtime import fork_server, s3_workaround, start_up
 from snakemake.utils import min_version
 
 min_version("9.0")
+start_up.collect_garbage_less_often()
+s3_workaround.apply(workflow)
 
 
 report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/config.smk"
-include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/tokenize.smk"
 include: "workflow/rules/features.smk"
@@ -19,29 +23,24 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-# Long lists are functions, so that Snakemake looks at their files only where they are asked for.
+onstart:
+    fork_server.start(workflow, STUDY)
+
+
 rule models:
     input:
-        models,
+        made_by("base", "cpt", "sft", "rl"),
 
 
 rule evaluations:
     input:
-        evaluations,
+        made_by("evaluate"),
 
 
-# All that a study is made of, not the report alone: Snakemake leaves a deleted file be where only the report needs it.
+# Everything that a study is made of, not the report alone: Snakemake does not make a deleted file again if nothing but
+# the finished report needs it.
 rule all:
     default_target: True
     input:
-        [f"results/data/{task}" for task in STUDY.tasks],
-        [f"results/baselines/{task}" for task in STUDY.tasks],
-        [f"results/tokens/{backbone}/{corpus}" for backbone, corpus in STUDY.tokenized],
-        [f"results/encoders/{encoder}/checkpoint" for encoder in STUDY.encoders],
-        [f"results/features/{encoder}/{task}" for encoder, task in STUDY.banks],
-        models,
-        evaluations,
-        PERPLEXITIES,
-        rules.gather.output,
+        made_by(*set(jobs.KINDS) - {"figures"}),
         rules.figures.output,
-        rules.findings.output,

@@ -210,7 +210,7 @@ def cisterna(command: str, **options: Any) -> dict[str, Any]:
         words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     print(f"cisterna {command} for {options['output']}", file=sys.stderr, flush=True)
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # as many threads as a job of the default study has
-    environment.pop("CISTERNA_WARM", None)
+    environment.pop("CISTERNA_FORK_SERVER", None)
     with tempfile.NamedTemporaryFile() as counts:
         call = [sys.executable, __file__, "counted", counts.name, *words]
         done = subprocess.run(call, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -32,11 +32,11 @@ def main() -> None:
         command += ["--output", f"{folder}/perplexity.json"]
         socket = Path(folder) / "socket"
         started = time.perf_counter()
-        server = subprocess.Popen([sys.executable, "-m", "cisterna", "warm", str(socket)])
+        server = subprocess.Popen([sys.executable, "-m", "cisterna", "fork-server", str(socket)])
         while not socket.exists():
             time.sleep(0.05)
-        warm_environment = os.environ | {"CISTERNA_WARM": str(socket), "OMP_NUM_THREADS": "1"}
-        cold_environment = {key: value for key, value in warm_environment.items() if key != "CISTERNA_WARM"}
+        warm_environment = os.environ | {"CISTERNA_FORK_SERVER": str(socket), "OMP_NUM_THREADS": "1"}
+        cold_environment = {key: value for key, value in warm_environment.items() if key != "CISTERNA_FORK_SERVER"}
         seconds(command, warm_environment)  # waits for the server's own imports
         imports = time.perf_counter() - started
         cold, warm = [], []

@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # No Slurm but that of tests/cluster: where one is installed and does not answer, every start of Snakemake waits for it.
 os.environ["SLURM_CONF"] = os.devnull
 # Set inside a Snakemake run: a test must not hand its commands to that run's server.
-os.environ.pop("CISTERNA_WARM", None)
+os.environ.pop("CISTERNA_FORK_SERVER", None)
 
 # The same examples on every machine, however slow it is. A test may ask for more of them, and for nothing else.
 settings.register_profile(

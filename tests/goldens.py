@@ -4,7 +4,8 @@
 
 A file is JSON, gzipped: the models of a study, the recipe of each stage as its job gets it, and every job with inputs,
 outputs and shell line. A shell line that differs makes Snakemake run finished jobs again, so a change here belongs in
-CHANGELOG.md.
+CHANGELOG.md. Two changes of version 0.2.0 are there and are undone here, so that the files stay as they are: a leading
+`exec`, and `--config` in the place of `--study`.
 """
 
 import dataclasses
@@ -72,7 +73,8 @@ def parse(output: str) -> list[dict[str, str]]:
             kept = {key: parts[key].replace(str(ROOT), "ROOT") for key in ("input", "output", "log") if key in parts}
             # Inputs are a set to a job: the order in which Snakemake prints them says nothing.
             kept |= {"input": ", ".join(sorted(kept.get("input", "").split(", ")))}
-            found.append({"rule": match[1], **kept, "shell": match[3].replace(str(ROOT), "ROOT")})
+            shell = match[3].replace(str(ROOT), "ROOT").removeprefix("exec ").replace(" --config '{", " --study '{")
+            found.append({"rule": match[1], **kept, "shell": shell})
     return sorted(found, key=lambda job: (job["rule"], job.get("output", "")))
 
 

@@ -64,7 +64,7 @@ class Room:
         )
         if not self.refused:
             self.do(f"mount -t tmpfs none '{self.disk}'")
-        self.do(f"'{sys.executable}' -m cisterna warm '{self.socket}' >'{folder / 'warm.log'}' 2>&1 &")
+        self.do(f"'{sys.executable}' -m cisterna fork-server '{self.socket}' >'{folder / 'fork_server.log'}' 2>&1 &")
         wait(self.socket.exists)
         (self.server,) = psutil.Process(self.shell.pid).children()
 
@@ -93,7 +93,7 @@ class Room:
 
     def command(self, arguments: Sequence[object]) -> str:
         """A command of Cisterna's that the server runs, as the shell needs it."""
-        given = ["env", f"CISTERNA_WARM={self.socket}", sys.executable, "-m", "cisterna", *map(str, arguments)]
+        given = ["env", f"CISTERNA_FORK_SERVER={self.socket}", sys.executable, "-m", "cisterna", *map(str, arguments)]
         return shlex.join(given)
 
     def fails(self, arguments: Sequence[object], why: str) -> str:
@@ -515,7 +515,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     log = clone.folder.parent / "log"
     with log.open("w") as stream:
         first = subprocess.Popen(snakemake(), cwd=clone.folder, env=environment(), stdout=stream, stderr=stream)
-    wait(lambda: first.poll() is not None or (clone.results / "logs" / "warm.log").exists())
+    wait(lambda: first.poll() is not None or (clone.results / "logs" / "fork_server.log").exists())
     second = clone.snakemake(code=1)
     assert first.wait(PATIENCE) == 1
     return Finished(clone, log.read_text(), second)

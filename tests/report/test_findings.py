@@ -372,7 +372,7 @@ def test_findings_of_files_are_those_of_their_answers(written: tuple[Study, Path
 
 def test_the_command_writes_the_findings(written: tuple[Study, Path], tmp_path: Path) -> None:
     study, results = written
-    command = ["findings", "--study", json.dumps(config()), "--results", str(results), "--output", str(tmp_path)]
+    command = ["findings", "--config", json.dumps(config()), "--results", str(results), "--output", str(tmp_path)]
     assert cli.main(command) == 0
     assert json.loads((tmp_path / findings.FINDINGS).read_text())["study"] == study.name
     assert (tmp_path / findings.PAGE).is_file()

@@ -319,9 +319,9 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     given["tasks"]["splice-donor"] |= {"sequences": ["tokens"]}
     clone = make(tmp_path, given)
     said = clone.snakemake("--keep-going", code=1)
-    assert "snakemake --cores 1 --forceall partial" in said
+    assert "cisterna report --partial" in said
     assert "marked for report but does not exist" in clone.snakemake("--report", "report.html", code=1)
-    clone.snakemake("--forceall", "partial")
+    clone.run("cisterna", "report", "--partial")
     clone.snakemake("--report", "report.html", "partial")
     report = (tmp_path / "report.html").read_text()
     cells = pd.read_parquet(clone.results / "studies/tiny/partial" / CELLS)

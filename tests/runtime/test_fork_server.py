@@ -54,7 +54,7 @@ def serving():
     """A server with a parent of its own, as Snakemake is one; gives the parent and the socket."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))  # a socket's path has to be shorter than pytest's
     parent = subprocess.Popen(
-        [sys.executable, "-c", START, *COMMAND, "warm", str(folder / "socket")], env=environment()
+        [sys.executable, "-c", START, *COMMAND, "fork-server", str(folder / "socket")], env=environment()
     )
     try:
         wait_until((folder / "socket").exists)

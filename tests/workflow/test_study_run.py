@@ -374,7 +374,7 @@ def cold(pid: int) -> list[psutil.Process]:
 def _warm(parent: psutil.Process) -> Iterator[psutil.Process]:
     for child in parent.children():
         try:
-            if "warm" in child.cmdline():  # a fork keeps the command line of its server
+            if "fork-server" in child.cmdline():  # a fork keeps the command line of its server
                 yield child
         except psutil.NoSuchProcess:  # it ended while it was looked at, or is a zombie
             continue

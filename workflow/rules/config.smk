@@ -1,40 +1,24 @@
-# The study. One given by --configfile stands alone; values given without a study change the default one.
+# The study: the default one, changed by --configfile and --config, or a complete one of --configfile in its place.
 import os
-import sys
-from pathlib import Path
 
 from cisterna import study as studies
+from cisterna.runtime import snakefile
 from cisterna.training import trackers
-from cisterna.errors import UserError
 
-DEFAULT = Path("config/config.yaml")
-GIVEN = workflow.overwrite_configfiles
-FILES = GIVEN if GIVEN and "study" in config else [DEFAULT, *GIVEN]
+FILES = snakefile.config_files(workflow, config)
 
-
-def refuse(message):
-    """End Snakemake for a mistake of the user's as the command line ends, before anything is written."""
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
-    os._exit(2)
+with snakefile.refusing():
+    # Unlike Snakemake, names the line of broken YAML and finds repeated keys.
+    SOURCE = studies.locate(FILES) if FILES else "config of the module"
 
 
-def check(function, *arguments, **options):
-    """Call a function of Cisterna's, which may refuse."""
-    try:
-        return function(*arguments, **options)
-    except UserError as error:
-        refuse(error)
+if FILES and str(FILES[0]) not in map(str, workflow.overwrite_configfiles):
+
+    configfile: FILES[0]
 
 
-SOURCE = check(studies.locate, FILES)  # unlike Snakemake, names the line of broken YAML and finds repeated keys
-
-if DEFAULT in FILES:
-
-    configfile: DEFAULT
-
-
-STUDY = check(studies.load, config, SOURCE)
-
-if check(trackers.chosen):  # before any job runs
-    os.environ.setdefault(trackers.PROJECT, STUDY.name)
+with snakefile.refusing():
+    STUDY = studies.load(config, SOURCE)
+    snakefile.check_targets(STUDY, workflow.dag_settings.targets if workflow.dag_settings else [])
+    if trackers.chosen():
+        os.environ.setdefault(trackers.PROJECT, STUDY.name)

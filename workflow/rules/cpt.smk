@@ -26,5 +26,5 @@ rule cpt:
         epochs=lambda wildcards: STUDY.recipe("cpt", wildcards.recipe)["num_train_epochs"],
         work="results/.work/models/{backbone}/cpt-{recipe}",
     shell:
-        "{params.launcher} cpt --parent {input.parent:q} --tokens {input.tokens:q} --recipe {params.recipe:q}"
+        "exec {params.launcher} cpt --parent {input.parent:q} --tokens {input.tokens:q} --recipe {params.recipe:q}"
         " --seed {params.seed} --epochs {params.epochs} --work {params.work:q} --output {output:q} > {log:q} 2>&1"

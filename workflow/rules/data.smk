@@ -3,7 +3,7 @@
 
 rule data:
     input:
-        given(table_of),
+        shipped_or_own(table_of),
     output:
         directory("results/data/{task}"),
     log:
@@ -16,7 +16,7 @@ rule data:
     resources:
         **resources("data"),
     params:
-        spec=lambda wildcards: as_json(STUDY.spec(wildcards.task)),
+        spec=lambda wildcards: inputs.as_json(STUDY.spec(wildcards.task)),
         seed=lambda wildcards: STUDY.config["tasks"][wildcards.task]["seed"],
         contents=contents(table_of),
     shell:
@@ -38,6 +38,6 @@ rule baselines:
     resources:
         **resources("baselines"),
     params:
-        options=as_json(STUDY.config["evaluation"]),
+        options=inputs.as_json(STUDY.config["evaluation"]),
     shell:
         "cisterna baselines --data {input:q} --options {params.options:q} --output {output:q} > {log:q} 2>&1"

@@ -18,21 +18,16 @@ rule evaluate:
     params:
         bank=words("bank"),
         work="results/.work/models/{model}/eval",
-        options=as_json(STUDY.config["evaluation"]),
+        options=inputs.as_json(STUDY.config["evaluation"]),
     shell:
-        "cisterna evaluate --checkpoint {input.checkpoint:q} --data {input.data:q} {params.bank:q}"
+        "exec cisterna evaluate --checkpoint {input.checkpoint:q} --data {input.data:q} {params.bank:q}"
         " --options {params.options:q} --work {params.work:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule perplexity:
     input:
-        unpack(lambda wildcards: lineage_of(check(STUDY.model, f"models/{wildcards.start}"))),
-        checkpoint="results/models/{start}/checkpoint",
-        tokens=lambda wildcards: [
-            f"results/tokens/{backbone}/{corpus}"
-            for backbone, corpus in STUDY.tokenized
-            if backbone == wildcards.start.split("/")[0]
-        ],
+        unpack(measured),
+        tokens=lambda wildcards: inputs.tokens(STUDY, wildcards.start.split("/")[0]),
     output:
         "results/models/{start}/perplexity.json",
     log:
@@ -45,4 +40,4 @@ rule perplexity:
     resources:
         **resources("evaluate"),
     shell:
-        "cisterna perplexity --checkpoint {input.checkpoint:q} --tokens {input.tokens:q} --output {output:q} > {log:q} 2>&1"
+        "exec cisterna perplexity --checkpoint {input.checkpoint:q} --tokens {input.tokens:q} --output {output:q} > {log:q} 2>&1"

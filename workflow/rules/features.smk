@@ -1,9 +1,9 @@
-# Encoders, and the banks that hold their features of each task's sequences.
+# Encoders, and the feature banks (embedding caches) of each task's sequences.
 
 
 rule encoder:
     input:
-        given(corpus_files_of),
+        shipped_or_own(corpus_files_of),
     output:
         directory("results/encoders/{encoder}/checkpoint"),
     log:
@@ -14,12 +14,12 @@ rule encoder:
     resources:
         **resources("encoder"),
     params:
-        spec=lambda wildcards: as_json(STUDY.encoder(wildcards.encoder)),
-        corpora=lambda wildcards: as_json(corpora_of(wildcards.encoder)),
+        spec=lambda wildcards: inputs.as_json(STUDY.encoder(wildcards.encoder)),
+        corpora=lambda wildcards: inputs.as_json(inputs.corpora(STUDY, wildcards.encoder)),
         contents=contents(corpus_files_of),
         work="results/.work/encoders/{encoder}",
     shell:
-        "cisterna encoder --spec {params.spec:q} --corpora {params.corpora:q} --work {params.work:q}"
+        "exec cisterna encoder --spec {params.spec:q} --corpora {params.corpora:q} --work {params.work:q}"
         " --output {output:q} > {log:q} 2>&1"
 
 
@@ -37,8 +37,8 @@ rule features:
     resources:
         **resources("features"),
     params:
-        reading=lambda wildcards: as_json(STUDY.reading(wildcards.encoder)),
+        reading=lambda wildcards: inputs.as_json(STUDY.reading(wildcards.encoder)),
         work="results/.work/features/{encoder}/{task}",
     shell:
-        "cisterna features --encoder {input.encoder:q} --data {input.data:q} --reading {params.reading:q}"
+        "exec cisterna features --encoder {input.encoder:q} --data {input.data:q} --reading {params.reading:q}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -1,4 +1,7 @@
 # Tables of all metrics and rewards, then figures and a results page, each with its caption in the Snakemake report.
+import shlex
+import sys
+
 FIGURES = {
     "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),
     "sft_balanced_accuracy": ("Supervised fine-tuning", "balanced accuracy against epochs"),
@@ -12,13 +15,23 @@ FIGURES = {
 }
 
 
+def figure(name, category, label, folder=FOLDER):
+    """One figure as a target of `snakemake --report`, with the caption of its name."""
+    return report(
+        f"{folder}/figures/{name}.svg",
+        caption=f"../report/{name}.rst",
+        category=category,
+        labels={"figure": label},
+    )
+
+
 rule gather:
     input:
-        evaluations,
+        made_by("evaluate"),
         [f"results/baselines/{task}" for task in STUDY.tasks],
         [f"results/data/{task}" for task in STUDY.of_terms],
-        PERPLEXITIES,
-        rewards,
+        made_by("perplexity"),
+        if_stored(made_by("rl")),  # their logs of rewards
     output:
         metrics=f"{FOLDER}/metrics.parquet",
         gains=f"{FOLDER}/rl_gains.parquet",
@@ -36,9 +49,9 @@ rule gather:
     params:
         results=subpath(output.metrics, ancestor=3),
         folder=subpath(output.metrics, parent=True),
-        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
+        study=lambda wildcards: inputs.pack(config),  # a function: in a plain text {x} would be a wildcard
     shell:
-        "cisterna gather --study {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna gather --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule figures:
@@ -50,7 +63,12 @@ rule figures:
     output:
         [figure(name, *labels) for name, labels in FIGURES.items()],
         png=[f"{FOLDER}/figures/{name}.png" for name in FIGURES],
-        table=report(REPORT, caption="../report/table.rst", category="Study", labels={"figure": "all results"}),
+        table=report(
+            f"{FOLDER}/figures/table.html",
+            caption="../report/table.rst",
+            category="Study",
+            labels={"figure": "all results"},
+        ),
     log:
         aside(f"results/logs/studies/{STUDY.name}/figures.log"),
     benchmark:
@@ -63,15 +81,15 @@ rule figures:
     params:
         metrics=subpath(input.metrics, parent=True),
         folder=subpath(output.table, parent=True),
-        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
+        study=lambda wildcards: inputs.pack(config),
     shell:
-        "cisterna figures --study {params.study:q} --metrics {params.metrics:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna figures --config {params.study:q} --metrics {params.metrics:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 # The answers themselves: what a claim compares is paired example by example.
 rule findings:
     input:
-        answers,
+        if_stored(made_by("evaluate", "data")),
         metrics=rules.gather.output.metrics,
     output:
         findings=f"{FOLDER}/findings.json",
@@ -93,47 +111,27 @@ rule findings:
     params:
         results=subpath(output.findings, ancestor=3),
         folder=subpath(output.findings, parent=True),
-        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
+        study=lambda wildcards: inputs.pack(config),
     shell:
-        "cisterna findings --study {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna findings --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-# What is there of a study of which some jobs failed, and why the rest is not. Without inputs, so that Snakemake asks for
-# none, and it has to be told to do it again:
-#     snakemake --cores 1 --forceall partial && snakemake --report report.html partial
-rule gather_partial:
-    output:
-        metrics=f"{PARTIAL}/metrics.parquet",
-        gains=f"{PARTIAL}/rl_gains.parquet",
-        rewards=f"{PARTIAL}/rl_rewards.parquet",
-        cells=f"{PARTIAL}/cells.parquet",
-    log:
-        aside(f"results/logs/studies/{STUDY.name}/gather_partial.log"),
-    conda:
-        "../envs/cisterna.yaml"
-    threads: STUDY.resources("report")["threads"]
-    resources:
-        **resources("report"),
-    params:
-        results=subpath(output.metrics, ancestor=4),
-        folder=subpath(output.metrics, parent=True),
-        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
-    shell:
-        "cisterna gather --partial --study {params.study:q} --results {params.results:q} --output {params.folder:q}"
-        " > {log:q} 2>&1"
+def missing(wildcards):
+    """The category of a partial report's figures on the first page of the Snakemake report: how much is missing."""
+    import pandas
+
+    path = Path(FOLDER) / "partial" / "cells.parquet"
+    states = pandas.read_parquet(path, columns=["state"])["state"] if path.is_file() else []
+    return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
 
 
+# The report of a study of which some jobs failed. `cisterna report --partial` writes it; this rule only tells
+# `snakemake --report` about it, which takes no file that no rule makes. Without inputs, so that it needs no other job.
 rule partial:
-    input:
-        metrics=rules.gather_partial.output.metrics,
-        gains=rules.gather_partial.output.gains,
-        rewards=rules.gather_partial.output.rewards,
-        cells=rules.gather_partial.output.cells,
     output:
-        [figure(name, *labels, folder=PARTIAL) for name, labels in FIGURES.items()],
-        png=[f"{PARTIAL}/figures/{name}.png" for name in FIGURES],
+        [figure(name, *labels, folder=f"{FOLDER}/partial") for name, labels in FIGURES.items()],
         table=report(
-            f"{PARTIAL}/figures/table.html",
+            f"{FOLDER}/partial/figures/table.html",
             caption="../report/table.rst",
             category=missing,
             labels={"figure": "what is missing, and all results"},
@@ -146,20 +144,18 @@ rule partial:
     resources:
         **resources("report"),
     params:
-        metrics=subpath(input.metrics, parent=True),
-        folder=subpath(output.table, parent=True),
-        study=lambda wildcards: as_json(config),  # a function: in a plain text {x} would be a wildcard
+        study=lambda wildcards: inputs.pack(config),
     shell:
-        "cisterna figures --study {params.study:q} --metrics {params.metrics:q} --output {params.folder:q} > {log:q} 2>&1"
+        "cisterna report --partial --config {params.study:q} > {log:q} 2>&1"
 
 
 onerror:
     given = [shlex.quote(str(path)) for path in workflow.overwrite_configfiles]
-    asked = "".join(f" --config {path}" for path in given)
+    study = f" --config {' '.join(given)}" if given else ""
     same = f" --configfile {' '.join(given)}" if given else ""
     print(
-        f"Some jobs failed; `cisterna status{asked}` says which, and why. A report of what is there:\n"
-        f"    snakemake --cores 1 --forceall partial{same}\n"
+        f"Some jobs failed; `cisterna status{study}` says which, and why. A report of the finished ones:\n"
+        f"    cisterna report --partial{study}\n"
         f"    snakemake --report results/report.html partial{same}",
         file=sys.stderr,
     )

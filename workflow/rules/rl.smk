@@ -1,11 +1,11 @@
-# Reinforcement learning, warm (from an SFT rung) or cold (from a base or CPT checkpoint).
+# Reinforcement learning, from an SFT checkpoint or (cold start, also called RL-zero) from a base or CPT checkpoint.
 RL = "results/models/{origin}/rl-{recipe}/e{epochs}/checkpoint"
 
 
 rule rl:
     input:
         unpack(reads(RL)),
-        own=given(rewards_of),
+        own=shipped_or_own(rewards_of),
     output:
         directory(RL),
     log:
@@ -26,6 +26,6 @@ rule rl:
         work=work_of(RL),
         contents=contents(rewards_of),
     shell:
-        "{params.launcher} rl --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
+        "exec {params.launcher} rl --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
         " {params.sequences:q} --recipe {params.recipe:q} --seed {params.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-# Supervised fine-tuning: one job a rung; in a ladder each rung goes on from the one before.
+# Supervised fine-tuning: one job an epoch checkpoint (rung); in a ladder each rung continues the one before.
 SFT = "results/models/{start}/{task}{form}/s{seed}/sft-{recipe}/e{epochs}/checkpoint"
 
 
@@ -23,6 +23,6 @@ rule sft:
         sequences=sequences_of(SFT),
         work=work_of(SFT),
     shell:
-        "{params.launcher} sft --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
+        "exec {params.launcher} sft --parent {input.parent:q} --data {input.data:q} {params.inputs:q}"
         " {params.sequences:q} --recipe {params.recipe:q} --seed {wildcards.seed} --epochs {wildcards.epochs}"
         " --work {params.work:q} --output {output:q} > {log:q} 2>&1"

@@ -3,7 +3,7 @@
 
 rule base:
     input:
-        given(texts_of),
+        shipped_or_own(texts_of),
     output:
         directory("results/models/{backbone}/base/checkpoint"),
     log:
@@ -14,7 +14,7 @@ rule base:
     resources:
         **resources("base"),
     params:
-        spec=lambda wildcards: as_json(STUDY.config["backbones"][wildcards.backbone]),
+        spec=lambda wildcards: inputs.as_json(STUDY.config["backbones"][wildcards.backbone]),
         contents=contents(texts_of),
     shell:
         "cisterna base --spec {params.spec:q} --output {output:q} > {log:q} 2>&1"
@@ -22,7 +22,7 @@ rule base:
 
 rule tokenize:
     input:
-        corpus=given(corpus_of),
+        corpus=shipped_or_own(corpus_of),
         base="results/models/{backbone}/base/checkpoint",
     output:
         directory("results/tokens/{backbone}/{corpus}"),
@@ -37,7 +37,7 @@ rule tokenize:
         **resources("tokenize"),
     params:
         modality=lambda wildcards: STUDY.config["corpora"][wildcards.corpus]["modality"],
-        options=lambda wildcards: as_json(STUDY.documents(wildcards.corpus)),
+        options=lambda wildcards: inputs.as_json(STUDY.documents(wildcards.corpus)),
         contents=contents(corpus_of),
     shell:
         "cisterna tokenize --corpus {input.corpus:q} --modality {params.modality:q} --options {params.options:q}"

@@ -32,7 +32,7 @@ RESULTS = Path("results")
 # The folders of results/ that jobs write to. Everything else in results/ belongs to the user.
 PLACES = ("data", "baselines", "tokens", "encoders", "features", "models", "studies")
 LOGS = ("logs", "benchmarks")  # have a file for each job
-PARTIAL = ("gather_partial", "partial")  # rules of a partial report, which are no jobs of a study
+PARTIAL = ("partial",)  # the rule of a partial report, which is no job of a study
 TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}(\.earlier)?|\d+)")  # of `files.new_folder` and `files.write_json`
 QUIET = 600  # seconds without a change after which no running command can own a temporary file
 

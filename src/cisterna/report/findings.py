@@ -1,6 +1,6 @@
 """The claims of arXiv:2606.16517, tested on the answers of any study: effect, interval, n, verdict, cells.
 
-    cisterna findings --study '{...}' --results results --output results/studies/NAME
+    cisterna findings --results results --output results/studies/NAME
 
 writes ``findings.json`` and ``findings.html``. What each claim compares is in ``cisterna.report.claims``. Where a fixed
 model stands against the best of several, that one is chosen on other examples and other seeds than it is measured on

@@ -157,7 +157,7 @@ def _missing_message(study: Study, paths: list[Path]) -> str:
     more = f"\n  ... and {len(paths) - 20} more" if len(paths) > 20 else ""
     return (
         f"study {study.name}: {len(paths)} results are missing. Run snakemake to make them; if the folder of one is "
-        f"there without it, delete the folder first. With --partial the others are gathered\n{shown}{more}"
+        f"there without it, delete the folder first. `cisterna report --partial` reports the others\n{shown}{more}"
     )
 
 

@@ -1,34 +1,60 @@
-"""Warm starts: one process imports the heavy libraries once, and every job of a local Snakemake run is a fork of it.
+"""A fork server: one process imports the heavy libraries once, and every job of a local Snakemake run is a fork of it.
 
-Importing torch, transformers and TRL costs 5 to 8 seconds of CPU, more than a nano stage trains. Joining stages into
-bigger jobs would save it and lose caching and partial reruns, so the jobs stay small and the import is shared: the
-Snakefile starts `cisterna warm` when a local run begins and sets CISTERNA_WARM to its socket; `cisterna sft ...` then
-hands its arguments, environment, working folder and output streams to the server, which forks, runs exactly the code
-that a cold start runs, and sends back the exit code. Without the variable (by hand, under torchrun, on a cluster)
-nothing of this happens.
+Importing torch, transformers and TRL takes 5 to 8 seconds of CPU, longer than a stage of the default study trains.
+Bigger jobs would import less often, but cache and rerun less exactly, so the jobs stay small and share the import:
 
-The pair lives and dies together: signals to the client go to the fork, a killed client kills its fork, of a killed fork
-the client says so in the job's log and ends with exit code 137, and the server ends with the Snakemake process that
-started it. The server itself never runs torch, so that forks are safe; jobs that use a GPU are not sent to it.
+1. `start`, at the start of a local run, starts `cisterna fork-server` and sets CISTERNA_FORK_SERVER to its socket.
+2. `cisterna sft ...` with that variable (`run`) sends its arguments, environment, working directory and output streams
+   to the server.
+3. The server (`serve`) forks. The fork runs the code that `cisterna sft ...` would run by itself, and sends back the
+   exit code.
+
+Without the variable (by hand, under torchrun, on a cluster) a command runs by itself.
+
+Signals to the client are passed on to the fork. A killed client kills its fork. If a fork is killed, the client says so
+in the job's log and ends with exit code 137. The server ends with the Snakemake process that started it. The server
+never runs torch, so forking is safe. Jobs that use a GPU are not sent to it: CUDA does not survive a fork.
 """
 
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-VARIABLE = "CISTERNA_WARM"
+if TYPE_CHECKING:
+    from cisterna.study import Study
+
+VARIABLE = "CISTERNA_FORK_SERVER"
+LOG = Path("results/logs/fork_server.log")
 KILLED = 137
 _BACKLOG = 64
 
 Main = Callable[[Sequence[str]], int]
+
+
+def start(workflow: Any, study: "Study") -> None:
+    """Start a server for the jobs of a run, where it can serve them: on this machine, in this environment, on CPUs."""
+    local = workflow.executor_plugin.common_settings.local_exec
+    gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in study.config["resources"].values())
+    if not local or gpu or workflow.deployment_settings.deployment_method:
+        return
+    path = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    # Its output goes to a file: a pipe behind Snakemake would stay open until the server ends.
+    with LOG.open("w") as log:
+        command = [sys.executable, "-m", "cisterna", "fork-server", str(path)]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    os.environ[VARIABLE] = str(path)
 
 
 def serve(path: Path, main: Main) -> None:
@@ -40,7 +66,7 @@ def serve(path: Path, main: Main) -> None:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(path))
     path.chmod(0o600)
-    # Clients may connect at once; they wait for the imports here instead of each doing their own.
+    # Clients may connect before the imports are done: then they wait for them.
     server.listen(_BACKLOG)
     _import()
     gc.collect()
@@ -61,8 +87,11 @@ def serve(path: Path, main: Main) -> None:
         path.unlink(missing_ok=True)
 
 
-def run(path: str, arguments: list[str]) -> int | None:
-    """Have the server at `path` run a command; its exit code, or None if there is no such server."""
+def run(arguments: list[str]) -> int | None:
+    """Let the server of this environment run a command. Returns its exit code, or None if there is no server."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -84,14 +113,14 @@ def run(path: str, arguments: list[str]) -> int | None:
     if code:
         return code[0]
     sys.stderr.write(
-        f"\nerror: cisterna {arguments[0]} was killed, or crashed, before it could say why. Most often the system did "
-        "it for lack of memory (`dmesg` says so). What it had saved is kept: the same command goes on from there\n"
+        f"\nerror: cisterna {arguments[0]} was killed or crashed. Most often the system killed it for lack of memory "
+        "(`dmesg` says so). What it had saved is kept: rerun the same command and it resumes\n"
     )
     return KILLED
 
 
 def _import() -> None:
-    """What the commands import. None of these starts a thread or touches a GPU when it is imported."""
+    """Import what the commands use. None of it starts a thread or touches a GPU when it is imported."""
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401  (accelerate imports it)
     import peft  # noqa: F401
@@ -112,7 +141,7 @@ def _work(connection: socket.socket, main: Main) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a server in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
         size, streams = _receive_streams(connection)
         request = json.loads(_receive(connection, size))
         for source, target in zip(streams, (1, 2), strict=True):
@@ -131,20 +160,20 @@ def _work(connection: socket.socket, main: Main) -> None:
         code = main(request["arguments"])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # a bug: the client shows the traceback, as a cold start would
+    except BaseException:  # a bug: the client shows the traceback
         import traceback
 
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # nothing may keep a fork from its end here
+            with suppress(OSError):  # the fork has to end, whatever happens here
                 stream.flush()
         connection.sendall(bytes([code & 0xFF]))
         os._exit(code & 0xFF)
 
 
 def _obey(connection: socket.socket) -> None:
-    """Deliver the client's signals to this process; die when the client is gone."""
+    """Send the client's signals to this process, and kill it when the client is gone."""
     while number := connection.recv(1):
         os.kill(os.getpid(), number[0])
     os.killpg(os.getpgid(0), signal.SIGKILL)

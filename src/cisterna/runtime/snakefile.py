@@ -1,0 +1,61 @@
+"""What the Snakefile needs besides its rules: the study of a run, and errors as Snakemake reports them.
+
+Not for the rules' inputs and resources, which are look-ups in workflow/rules.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+
+from cisterna.artifacts import files
+from cisterna.errors import UserError
+from cisterna.study import Study
+
+
+class StudyError(WorkflowError):
+    """A mistake of the user's, which ends Snakemake with exit code 1. Whoever embeds Snakemake can catch it.
+
+    Snakemake prints the frames of Snakefiles in an exception's traceback. Here they would only hide the message.
+    """
+
+    @property
+    def __traceback__(self) -> None:
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, value: object) -> None:
+        pass
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a UserError into a StudyError."""
+    try:
+        yield
+    except UserError as error:
+        raise StudyError(str(error)) from None
+
+
+def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
+    """The files that the study is read from: those of --configfile, after the default study if they are none by itself.
+
+    Empty in a workflow that uses this one as a module and passes it a config.
+    """
+    if workflow.modifier.skip_configfile:
+        return []
+    given = [Path(path) for path in workflow.overwrite_configfiles]
+    return given if given and "study" in config else [files.locate(files.DEFAULT_CONFIG), *given]
+
+
+def check_targets(study: Study, targets: Iterable[str]) -> None:
+    """UserError for a checkpoint or an evaluation on Snakemake's command line that is not part of the study."""
+    evaluations = {f"results/{folder}" for folder, _, _ in study.evaluations()}
+    for target in targets:
+        if match := re.fullmatch(r"results/(models/.+)/checkpoint/?", target):
+            study.model(match[1])
+        elif re.fullmatch(r"results/models/.+/eval/?", target) and target.rstrip("/") not in evaluations:
+            raise UserError(f"study {study.name}: no evaluation {target}. `cisterna plan` lists the models.")
