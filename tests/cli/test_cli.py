@@ -198,11 +198,11 @@ def row(number: int, column: int, value: str) -> Callable[[str], str]:
     ("change", "expected"),
     [
         (edit("name,seq", "name,sequence"), ["no column 'seq'", "columns.sequence"]),
-        (row(7, 3, "medium"), ["row 7:", "'medium'", "low, high"]),
-        (row(9, 2, "ACGXU"), ["row 9:", "'X'", "rna"]),
-        (row(5, 1, "h1"), ["rows 2 and 5", "'h1'"]),
-        (row(3, 3, ""), ["row 3:", "'class' is empty"]),
-        (lambda text: text.splitlines()[0] + "\n", ["has no rows"]),
+        (row(7, 3, "medium"), ["row 7", "'medium'", "low, high"]),
+        (row(9, 2, "ACGXU"), ["row 9", "'X'", "rna"]),
+        (row(5, 1, "h1"), ["row 2", "row 5", "'h1'"]),
+        (row(3, 3, ""), ["row 3", "'class'"]),
+        (lambda text: text.splitlines()[0] + "\n", ["no rows"]),
     ],
     ids=["missing column", "label outside", "not a nucleotide", "id twice", "no label", "no rows"],
 )
