@@ -42,7 +42,7 @@ class Job:
     log: str
     needs: tuple[str, ...] = ()  # the outputs of other jobs that it reads
     work: str | None = None  # the work folder; None if it keeps no state
-    ladder: bool = False  # whether its work folder is shared with the longer runs of the same recipe
+    ladder: bool = False  # whether it makes a rung, so that other rungs have the same work folder
 
     @property
     def output(self) -> str:
