@@ -221,27 +221,13 @@ def _evaluations(study: Study, results: Path) -> Iterator[Result]:
 
 def _baselines(study: Study, results: Path) -> Iterator[Result]:
     for task in study.tasks:
-        identity = {
-            "study": study.name,
-            "model": "baselines",
-            "kind": "baseline",
-            "task": task,
-            "modality": _modality(study, task),
-            "backbone": "none",
-            "cpt": "none",
-            "seed": None,
-            "sequences": None,
-            "encoder": None,
-            "sft": "none",
-            "sft_epochs": 0,
-            "rl": "none",
-            "rl_epochs": 0,
-        }
+        identity = dict.fromkeys(IDENTITY) | dict.fromkeys(("backbone", "cpt", "sft", "rl"), "none")
+        identity |= {"study": study.name, "model": "baselines", "kind": "baseline", "sft_epochs": 0, "rl_epochs": 0}
+        identity |= {"task": task, "modality": _modality(study, task)}
         folder = f"baselines/{task}"
         file = results / folder / "metrics.json"
-        yield Result(
-            "baselines", identity, METRICS, (file,), (folder,), functools.partial(_baseline_rows, identity, file)
-        )
+        rows = functools.partial(_baseline_rows, identity, file)
+        yield Result("baselines", identity, METRICS, (file,), (folder,), rows)
 
 
 def _perplexities(study: Study, results: Path) -> Iterator[Result]:

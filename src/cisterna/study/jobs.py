@@ -7,27 +7,14 @@ only the rules say.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cisterna.study.expansion import Study
 from cisterna.study.lineages import Model
 
 # The rules of the workflow, in the order in which their jobs run.
-KINDS = (
-    "data",
-    "baselines",
-    "base",
-    "tokenize",
-    "encoder",
-    "features",
-    "cpt",
-    "sft",
-    "rl",
-    "evaluate",
-    "perplexity",
-    "gather",
-    "figures",
-    "findings",
+KINDS = tuple(
+    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures findings".split()
 )
 
 
@@ -70,52 +57,40 @@ def count_jobs(study: Study) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
+def _folder_job(kind: str, name: str, folder: str, last: str, *needs: str, resumes: bool = False) -> Job:
+    """A job with one folder as output. `last` is the file that is written last; `resumes` if it has a work folder."""
+    place = folder.removesuffix("/checkpoint")
+    work = f".work/{place}" if resumes else None
+    return Job(kind, name, (folder,), f"{folder}/{last}", f"logs/{place}.log", needs, work)
+
+
 def _task_jobs(study: Study) -> Iterator[Job]:
     for task in study.tasks:
-        data, baselines = f"data/{task}", f"baselines/{task}"
-        yield Job("data", task, (data,), f"{data}/card.json", f"logs/{data}.log")
-        yield Job("baselines", task, (baselines,), f"{baselines}/metrics.json", f"logs/{baselines}.log", (data,))
+        yield _folder_job("data", task, f"data/{task}", "card.json")
+        yield _folder_job("baselines", task, f"baselines/{task}", "metrics.json", f"data/{task}")
 
 
 def _encoder_jobs(study: Study) -> Iterator[Job]:
     for encoder in study.encoders:
-        folder = f"encoders/{encoder}"
-        checkpoint = f"{folder}/checkpoint"
-        proof = f"{checkpoint}/manifest.json"
-        yield Job("encoder", encoder, (checkpoint,), proof, f"logs/{folder}.log", work=f".work/{folder}")
+        yield _folder_job("encoder", encoder, f"encoders/{encoder}/checkpoint", "manifest.json", resumes=True)
     for encoder, task in study.banks:
-        bank = f"features/{encoder}/{task}"
+        name = f"{encoder}/{task}"
         needs = (f"data/{task}", f"encoders/{encoder}/checkpoint")
-        yield Job(
-            "features",
-            f"{encoder}/{task}",
-            (bank,),
-            f"{bank}/manifest.json",
-            f"logs/{bank}.log",
-            needs,
-            work=f".work/{bank}",
-        )
+        yield _folder_job("features", name, f"features/{name}", "manifest.json", *needs, resumes=True)
 
 
 def _model_job(study: Study, model: Model) -> Job:
     """The job that makes a base, CPT, SFT or RL model."""
-    checkpoint = f"{model.path}/checkpoint"
-    data = (f"data/{model.task}",) if model.task else ()
-    tokens: tuple[str, ...] = ()
-    if model.kind == "cpt":
-        corpora = study.recipe("cpt", str(model.cpt))["corpora"]
-        tokens = tuple(f"tokens/{model.backbone}/{corpus}" for corpus in corpora)
-    start = tuple(f"{path}/checkpoint" for path in (model.parent, model.previous) if path)
-    return Job(
-        model.kind,
-        model.path.removeprefix("models/"),
-        (checkpoint,),
-        f"{checkpoint}/manifest.json",
-        f"logs/{model.path}.log",
-        needs=(*data, *_features(study, model), *start, *tokens),
-        work=None if model.kind == "base" else study.work(model).removeprefix("results/"),
-        ladder=study.is_rung(model),
-    )
+    data = [f"data/{model.task}"] if model.task else []
+    start = [f"{path}/checkpoint" for path in (model.parent, model.previous) if path]
+    corpora = study.recipe("cpt", str(model.cpt))["corpora"] if model.kind == "cpt" else ()
+    tokens = [f"tokens/{model.backbone}/{corpus}" for corpus in corpora]
+    needs = (*data, *_features(study, model), *start, *tokens)
+    name = model.path.removeprefix("models/")
+    job = _folder_job(model.kind, name, f"{model.path}/checkpoint", "manifest.json", *needs)
+    if model.kind == "base":
+        return job
+    return replace(job, work=study.work(model).removeprefix("results/"), ladder=study.is_rung(model))
 
 
 def _features(study: Study, model: Model) -> tuple[str, ...]:
@@ -126,46 +101,40 @@ def _features(study: Study, model: Model) -> tuple[str, ...]:
 
 
 def _corpus_jobs(study: Study) -> Iterator[Job]:
-    """The tokenized corpora of each backbone, and the perplexity on these of its base and CPT models."""
+    """The tokenized corpora of each backbone, and the perplexity of its base and CPT models on these."""
     tokens: dict[str, list[str]] = {}
     for backbone, corpus in study.tokenized:
-        folder = f"tokens/{backbone}/{corpus}"
-        tokens.setdefault(backbone, []).append(folder)
-        base = f"models/{backbone}/base/checkpoint"
-        yield Job("tokenize", f"{backbone}/{corpus}", (folder,), f"{folder}/card.json", f"logs/{folder}.log", (base,))
+        name = f"{backbone}/{corpus}"
+        tokens.setdefault(backbone, []).append(f"tokens/{name}")
+        yield _folder_job("tokenize", name, f"tokens/{name}", "card.json", f"models/{backbone}/base/checkpoint")
     for model in study.models:
         if model.task is None and model.backbone in tokens:
-            file = f"{model.path}/perplexity.json"
+            name, file = model.path.removeprefix("models/"), f"{model.path}/perplexity.json"
             needs = (f"{model.path}/checkpoint", *tokens[model.backbone])
-            name = model.path.removeprefix("models/")
             yield Job("perplexity", name, (file,), file, f"logs/{model.path}/perplexity.log", needs)
 
 
 def _evaluation_jobs(study: Study) -> Iterator[Job]:
     for folder, path, task in study.evaluations():
-        yield Job(
-            "evaluate",
-            folder.removeprefix("models/").removesuffix("/eval"),
-            (folder,),
-            f"{folder}/metrics.json",
-            f"logs/{folder}.log",
-            needs=(f"data/{task}", f"{path}/checkpoint", *_features(study, study.model(path))),
-            work=f".work/{folder}",
-        )
+        name = folder.removeprefix("models/").removesuffix("/eval")
+        needs = (f"data/{task}", f"{path}/checkpoint", *_features(study, study.model(path)))
+        yield _folder_job("evaluate", name, folder, "metrics.json", *needs, resumes=True)
 
 
 def _report_jobs(study: Study) -> Iterator[Job]:
-    name, folder = study.name, f"studies/{study.name}"
-    names = ("metrics", "rl_gains", "rl_rewards", "cells")
-    tables = tuple(f"{folder}/{table}.parquet" for table in names)
+    folder = f"studies/{study.name}"
     results = (
         *(evaluation for evaluation, _, _ in study.evaluations()),
         *(f"baselines/{task}" for task in study.tasks),
         *(f"data/{task}" for task in study.of_terms),
         *(job.output for job in _corpus_jobs(study) if job.kind == "perplexity"),
     )
-    page = f"{folder}/figures/table.html"
+    tables = tuple(f"{folder}/{name}.parquet" for name in ("metrics", "rl_gains", "rl_rewards", "cells"))
+    page = (f"{folder}/figures/table.html",)
     findings = (f"{folder}/findings.json", f"{folder}/findings.html")
-    yield Job("gather", name, tables, tables[0], f"logs/{folder}/gather.log", results)
-    yield Job("figures", name, (page,), page, f"logs/{folder}/figures.log", tables)
-    yield Job("findings", name, findings, findings[0], f"logs/{folder}/findings.log", tables[:1])
+    for kind, outputs, needs in (
+        ("gather", tables, results),
+        ("figures", page, tables),
+        ("findings", findings, tables[:1]),
+    ):
+        yield Job(kind, study.name, outputs, outputs[0], f"logs/{folder}/{kind}.log", needs)

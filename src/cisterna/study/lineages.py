@@ -7,7 +7,7 @@ A model that several lineages ask for is trained once, because its path is the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cisterna.study.config import filled
@@ -19,20 +19,20 @@ class Model:
 
     path: str  # relative to results/
     kind: str  # base | cpt | sft | rl
-    parent: str | None  # path of the model that the stage starts from, the same for every rung of a ladder
-    previous: str | None  # path of the rung whose training state it continues; None if its training starts anew
     backbone: str
-    cpt: str | None  # recipe
-    task: str | None  # None for base and CPT
-    seed: int | None  # None for base and CPT
-    sequences: str  # tokens | features | both: how it gets the sequences of its task; tokens for base and CPT
-    encoder: str | None  # None for tokens
-    sft: str | None  # recipe
-    sft_epochs: int
-    rl: str | None  # recipe
-    rl_epochs: int
-    recipe: str | None  # of its own stage; None for base
-    epochs: int  # of its own stage; 0 for base and CPT
+    parent: str | None = None  # path of the model that the stage starts from, the same for every rung of a ladder
+    previous: str | None = None  # path of the rung whose training it continues
+    cpt: str | None = None  # recipe
+    task: str | None = None  # None for base and CPT
+    seed: int | None = None  # None for base and CPT
+    sequences: str = "tokens"  # tokens | features | both: how it gets the sequences of its task
+    encoder: str | None = None  # None for tokens
+    sft: str | None = None  # recipe
+    sft_epochs: int = 0
+    rl: str | None = None  # recipe
+    rl_epochs: int = 0
+    recipe: str | None = None  # of its own stage; None for base
+    epochs: int = 0  # of its own stage; 0 for base and CPT
 
 
 def is_ladder(recipe: Mapping[str, Any]) -> bool:
@@ -69,9 +69,11 @@ class Lineage:
         self.models: dict[str, Model] = {}  # by path; parents and previous rungs first
         self.tested: set[tuple[str, str]] = set()  # (path of a base or CPT model, task it is evaluated on)
         for backbone in lineage["backbones"]:
-            base = self._add(_base_or_cpt(backbone, None))
+            base = self._add(Model(f"models/{backbone}/base", "base", backbone))
             for cpt in lineage["cpt"]:
-                start = base if cpt == "none" else self._add(_base_or_cpt(backbone, cpt))
+                path = f"models/{backbone}/cpt-{cpt}"
+                trained = Model(path, "cpt", backbone, parent=base.path, cpt=cpt, recipe=cpt)
+                start = base if cpt == "none" else self._add(trained)
                 for task in lineage["tasks"]:
                     self.tested |= {(base.path, task), (start.path, task)}
                     for condition in self._conditions(task):
@@ -134,53 +136,14 @@ class Lineage:
         for epochs in recipe["epochs"]:
             if epochs not in wanted and not (ladder and epochs < max(wanted)):
                 continue
-            sft = kind == "sft"
-            rungs[epochs] = self._add(
-                Model(
-                    path=f"{folder}/{kind}-{name}/e{epochs}",
-                    kind=kind,
-                    parent=parent.path,
-                    previous=previous,
-                    backbone=parent.backbone,
-                    cpt=parent.cpt,
-                    task=condition.task,
-                    seed=condition.seed,
-                    sequences=condition.sequences,
-                    encoder=condition.encoder,
-                    sft=name if sft else parent.sft,
-                    sft_epochs=epochs if sft else parent.sft_epochs,
-                    rl=None if sft else name,
-                    rl_epochs=0 if sft else epochs,
-                    recipe=name,
-                    epochs=epochs,
-                )
-            )
+            stage: dict[str, Any] = {"kind": kind, "recipe": name, "epochs": epochs, "previous": previous}
+            stage |= {kind: name, f"{kind}_epochs": epochs}
+            path = f"{folder}/{kind}-{name}/e{epochs}"
+            model = replace(parent, path=path, parent=parent.path, **condition._asdict(), **stage)
+            rungs[epochs] = self._add(model)
             previous = rungs[epochs].path if ladder else None
         return rungs
 
     def _add(self, model: Model) -> Model:
         """The model of that path, added if it is new."""
         return self.models.setdefault(model.path, model)
-
-
-def _base_or_cpt(backbone: str, cpt: str | None) -> Model:
-    """The base model of a backbone, or the CPT model that a recipe makes of it."""
-    base = f"models/{backbone}/base"
-    return Model(
-        path=f"models/{backbone}/cpt-{cpt}" if cpt else base,
-        kind="cpt" if cpt else "base",
-        parent=base if cpt else None,
-        previous=None,
-        backbone=backbone,
-        cpt=cpt,
-        task=None,
-        seed=None,
-        sequences="tokens",
-        encoder=None,
-        sft=None,
-        sft_epochs=0,
-        rl=None,
-        rl_epochs=0,
-        recipe=cpt,
-        epochs=0,
-    )
