@@ -168,7 +168,7 @@ def test_paths_that_would_be_read_as_something_else_are_refused(path: str) -> No
     for group, name in (("tasks", "hairpin"), ("corpora", "rna")):
         config = copy.deepcopy(CONFIG)
         config[group][name]["file"] = path
-        with pytest.raises(UserError, match=rf"{group}\.{name}\.file: found the path .*expected a path without braces"):
+        with pytest.raises(UserError, match=rf"{group}\.{name}\.file: .*without braces"):
             study.load(config)
 
 
@@ -271,7 +271,7 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(finished: Clone) -> 
 def test_secrets_in_a_config_are_refused_and_not_shown(secret: str) -> None:
     config = copy.deepcopy(CONFIG)
     config["backbones"]["tiny"] = {"pretrained": secret}
-    with pytest.raises(UserError, match=r"backbones\.tiny\.pretrained: found what looks like a password") as caught:
+    with pytest.raises(UserError, match=r"backbones\.tiny\.pretrained: looks like a password") as caught:
         study.load(config)
     assert "4711" not in str(caught.value)
 
@@ -282,6 +282,6 @@ def test_recipes_have_no_options_that_publish_or_hold_tokens(kind: str, option: 
     config = copy.deepcopy(CONFIG)
     recipe = next(iter(config["recipes"][kind].values()))
     recipe[option] = "pass4711word"
-    with pytest.raises(UserError, match=f"{option}: found an option that Cisterna sets itself") as caught:
+    with pytest.raises(UserError, match=rf"recipes\.{kind}\..*{option}: not supported") as caught:
         study.load(config)
     assert "4711" not in str(caught.value)

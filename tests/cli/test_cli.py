@@ -90,7 +90,7 @@ def test_mistake_on_the_command_line_exits_with_2(clone: Clone, arguments: list[
 @pytest.mark.parametrize(
     ("command", "heavy"),
     [
-        (["-m", "cisterna", "--help"], {"torch", "transformers", "trl", "pandas", "numpy", "yaml"}),
+        (["-m", "cisterna", "--help"], {"torch", "transformers", "trl", "pandas", "numpy", "yaml", "pydantic"}),
         (["-m", "cisterna", "plan"], {"torch", "transformers", "trl", "pandas", "numpy"}),
         (["-m", "snakemake", "--dry-run", "--quiet", "--snakefile", "SNAKEFILE"], {"torch", "transformers", "trl"}),
     ],

@@ -499,13 +499,13 @@ def test_a_config_may_name_every_reward_and_functions_of_its_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("corect", r"rewards\.corect: found an unknown key; expected one of .*PATH\.py:FUNCTION.*Did you mean correct"),
-        ("my_file.py", r"rewards\.my_file\.py: found an unknown key; .*PATH\.py:FUNCTION"),
-        ("my_file.py:", r"found an unknown key"),
-        ("my_file.txt:mine", r"found an unknown key"),
-        ("my_file.py:not a name", r"found an unknown key"),
-        ("my_{file}.py:mine", r"the path \"my_\{file\}\.py\"; expected a path without braces"),
-        ("go_f1", r"rewards\.go_f1: found it in a lineage with the task hairpin, whose answers are labels; expected"),
+        ("corect", r"rewards\.corect: .*PATH\.py:FUNCTION.*Did you mean correct"),
+        ("my_file.py", r"rewards\.my_file\.py: .*PATH\.py:FUNCTION"),
+        ("my_file.py:", r"rewards\.my_file\.py:: "),
+        ("my_file.txt:mine", r"rewards\.my_file\.txt:mine: "),
+        ("my_file.py:not a name", r"rewards\.my_file\.py:not a name: "),
+        ("my_{file}.py:mine", r"rewards\.my_\{file\}\.py:mine: .*braces"),
+        ("go_f1", r"rewards\.go_f1: .*hairpin"),
     ],
 )
 def test_a_reward_that_cannot_be_meant_is_refused_in_the_config(name, message):
