@@ -1,102 +1,23 @@
-"""Evaluation: every example once, independent of how it was batched, and metrics that are those of the predictions."""
+"""Evaluation: every example once, killed or not, and metrics that are those of the predictions."""
 
 import contextlib
-import itertools
-import math
-import random
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from evaluations import DEEP, LABELS, OPTIONS, contents
 from transformers import Qwen3ForCausalLM
 
 from cisterna import models
 from cisterna.artifacts import files
-from cisterna.data import corpus
-from cisterna.data.corpus import Blocks
 from cisterna.data.splits import prepare
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate, generate
-from cisterna.evaluation.label_scores import label_logs
-from cisterna.evaluation.perplexity import perplexity
-from cisterna.scoring import answers, calibration, gene_ontology, metrics
-from cisterna.scoring.answers import Labels
+from cisterna.scoring import answers, gene_ontology, metrics
 from cisterna.sequences import tokenization
 from terms import OBO
 from tiny import ROOT, SIZES, publish
-
-OPTIONS = {"max_new_tokens": 40, "batch_size": 7, "bootstrap": 200}
-STEPS = 60
-CPU = torch.device("cpu")
-LABELS = ("spliced", "skipped")
-
-
-@pytest.fixture(scope="module")
-def trained(base, splice, tmp_path_factory):
-    """A checkpoint that mostly, but not always, writes what can be parsed: the base after a few steps on the answers.
-
-    Trained here by a plain loop, so that these tests depend on no trainer. Without it all outputs would be malformed.
-    """
-    tokens, model = tokenization.load(base), models.compose(base).train()
-    frame = pd.read_parquet(splice / "train.parquet")
-    rows = []
-    for prompt, answer in zip(frame["prompt"], frame["answer"], strict=True):
-        start = tokens(tokenization.expand(prompt), add_special_tokens=False)["input_ids"]
-        text = answers.completion(prompt[-12:-7], answer) + tokens.eos_token
-        end = tokens(text, add_special_tokens=False)["input_ids"]
-        rows.append((start, end))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    width = max(len(start) + len(end) for start, end in rows)
-    ids = torch.tensor([start + end + [tokens.pad_token_id] * (width - len(start) - len(end)) for start, end in rows])
-    labels = torch.tensor([[-100] * len(a) + b + [-100] * (width - len(a) - len(b)) for a, b in rows])
-    for _ in range(STEPS):
-        loss = model(ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    return publish(base, folder, model.eval().save_pretrained)
-
-
-@pytest.fixture(scope="module")
-def evaluated(trained, splice, tmp_path_factory):
-    output = tmp_path_factory.mktemp("evaluated") / "eval"
-    return output, evaluate.evaluate(trained, splice, output, OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def prompts(splice):
-    """Prompts of very different lengths, in no order of length."""
-    frame = pd.concat([pd.read_parquet(splice / f"{split}.parquet") for split in ("id", "ood")])
-    found = [prompt[-(10 + 7 * (at % 9)) :] if at % 3 else prompt for at, prompt in enumerate(frame["prompt"])]
-    return [
-        prompt if prompt.count("<rna>") == prompt.count("</rna>") else prompt.replace("rna>", "") for prompt in found
-    ]
-
-
-def ask(model, tokens, prompts, options, labels=LABELS):
-    loaded = generate.LoadedModel(model, tokens, CPU)
-    frame = pd.DataFrame({"prompt": prompts, "segments": [[]] * len(prompts)})
-    outputs = generate.generate(loaded, loaded.encode(frame), options)
-    return generate.read(loaded, outputs, Labels(labels).parse)
-
-
-def test_predictions_do_not_depend_on_batch_size_or_order(trained, prompts):
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    assert len({len(prompt) for prompt in prompts}) > 5
-
-    def predict(texts, size):
-        return ask(model, tokens, texts, OPTIONS | {"batch_size": size})
-
-    alone = predict(prompts, 1)
-    assert alone["finished"].any()
-    for size in (3, 200):
-        pd.testing.assert_frame_equal(predict(prompts, size), alone)
-    order = random.Random(3).sample(range(len(prompts)), len(prompts))
-    shuffled = predict([prompts[at] for at in order], 5)
-    pd.testing.assert_frame_equal(shuffled, alone.iloc[order].reset_index(drop=True))
 
 
 def test_every_example_is_there_once_with_its_gold_answer(evaluated, splice):
@@ -146,22 +67,6 @@ def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path
         assert (tmp_path / "eval" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_an_output_that_was_cut_is_never_well_formed(trained, prompts):
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    whole = ask(model, tokens, prompts, OPTIONS)
-    chosen = whole[whole["well_formed"]].iloc[0]
-    for length in range(1, int(chosen["tokens"]) + 1):
-        options = OPTIONS | {"max_new_tokens": length}
-        cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
-        assert cut["finished"] == cut["well_formed"] == (length == chosen["tokens"])
-        assert cut["tokens"] == length
-        assert (cut["predicted"] == chosen["predicted"]) == (length == chosen["tokens"])
-    # One token short, the text already reads as an answer; only the end-of-text token is missing.
-    options = OPTIONS | {"max_new_tokens": int(chosen["tokens"]) - 1}
-    cut = ask(model, tokens, [prompts[chosen.name]], options).iloc[0]
-    assert answers.parse(cut["output"], LABELS) == chosen["predicted"]
-
-
 def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_path):
     scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4})
     for split in ("id", "ood"):
@@ -169,33 +74,7 @@ def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_
         assert pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")["predicted"].isna().all()
 
 
-def test_sampling_depends_on_the_seed_alone(trained, prompts):
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-
-    def sample(seed):
-        options = OPTIONS | {"do_sample": True, "temperature": 1.5, "seed": seed}
-        return ask(model, tokens, prompts[:8], options)
-
-    first, second, other = sample(0), sample(0), sample(1)
-    pd.testing.assert_frame_equal(first, second)
-    assert not first["output"].equals(other["output"])
-
-
-def test_what_is_sampled_depends_on_the_number_of_the_batch(trained, prompts):
-    """Two batches of the same prompts are not the same draws."""
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    options = OPTIONS | {"do_sample": True, "temperature": 1.5, "batch_size": 4}
-    found = ask(model, tokens, prompts[:1] * 8, options)["output"].tolist()
-    assert found[:4] != found[4:]
-
-
-# --- An evaluation that is killed ---
-
-
 SAMPLED = OPTIONS | {"do_sample": True, "temperature": 1.5}
-
-
-DEEP = OPTIONS | {"samples": 2, "sample_temperature": 1.5, "calibration": True}
 
 
 class Killed(BaseException):
@@ -236,10 +115,6 @@ def killed(trained, splice, tmp_path, generated):
     return tmp_path / ".work"
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_killed_evaluation_goes_on_after_its_last_batch_to_the_same_bytes(
     trained, splice, killed, generated, sampled, tmp_path
 ):
@@ -257,13 +132,6 @@ def test_batch_that_was_half_written_is_answered_again(trained, splice, killed, 
     evaluate.evaluate(trained, splice, tmp_path / "eval", SAMPLED, work=killed)
     assert generated[6:] == [7, 7, 7, 7, 3]
     assert contents(tmp_path / "eval") == sampled
-
-
-@pytest.fixture(scope="module")
-def deep(trained, splice, tmp_path_factory):
-    """An evaluation with samples and calibration: its folder and what it returned."""
-    output = tmp_path_factory.mktemp("deep") / "eval"
-    return output, evaluate.evaluate(trained, splice, output, DEEP)
 
 
 @pytest.mark.parametrize("death", ["in the second sample of id", "while labels of ood are scored"])
@@ -345,9 +213,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- A checkpoint that saw other data ---
-
-
 def taught(parent, data, output, task="splice-donor"):
     """A checkpoint that says that it was trained on the train split of `data`, and of which task that is."""
     model = models.compose(parent)
@@ -395,9 +260,6 @@ def test_split_that_was_changed_is_refused(base, splice, tmp_path):
     assert names(tmp_path) == ["data"]
 
 
-# --- In depth ---
-
-
 def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(evaluated, deep):
     for split in ("id", "ood"):
         frame, more = (pd.read_parquet(folder / f"{split}.parquet") for folder, _ in (evaluated, deep))
@@ -406,84 +268,6 @@ def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(e
         assert evaluated[1][split].items() <= deep[1][split].items()
     assert deep[1]["groups"] == evaluated[1]["groups"]
     assert files.read_json(deep[0] / "metrics.json") == deep[1]
-
-
-def one_by_one(folder, frame, labels, bank=None):
-    """Log-probability of each label after the reasoning of each output: a pass an output and label, nothing padded."""
-    loaded = generate.load(folder, bank)
-    tokens, model, prompts = loaded.tokenizer, loaded.model, loaded.encode(frame)
-    found = []
-    for prompt, output in zip(prompts, frame["output"], strict=True):
-        reasoning, closed, _ = output.rpartition("</think>")
-        logs = []
-        for label in labels if closed else ():
-            spelled = tokenization.expand(f"{reasoning}</think>")
-            start = prompt + tokens(spelled, add_special_tokens=False)["input_ids"]
-            end = tokens(f"Answer: {label}<|endoftext|>", add_special_tokens=False)["input_ids"]
-            with torch.inference_mode():
-                logits = model(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
-            logs.append(sum(logits[len(start) + at - 1, token].item() for at, token in enumerate(end)))
-        found.append(logs or [math.nan] * len(labels))
-    return np.array(found)
-
-
-def test_confidence_is_the_share_of_the_answer_in_the_probabilities_of_all_labels(trained, deep, splice):
-    labels = files.read_json(splice / "card.json")["labels"]
-    for split in ("id", "ood"):
-        found = pd.read_parquet(deep[0] / f"{split}.parquet")
-        logs = one_by_one(trained, found.assign(segments=[[]] * len(found)), labels)
-        for row, given in zip(found.itertuples(), np.exp(logs), strict=True):
-            if not row.well_formed:
-                assert math.isnan(row.confidence)
-                continue
-            assert row.confidence == pytest.approx(given[labels.index(row.predicted)] / given.sum(), abs=1e-5)
-            assert given.sum() <= 1.0
-            assert row.confidence == pytest.approx(max(given) / given.sum(), abs=1e-5)  # greedy: the likeliest
-        predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
-        expected = calibration.score(found["answer"].tolist(), predicted, logs, labels, resamples=200)
-        for name, summary in expected.items():
-            assert deep[1][split][name] == pytest.approx(summary, abs=1e-5)
-        assert deep[1][split]["ece"]["n"] == found["well_formed"].sum()
-
-
-def test_confidence_of_a_model_that_reads_features_is_that_of_its_features(featured, splice, bank, tmp_path):
-    labels = files.read_json(splice / "card.json")["labels"]
-    evaluate.evaluate(
-        featured.output, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 64, "calibration": True}, bank=bank
-    )
-    found = pd.read_parquet(tmp_path / "eval" / "id.parquet")
-    segments = pd.read_parquet(splice / "id.parquet")["segments"]
-    logs = one_by_one(featured.output, found.assign(segments=segments), labels, bank)
-    predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
-    assert found["well_formed"].sum() > 0
-    np.testing.assert_allclose(found["confidence"], calibration.confidences(predicted, logs, labels), atol=1e-5)
-
-
-def test_labels_of_several_and_of_one_token_that_begin_with_each_other_have_their_own_probabilities(trained):
-    """`high` is not also `higher`: the end of the text counts."""
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    labels = ["spliced", "spliced in part", "x"]
-    row = tokens("<think>a</think>Answer: x<|endoftext|>", add_special_tokens=False)["input_ids"]
-    loaded, prompts = generate.LoadedModel(model, tokens, CPU), [[5, 6, 7], [8, 9]]
-    found = label_logs(loaded, prompts, [row, row[:2]], labels)
-    start = [5, 6, 7, *row[: row.index(tokens.convert_tokens_to_ids("</think>")) + 1]]
-    expected = []
-    for label in labels:
-        end = tokens(f"Answer: {label}<|endoftext|>", add_special_tokens=False)["input_ids"]
-        with torch.inference_mode():
-            logits = model(torch.tensor([start + end])).logits[0].log_softmax(dim=-1)
-        expected.append(sum(logits[len(start) + at - 1, token].item() for at, token in enumerate(end)))
-    np.testing.assert_allclose(found[0] - found[0][0], np.array(expected) - expected[0], atol=1e-4)
-    assert np.isnan(found[1]).all()
-    alone = label_logs(loaded, prompts, [row, row], labels[:1])
-    assert np.isfinite(alone).all()  # of a single label even the last token is one with which all begin
-
-
-def test_model_that_never_ends_its_reasoning_has_calibration_of_no_examples(base, splice, tmp_path):
-    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"max_new_tokens": 4, "calibration": True})
-    for split in ("id", "ood"):
-        assert scores[split]["ece"] == {"value": None, "low": None, "high": None, "n": 0}
-        assert pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")["confidence"].isna().all()
 
 
 def test_accuracy_at_k_is_that_of_the_sampled_answers_that_are_kept(deep):
@@ -497,29 +281,6 @@ def test_accuracy_at_k_is_that_of_the_sampled_answers_that_are_kept(deep):
         first, second = zip(*found["sampled"], strict=True)
         assert first != second
         assert list(first) != found["predicted"].tolist()
-
-
-def test_samples_depend_on_seed_temperature_and_number_alone(trained, deep, splice, tmp_path):
-    def sampled(name, **changed):
-        evaluate.evaluate(trained, splice, tmp_path / name, DEEP | {"calibration": False} | changed)
-        return pd.read_parquet(tmp_path / name / "id.parquet")["sampled"].tolist()
-
-    known = [list(row) for row in pd.read_parquet(deep[0] / "id.parquet")["sampled"]]
-    assert [list(row) for row in sampled("again")] == known
-    assert [list(row)[:2] for row in sampled("more", samples=3)] == known
-    assert [list(row) for row in sampled("seed", seed=1)] != known
-    cold = [set(row) for row in sampled("cold", sample_temperature=1e-4)]
-    greedy = pd.read_parquet(deep[0] / "id.parquet")["predicted"]
-    assert cold == [{value} for value in greedy]  # without temperature a sample is the greedy answer
-
-
-def test_samples_are_drawn_from_the_whole_distribution_whatever_the_models_own_settings(trained, prompts):
-    model, tokens = models.compose(trained), tokenization.load(models.base_of(trained))
-    options = generate.sampling(OPTIONS | {"sample_temperature": 50.0})
-    free = ask(model, tokens, prompts[:8], options)
-    model.generation_config.update(do_sample=True, top_k=1, top_p=0.1, temperature=0.1)
-    pd.testing.assert_frame_equal(ask(model, tokens, prompts[:8], options), free)
-    assert free["output"].nunique() == 8
 
 
 def outputs(*texts, finished=True):
@@ -651,72 +412,6 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
         assert "ece" not in scores[split]
         (group,) = scores["groups"][split].values()
         assert group == {name: expected[name] for name in ("accuracy", "f1_micro")}
-
-
-# --- What an answer is ---
-
-
-def test_letters_of_residue_tokens_are_not_an_answer(base):
-    """The residue A is not the text A, also where A is a label."""
-    tokens = tokenization.load(base)
-    outputs = ["<think></think>Answer: A", "<think></think>Answer: <|rna:A|>", "<think></think>Answer: <rna>A</rna>"]
-
-    class Model:
-        """It writes the outputs above, one a prompt."""
-
-        def get_input_embeddings(self):
-            return torch.nn.Embedding(1, 1)
-
-        def generate(self, input_ids, **options):
-            rows = tokens([text + tokens.eos_token for text in outputs], add_special_tokens=False, padding=True)
-            return torch.cat([input_ids, torch.tensor(rows["input_ids"]).roll(0)], dim=1)
-
-    tokens.padding_side = "right"
-    found = ask(Model(), tokens, ["?"] * 3, OPTIONS, ("A", "U"))
-    assert [value if isinstance(value, str) else None for value in found["predicted"]] == ["A", None, None]
-
-
-# Perplexity
-
-
-@pytest.fixture(scope="module")
-def dna(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpora")
-    draw = random.Random(2)
-    records = (f">{at}\n{''.join(draw.choices('ACGT', k=draw.randint(10, 50)))}\n" for at in range(400))
-    (folder / "dna.fasta").write_text("".join(records))
-    corpus.tokenize(folder / "dna.fasta", "dna", base, folder / "dna")
-    return folder / "dna"
-
-
-def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(base, dna, tmp_path):
-    model = models.compose(base)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    blind = publish(base, tmp_path / "blind", model.save_pretrained)
-    found = perplexity(blind, [dna], tmp_path / "perplexity.json", 64)["dna"]
-    vocabulary = len(tokenization.load(base))
-    assert found["value"] == pytest.approx(vocabulary, rel=1e-5)
-    assert found["low"] == pytest.approx(vocabulary, rel=1e-5)
-    assert found["high"] == pytest.approx(vocabulary, rel=1e-5)
-
-
-def test_perplexity_is_of_each_document_by_itself(base, dna, tmp_path):
-    model, blocks = models.compose(base), Blocks(dna, 64, part="heldout")
-    total, count = 0.0, 0
-    for index in range(len(blocks)):
-        ids = torch.from_numpy(blocks[index]["input_ids"])
-        bounds = [*np.flatnonzero(blocks[index]["position_ids"] == 0).tolist(), 64]
-        for begin, end in itertools.pairwise(bounds):
-            with torch.inference_mode():
-                logits = model(ids[None, begin:end]).logits[0, :-1]
-            total += torch.nn.functional.cross_entropy(logits, ids[begin + 1 : end], reduction="sum").item()
-            count += end - begin - 1
-    found = perplexity(base, [dna], tmp_path / "perplexity.json", 64)["dna"]
-    assert found["n"] == count
-    assert found["value"] == pytest.approx(math.exp(total / count), rel=1e-6)
-    assert found["low"] < found["value"] < found["high"]
-    assert files.read_json(tmp_path / "perplexity.json") == {"dna": found}
 
 
 def test_evaluating_a_checkpoint_that_was_touched_is_refused_and_leaves_nothing(base, splice, tmp_path):

@@ -19,7 +19,7 @@ from cisterna.scoring.answers import Labels, Terms
 from cisterna.sequences import tokenization
 from clones import CONFIG, edited
 from runs import RL, Run
-from terms import LIVE, OBO, ROOTS
+from terms import LIVE, ROOTS
 from tiny import ROOT
 
 LABELS = ("spliced", "skipped")
@@ -211,13 +211,6 @@ def test_a_residue_token_is_not_the_letter_that_is_a_label(scores):
 
 
 # --- Sets of terms ---
-
-
-@pytest.fixture(scope="module")
-def go(tmp_path_factory):
-    path = tmp_path_factory.mktemp("obo") / "go.obo"
-    path.write_text(OBO)
-    return gene_ontology.read(path)
 
 
 def written(terms):
