@@ -124,10 +124,10 @@ def bank(esm, splice, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def dna(base, tmp_path_factory) -> Path:
     """The DNA that ships, as blocks of tokens for the tiny model. Read only."""
-    from cisterna.data import corpus
+    from cisterna.data.tokenized import tokenize_corpus
 
     source = ROOT / "resources" / "corpora" / "dna.fasta.gz"
-    return shared(tmp_path_factory, "dna", lambda folder: corpus.tokenize(source, "dna", base, folder / "dna")) / "dna"
+    return shared(tmp_path_factory, "dna", lambda folder: tokenize_corpus(source, "dna", base, folder / "dna")) / "dna"
 
 
 @pytest.fixture(scope="session")

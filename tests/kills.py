@@ -115,13 +115,14 @@ def stages(folder: Path) -> dict[str, Stage]:
     import contextlib
 
     from cisterna import models
-    from cisterna.data import corpus, splits
+    from cisterna.data import splits
+    from cisterna.data.tokenized import tokenize_corpus
 
     base, splice = folder / "base", folder / "splice-donor"
     models.make_base(backbone(), base)
     with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
         splits.prepare("splice-donor", SIZES, 0, splice)
-        corpus.tokenize(Path("resources/corpora/dna.fasta.gz"), "dna", base, folder / "dna")
+        tokenize_corpus(Path("resources/corpora/dna.fasta.gz"), "dna", base, folder / "dna")
     esm = encoder(folder / "esm", num_hidden_layers=16)
     solved = Run("sft", base, splice, folder / "solved", SOLVE, 8).here().output  # its completions differ in reward
     often = {"save_minutes": 0.003}  # 0.2 s, a few steps

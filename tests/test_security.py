@@ -242,16 +242,17 @@ def test_pickles_beside_the_weights_are_never_opened(base: Path, tmp_path: Path,
 
 
 def test_stream_of_a_corpus_that_holds_objects_is_refused_unopened(base: Path, tmp_path: Path, trap: Trap) -> None:
-    from cisterna.data import corpus
+    from cisterna.data.blocks import Blocks
+    from cisterna.data.tokenized import tokenize_corpus
 
     draw = random.Random(0)
     sequences = ("".join(draw.choices("ACGU", k=80)) for _ in range(100))
     (tmp_path / "corpus.fasta").write_text("".join(f">a\n{sequence}\n" for sequence in sequences))
-    corpus.tokenize(tmp_path / "corpus.fasta", "rna", base, tmp_path / "tokens")
-    corpus.Blocks(tmp_path / "tokens", 64)
+    tokenize_corpus(tmp_path / "corpus.fasta", "rna", base, tmp_path / "tokens")
+    Blocks(tmp_path / "tokens", 64)
     np.save(tmp_path / "tokens" / "train.npy", np.array([trap], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):
-        corpus.Blocks(tmp_path / "tokens", 64)
+        Blocks(tmp_path / "tokens", 64)
 
 
 # --- Secrets ---

@@ -11,6 +11,8 @@ import torch
 from cisterna import models
 from cisterna.artifacts import files
 from cisterna.data import corpus
+from cisterna.data.blocks import Blocks
+from cisterna.data.tokenized import tokenize_corpus
 from cisterna.errors import UserError
 from cisterna.sequences import tokenization
 from tiny import ROOT
@@ -34,7 +36,7 @@ def dna(base, tmp_path_factory):
     """A tokenized FASTA file: folder, sequences, card."""
     folder = tmp_path_factory.mktemp("dna")
     sequences = fasta(folder / "dna.fasta")
-    card = corpus.tokenize(folder / "dna.fasta", "dna", base, folder / "tokens")
+    card = tokenize_corpus(folder / "dna.fasta", "dna", base, folder / "tokens")
     return folder / "tokens", sequences, card
 
 
@@ -64,7 +66,7 @@ def test_every_document_is_there_once_and_the_card_counts_exactly(base, dna):
 def test_text_is_one_document_a_line_and_loses_nothing(base, tmp_path):
     lines = [line for line in (ROOT / "resources/corpora/text.txt").read_text().splitlines() if line.strip()][:200]
     (tmp_path / "text.txt").write_text("\n\n".join(lines))
-    card = corpus.tokenize(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
+    card = tokenize_corpus(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
     tokens = tokenization.load(base)
     found = [tokens.decode(row[:-1]) for rows in parts(tmp_path / "tokens").values() for row in rows]
     assert sorted(found) == sorted(line.strip() for line in lines)
@@ -75,7 +77,7 @@ def test_text_cannot_write_a_token_of_structure(base, tmp_path):
     spelled = ("<|dna:A|>", "<|endoftext|>", "<think>", "<|pad|>", "\x00", "<dna>ACGT</dna>", "<dna>acgt</dna>")
     lines = [f"{token} and line {number}" for number in range(60) for token in spelled]
     (tmp_path / "text.txt").write_text("\n".join(lines))
-    corpus.tokenize(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
+    tokenize_corpus(tmp_path / "text.txt", "text", base, tmp_path / "tokens")
     tokens = tokenization.load(base)
     structure = set(tokens.get_added_vocab().values())
     for rows in parts(tmp_path / "tokens").values():
@@ -94,7 +96,7 @@ def test_a_twentieth_of_documents_is_held_out_by_their_content():
 def test_held_out_documents_are_not_in_train_even_when_a_document_occurs_twice(base, tmp_path):
     sequences = fasta(tmp_path / "once.fasta")
     (tmp_path / "twice.fasta").write_text("".join(f">{at}\n{s}\n" for at, s in enumerate(sequences + sequences[::-1])))
-    corpus.tokenize(tmp_path / "twice.fasta", "dna", base, tmp_path / "tokens")
+    tokenize_corpus(tmp_path / "twice.fasta", "dna", base, tmp_path / "tokens")
     found = {name: {tuple(row) for row in rows} for name, rows in parts(tmp_path / "tokens").items()}
     assert found["heldout"]
     assert not found["train"] & found["heldout"]
@@ -104,13 +106,13 @@ def test_tokenizing_twice_or_from_gzip_gives_identical_streams(base, dna, tmp_pa
     fasta(tmp_path / "dna.fasta")
     (tmp_path / "dna.fasta.gz").write_bytes(gzip.compress((tmp_path / "dna.fasta").read_bytes()))
     for name in ("dna.fasta", "dna.fasta.gz"):
-        corpus.tokenize(tmp_path / name, "dna", base, tmp_path / "tokens")
+        tokenize_corpus(tmp_path / name, "dna", base, tmp_path / "tokens")
         for array in dna[0].glob("*.npy"):
             assert (tmp_path / "tokens" / array.name).read_bytes() == array.read_bytes()
 
 
 def test_blocks_are_memory_mapped_and_cut_the_stream_without_padding(dna):
-    blocks = corpus.Blocks(dna[0], 64)
+    blocks = Blocks(dna[0], 64)
     assert isinstance(blocks.stream, np.memmap)
     assert isinstance(blocks.starts, np.memmap)
     stream = np.load(dna[0] / "train.npy")
@@ -123,7 +125,7 @@ def test_blocks_are_memory_mapped_and_cut_the_stream_without_padding(dna):
 @pytest.mark.parametrize("size", [7, 64, 256])
 def test_positions_restart_and_no_loss_is_taken_where_a_document_starts(dna, size):
     starts = set(np.load(dna[0] / "starts.npy").tolist())
-    blocks = corpus.Blocks(dna[0], size)
+    blocks = Blocks(dna[0], size)
     for index in range(len(blocks)):
         block = blocks[index]
         position = 0
@@ -136,7 +138,7 @@ def test_positions_restart_and_no_loss_is_taken_where_a_document_starts(dna, siz
 
 def test_a_document_in_a_packed_block_is_read_as_if_it_stood_alone(base, dna):
     model = models.compose(base)
-    blocks = corpus.Blocks(dna[0], 200)
+    blocks = Blocks(dna[0], 200)
     # Two blocks in one batch: boundaries at different places in each row.
     batch = {
         key: torch.stack([torch.from_numpy(blocks[at][key]) for at in (0, 1)]) for key in ("input_ids", "position_ids")
@@ -198,11 +200,11 @@ def test_a_broken_corpus_is_named_and_nothing_is_written(base, tmp_path, name, m
     if content is not None:
         write(path, content)
     with pytest.raises(UserError, match=message) as caught:
-        corpus.tokenize(path, modality, base, tmp_path / "out" / "tokens")
+        tokenize_corpus(path, modality, base, tmp_path / "out" / "tokens")
     assert str(path) in str(caught.value)
     assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_block_larger_than_the_corpus_is_refused(dna):
     with pytest.raises(UserError, match="do not fill one block of 100000; use a smaller block_size"):
-        corpus.Blocks(dna[0], 100_000)
+        Blocks(dna[0], 100_000)

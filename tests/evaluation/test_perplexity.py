@@ -10,8 +10,8 @@ import torch
 
 from cisterna import models
 from cisterna.artifacts import files
-from cisterna.data import corpus
-from cisterna.data.corpus import Blocks
+from cisterna.data.blocks import Blocks
+from cisterna.data.tokenized import tokenize_corpus
 from cisterna.evaluation.perplexity import perplexity
 from cisterna.sequences import tokenization
 from tiny import publish
@@ -23,7 +23,7 @@ def dna(base, tmp_path_factory):
     draw = random.Random(2)
     records = (f">{at}\n{''.join(draw.choices('ACGT', k=draw.randint(10, 50)))}\n" for at in range(400))
     (folder / "dna.fasta").write_text("".join(records))
-    corpus.tokenize(folder / "dna.fasta", "dna", base, folder / "dna")
+    tokenize_corpus(folder / "dna.fasta", "dna", base, folder / "dna")
     return folder / "dna"
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cisterna import models
 from cisterna.artifacts import checkpoint, files
 from cisterna.cli import main
-from cisterna.data import corpus
+from cisterna.data.tokenized import tokenize_corpus
 from cisterna.evaluation import evaluate
 from cisterna.sequences import feature_bank
 from clones import environment
@@ -47,7 +47,7 @@ def whole(base: Path, esm: Path, splice: Path, tmp_path_factory: pytest.TempPath
     for seed, folder in enumerate(GRANDCHILDREN):
         publish(root / CHILD, root / folder, adapted(root / CHILD, seed).save_pretrained, "rl")
     feature_bank.build_for_task(root / ENCODER, root / DATA, READING, root / ".work" / BANK, root / BANK)
-    corpus.tokenize(ROOT / "resources" / "corpora" / "rna.fasta.gz", "rna", root / BASE, root / TOKENS)
+    tokenize_corpus(ROOT / "resources" / "corpora" / "rna.fasta.gz", "rna", root / BASE, root / TOKENS)
     evaluate.evaluate(root / BASE, root / DATA, root / EVALUATION, OPTIONS)
     for folder in (root / BASE, root / BANK):  # as Snakemake leaves folders
         (folder / ".snakemake_timestamp").touch()

@@ -17,6 +17,7 @@ from scipy import sparse
 from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.data import splits
+from cisterna.data.drawing import draw_splits
 from cisterna.errors import UserError
 from cisterna.tasks.adapters import cells
 
@@ -210,7 +211,7 @@ def test_a_sample_keeps_the_cells_that_the_split_would_draw_first(tmp_path):
     drawn = {}
     for sample in (None, 30):
         task = tasks.load("blood", spec | {"options": spec["options"] | {"sample": sample}, "seed": 3})
-        frames = splits.split(tasks.read(task), sizes, 3, "blood")
+        frames = draw_splits(tasks.read(task), sizes, 3, "blood")
         drawn[sample] = {which: frame["id"].tolist() for which, frame in frames.items()}
     assert drawn[30] == drawn[None]
 

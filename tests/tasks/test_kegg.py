@@ -14,6 +14,7 @@ from cisterna import study, tasks
 from cisterna.artifacts import files
 from cisterna.constants import SPLITS
 from cisterna.data import splits
+from cisterna.data.audit import audit_folder
 from cisterna.errors import UserError
 from cisterna.tasks.adapters import kegg, published, variants
 from tiny import READING
@@ -97,7 +98,7 @@ def test_three_files_are_train_id_and_ood_and_validation_is_drawn_from_train(tmp
     assert card["labels"] == ["amyotrophic lateral sclerosis (als)", "cystic fibrosis", "parkinson's disease"]
     assert card["dropped"] == {}
     assert "validation and train are drawn from its train" in card["rule"]
-    assert splits.audit_folder(tmp_path / "out") == card["audit"]
+    assert audit_folder(tmp_path / "out") == card["audit"]
 
 
 def test_a_smaller_train_leaves_the_other_splits_as_they_are(tmp_path):

@@ -7,7 +7,7 @@ import transformers
 from safetensors.torch import load_file
 
 from cisterna import models
-from cisterna.data import corpus
+from cisterna.data.blocks import Blocks
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import tokenization
@@ -53,7 +53,7 @@ def test_sft_ladder_gives_the_weights_and_history_of_a_straight_run(base, splice
 
 def test_full_fine_tuning_ladder_over_cpt_gives_the_weights_of_a_straight_run(base, splice, dna, tmp_path):
     parent = Run("cpt", base, dna, tmp_path / "cpt", CPT, 0.05).here()
-    assert parent.manifest["trained"]["tokens"] == round(0.05 * len(corpus.Blocks(dna, 64)) * 64)
+    assert parent.manifest["trained"]["tokens"] == round(0.05 * len(Blocks(dna, 64)) * 64)
     recipe = SFT | {"lora": None}
     ladder = climb("sft", parent.output, splice, tmp_path / "ladder", recipe, [1, 2])
     straight = Run("sft", parent.output, splice, tmp_path / "straight", recipe, 2).here()

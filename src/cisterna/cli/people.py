@@ -71,9 +71,9 @@ def evaluate(
 def audit(data: Path, output: Path | None) -> None:
     """Check the splits of a prepared task for leakage."""
     from cisterna.artifacts import files
-    from cisterna.data import splits
+    from cisterna.data.audit import audit_folder
 
-    passed = splits.audit_folder(data)
+    passed = audit_folder(data)
     print(json.dumps(passed, indent=1))
     if output:
         files.write_json(output, passed)

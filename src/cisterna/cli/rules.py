@@ -98,9 +98,9 @@ def base(spec: JSON, output: Path) -> None:
 )
 def tokenize(corpus: Path, modality: str, options: JSON, base: Path, output: Path) -> None:
     """Tokenize a corpus into a memory-mapped stream."""
-    from cisterna.data import corpus as corpora
+    from cisterna.data.tokenized import tokenize_corpus
 
-    print(json.dumps(corpora.tokenize(corpus, modality, base, output, options), indent=1))
+    print(json.dumps(tokenize_corpus(corpus, modality, base, output, options), indent=1))
 
 
 @command(

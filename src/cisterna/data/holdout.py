@@ -1,8 +1,7 @@
-"""Which rows of the user's table are out of domain: by group, by similarity or by time.
+"""Hold-out rules: which rows of the user's table are out of domain, by group, by similarity or by time.
 
-`hold_out` marks rows as out of domain. A list of groups in the config (`ood: [kinase]`) needs
-nothing of this, and neither do data that come with splits. Not for drawing train, validation and
-id, nor for the leakage audit: that is `cisterna.data.splits`.
+Not for a list of groups in the config (`ood: [kinase]`) or data that come with splits, which need no rule; nor for
+drawing the other splits (`cisterna.data.drawing`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from cisterna.data import similarity
 from cisterna.errors import UserError
 
 NUMBERS = 20  # numbers of groups that are tried
-DRAWS = 20  # of each number of groups
+DRAWS = 20  # draws of each number of groups
 
 
 class HeldOut(NamedTuple):
-    """Examples with `group` and `ood` as the split says, the rule in words, and the measure it went by."""
+    """Examples with their `group` and `ood`, the rule in words, and the measure of similarity, if any."""
 
     examples: pd.DataFrame
     rule: str
@@ -31,17 +30,16 @@ class HeldOut(NamedTuple):
 
 
 def hold_out(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, name: str) -> HeldOut:
-    """Mark the examples of task `name` that are out of domain as its key `split` in the config says.
+    """Mark the examples of task `name` that are out of domain, by the rule `split` of its config.
 
-    by: group       whole groups of a column (`group` of the examples), drawn by `seed`, with about
-                    the share `ood` of the rows
-    by: similarity  the same with clusters: no row out of domain is nearer than `threshold` to one
-                    in domain, by the measure that the leakage audit uses
-    by: time        the rows later than a date (`group` of the examples): `after`, or the date that
-                    leaves about the share `ood` of the rows
+    by: group       whole groups (`group` of the examples), drawn by `seed`, with about the share `ood` of the rows
+    by: similarity  the same with clusters of sequences: no row out of domain is nearer than `threshold` to one in
+                    domain, by the measure that the leakage audit uses
+    by: time        rows later than a date (`group` of the examples): later than `after`, or than the date after which
+                    there is about the share `ood` of the rows
 
-    The order of the rows does not matter. Raises UserError if whole groups or dates do not come near
-    the share, for a date that cannot be read, and if no row is left on one side.
+    The order of the rows does not matter. Raises UserError if no choice of whole groups or dates comes near the share,
+    for a date that cannot be read, and if one side has no rows.
     """
     where = f"tasks.{name}.split"
     if split["by"] == "time":
@@ -53,7 +51,7 @@ def hold_out(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, name: 
     sequences, threshold = list(examples["sequence"]), float(split["threshold"])
     measure = similarity.Measure.of(sequences)
     numbers = pd.Series(similarity.clusters(sequences, threshold, measure), index=examples.index)
-    # A cluster is called by the first of its ids, so that its name does not depend on the order of the rows.
+    # A cluster is named by its first id, so that its name does not depend on the order of the rows.
     groups = examples["id"].groupby(numbers).transform("min")
     what = f"clusters of sequences nearer than {threshold:g} ({measure})"
     ood = _draw(groups, float(split["ood"]), seed, where, what)
@@ -64,56 +62,39 @@ def hold_out(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, name: 
     return HeldOut(examples.assign(group=groups, ood=ood), rule, measure)
 
 
-def check_distance(frames: Mapping[str, pd.DataFrame], threshold: float, measure: similarity.Measure) -> dict[str, Any]:
-    """The least distance of any sequence of `ood` to any of the other splits, for the card.
-
-    Raises UserError if it is below `threshold`.
-    """
-    others = [sequence for which in frames if which != "ood" for sequence in frames[which]["sequence"]]
-    near = similarity.nearest(list(frames["ood"]["sequence"]), others, measure)
-    least = float(near.min())
-    if least < threshold - similarity.ROUNDING:
-        row = int(near.argmin())
-        raise UserError(
-            f"leakage audit: row {row + 1} of ood (id {frames['ood']['id'].iloc[row]}) is {least:.4f} from a sequence "
-            f"of another split, nearer than the threshold {threshold:g}. Delete the folder and rerun."
-        )
-    return {"measure": str(measure), "threshold": threshold, "least": round(least, 4), "sequences": len(near)}
-
-
 def _draw(groups: pd.Series, share: float, seed: int, where: str, what: str) -> pd.Series:
     """Whether each row is held out: whole groups, with nearly `share` of the rows.
 
-    Of DRAWS draws of each of several numbers of groups by scikit-learn's GroupShuffleSplit the first
-    of those that are nearest to the share.
+    Scikit-learn's GroupShuffleSplit makes DRAWS draws for each of several numbers of groups; the first draw that is
+    nearest to the share is taken.
     """
     from sklearn.model_selection import GroupShuffleSplit
 
     names, numbers = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
     if len(names) < 2:
         raise UserError(
-            f"{where}: {what}: there is one, {str(names[0])!r}, and two are needed: one to train on, one to hold out. "
+            f"{where}: {what}: there is only one, {str(names[0])!r}; two are needed, one to train on, one to hold out. "
             + ("Lower the threshold." if "nearer" in what else "Name another column.")
         )
     rows = np.bincount(numbers)
-    # Groups differ in size, so that the share of the rows is sought with several numbers of groups.
+    # Groups differ in size, so several numbers of groups are tried to reach the share of the rows.
     counts = sorted({round(count) for count in np.linspace(1, len(names) - 1, NUMBERS)} | {round(share * len(names))})
     nearest, chosen = math.inf, np.zeros(0, np.int64)
     for count in counts:
         if not 0 < count < len(names):
             continue
         drawn = GroupShuffleSplit(n_splits=DRAWS, test_size=count, random_state=seed)
-        for _, held_out in drawn.split(names, groups=names):  # a row a group: how many rows it has comes after
+        for _, held_out in drawn.split(names, groups=names):  # one item a group, whatever its number of rows
             off = abs(rows[held_out].sum() / rows.sum() - share)
             if off < nearest:
                 nearest, chosen = off, held_out
-    found = rows[chosen].sum() / rows.sum()
-    if not share / 2 <= found <= 2 * share:
+    actual = rows[chosen].sum() / rows.sum()
+    if not share / 2 <= actual <= 2 * share:
         largest = int(rows.argmax())
         raise UserError(
-            f"{where}.ood: {what}: whole ones do not come near {share:.0%} of the rows (nearest: {found:.0%}). There "
-            f"are {len(names)}; the largest, {str(names[largest])!r}, has {rows[largest] / rows.sum():.0%}. Ask for "
-            "another share, " + ("or another threshold." if "nearer" in what else "or list the groups under `ood`.")
+            f"{where}.ood: {what}: no choice of whole ones has near {share:.0%} of the rows (nearest: {actual:.0%}). "
+            f"There are {len(names)}; the largest, {str(names[largest])!r}, has {rows[largest] / rows.sum():.0%}. Ask "
+            "for another share, " + ("or another threshold." if "nearer" in what else "or list the groups under `ood`.")
         )
     return pd.Series(np.isin(numbers, chosen), index=groups.index)
 
@@ -125,25 +106,25 @@ def _by_time(examples: pd.DataFrame, split: Mapping[str, Any], where: str) -> He
         row = int(dates.isna().to_numpy().argmax())
         raise UserError(
             f"{where}.column: id {examples['id'].iloc[row]}: {examples['group'].iloc[row]!r} in {column} is "
-            "not a date as in ISO 8601, such as 2020-01-31 or 2020. Correct the row."
+            "not an ISO 8601 date such as 2020-01-31 or 2020. Correct the row."
         )
     if "after" in split:
         day, cut = str(split["after"]), _date(str(split["after"]))
         if cut is None:
-            raise UserError(f"{where}.after: {day!r} is not a date as in ISO 8601, such as 2020-01-31.")
-        if len(day) <= len("2020-01-31"):  # a day, with all of its hours
+            raise UserError(f"{where}.after: {day!r} is not an ISO 8601 date such as 2020-01-31.")
+        if len(day) <= len("2020-01-31"):  # a day: up to its end
             cut += datetime.timedelta(days=1, microseconds=-1)
     else:
-        share, known = float(split["ood"]), sorted(set(dates))
-        counts = dates.value_counts().reindex(known).to_numpy()
+        share, days = float(split["ood"]), sorted(set(dates))
+        counts = dates.value_counts().reindex(days).to_numpy()
         later = 1 - counts.cumsum() / counts.sum()  # the share of the rows after each date
         best = int(np.abs(later - share).argmin())
         if not share / 2 <= later[best] <= 2 * share:
             raise UserError(
-                f"{where}.ood: the dates in {column} do not come near {share:.0%} of the rows (nearest: "
-                f"{later[best]:.0%} after {known[best].isoformat()}). Ask for another share, or give `after`."
+                f"{where}.ood: no date in {column} has near {share:.0%} of the rows after it (nearest: "
+                f"{later[best]:.0%} after {days[best].isoformat()}). Ask for another share, or give `after`."
             )
-        cut = known[best]
+        cut = days[best]
         day = _written(cut)
     ood = dates > cut
     if ood.all() or not ood.any():
@@ -157,19 +138,19 @@ def _by_time(examples: pd.DataFrame, split: Mapping[str, Any], where: str) -> He
 
 
 def _column(split: Mapping[str, Any]) -> str:
-    """Where the group of a row is from: a column that `split` names, or the option `group` of an adapter."""
+    """What messages call the source of the groups: a column that `split` names, or an adapter's option `group`."""
     return f"column {split['column']!r}" if "column" in split else "the option `group`"
 
 
 def _date(text: str) -> datetime.datetime | None:
-    """A date or a time of ISO 8601, or a year; without an offset it is in UTC. None for anything else."""
+    """An ISO 8601 date or time, or a year, in UTC if there is no offset; None for anything else."""
     if text.isascii() and text.isdigit() and len(text) == 4:
         text += "-01-01"
     try:
-        found = datetime.datetime.fromisoformat(text)
+        date = datetime.datetime.fromisoformat(text)
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
 
 
 def _written(date: datetime.datetime) -> str:

@@ -1,16 +1,16 @@
-"""How far sequences are from each other: the distance that the leakage audit reports and that splits by similarity use.
+"""The distance between sequences, for the leakage audit, for splits by similarity, and for nearest neighbours.
 
-One measure for one data set, chosen by its sequences (`Measure.of`):
+A data set has one measure, chosen by its sequences (`Measure.of`):
 
 - `jaccard of genes`: lists of words, such as the genes of a cell sentence; the Jaccard distance of their sets.
-- `hamming / length`: sequences of one length of at most ALIGNED letters, taken for variants of one parent; the share of
-  positions that differ.
-- `jaccard of k-mers`: all others; the Jaccard distance of their sets of runs of k letters. k is the least, but at least
-  3, for which a given run is in a random sequence as long as the longest one with a probability of at most 0.01:
+- `hamming / length`: sequences with the same length of at most ALIGNED letters, assumed to be variants of one parent;
+  the share of positions that differ.
+- `jaccard of k-mers`: all others; the Jaccard distance of their sets of runs of k letters. k is at least 3, so that
+  a given run occurs in a random sequence as long as the longest one with a probability of at most 0.01:
   k = ceil(log_a(n (1 - q) / q)) for n letters of an alphabet of a, q = 0.01 (Fofanov et al., Bioinformatics 20:2421
   (2004), as in Mash, Ondov et al., Genome Biology 17:132 (2016)).
 
-Not an alignment: distant homologs are far by all three.
+Not an alignment: distant homologs are far apart by all three.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-ALIGNED = 500  # letters: longer sequences of one length are windows of a genome as often as variants of one parent
-WORD = 3  # letters of a run, at least
-CHANCE = 0.01  # that a given run is in a random sequence
-WIDEST = 2**24  # columns of a table; more words than that are numbered first
-ROUNDING = 1e-9  # of a distance: 1 - 4/5 is a little less than 0.2
+ALIGNED = 500  # letters: longer sequences of one length are often windows of a genome, not variants of one parent
+WORD = 3  # letters of the shortest run
+CHANCE = 0.01  # probability that a given run is in a random sequence
+WIDEST = 2**24  # columns of a table; above that, only words that occur get a column
+ROUNDING = 1e-9  # in floating point 1 - 4/5 is a little less than 0.2
 BLOCK = 4_000_000  # entries of a dense block: 32 MB of float64
 
 
@@ -65,29 +65,29 @@ class Measure:
 def nearest(sequences: Sequence[str], others: Sequence[str], measure: Measure) -> np.ndarray:
     """The distance of each of `sequences` to the nearest of `others`: float64 in [0, 1], shape (n,)."""
     left, right = _tables(measure, sequences, others)
-    found = np.ones(len(sequences))
+    distances = np.ones(len(sequences))
     turned, sizes = right.T.tocsr(), _sizes(right)
     del right
     for start, stop in _blocks(len(sequences), len(others)):
         shared = (left[start:stop] @ turned).toarray()
         total = _sizes(left)[start:stop, None] + sizes
-        # Of equal lengths n the shared positions are n - d: half of the total less those.
+        # The union of two sets is the total less the shared words; for positions it is the length, half of the total.
         whole = total / 2 if measure.kind == "positions" else total - shared
-        found[start:stop] = (1 - shared / whole).min(axis=1)
-    return found
+        distances[start:stop] = (1 - shared / whole).min(axis=1)
+    return distances
 
 
 def clusters(sequences: Sequence[str], threshold: float, measure: Measure) -> np.ndarray:
     """The number of the cluster of each sequence: int32, shape (n,).
 
-    Single linkage: two sequences are in one cluster if a chain of sequences joins them in which
-    each is nearer than `threshold` to the next. So any two of different clusters are at least
-    `threshold` apart. A block of rows of all pairs is in memory at a time, never all.
+    Single linkage: two sequences are in one cluster if a chain joins them in which each sequence is nearer than
+    `threshold` to the next. So sequences of different clusters are at least `threshold` apart. Only a block of the
+    matrix of all pairs is in memory at a time.
     """
     (table,) = _tables(measure, sequences)
     sizes = _sizes(table)
-    # Nearer than the threshold is sharing more than this part of both sizes: of a Jaccard distance d, that is
-    # 1 - s / (a + b - s) < d, and of a share of positions 1 - s / n < d with a = b = n.
+    # Two sequences are nearer than the threshold d if their shared words s are more than `part` of the sum of their
+    # sizes a + b: for Jaccard 1 - s / (a + b - s) < d, and for positions 1 - s / n < d with a = b = n.
     near = 1 - (threshold - ROUNDING)
     part = near / 2 if measure.kind == "positions" else near / (1 + near)
     joined: np.ndarray = np.arange(len(sequences), dtype=np.int32)  # the cluster of each among the pairs so far
@@ -113,7 +113,7 @@ def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _tables(measure: Measure, *parts: Sequence[str]) -> list[sparse.csr_matrix]:
-    """For each part of the sequences a table, of shape (sequences, words), that has 1 where a sequence has the word."""
+    """For each part of the sequences a table of shape (sequences, words): 1 where a sequence has the word."""
     if measure.kind == "genes":
         numbers: dict[str, int] = {}
         rows = [[_genes(sequence, numbers) for sequence in part] for part in parts]
@@ -128,15 +128,15 @@ def _tables(measure: Measure, *parts: Sequence[str]) -> list[sparse.csr_matrix]:
         words = np.unique(np.concatenate([row for part in rows for row in part]))
         rows = [[np.searchsorted(words, row) for row in part] for part in rows]
         width = len(words)
-    # Counts of shared words, in as few bytes as they need: there are millions of them.
-    kind = np.uint16 if max((len(row) for part in rows for row in part), default=0) < 2**16 else np.uint32
-    found = []
+    # There are millions of counts of shared words, so each has as few bytes as possible.
+    dtype = np.uint16 if max((len(row) for part in rows for row in part), default=0) < 2**16 else np.uint32
+    tables = []
     for part in rows:
         ends = np.cumsum([0, *map(len, part)])
         columns = np.concatenate(part, dtype=np.int32) if part else np.zeros(0, np.int32)
-        ones = np.ones(len(columns), kind)
-        found.append(sparse.csr_matrix((ones, columns, ends), shape=(len(part), max(1, width))))
-    return found
+        ones = np.ones(len(columns), dtype)
+        tables.append(sparse.csr_matrix((ones, columns, ends), shape=(len(part), max(1, width))))
+    return tables
 
 
 def _genes(sentence: str, numbers: dict[str, int]) -> np.ndarray:
@@ -145,13 +145,13 @@ def _genes(sentence: str, numbers: dict[str, int]) -> np.ndarray:
 
 def _runs(sequence: str, letters: np.ndarray, measure: Measure) -> np.ndarray:
     """The numbers of the words of a sequence, each once: positions with their letter, or runs of letters."""
-    base = len(letters) + 1  # 0: no letter, after the end
+    base = len(letters) + 1  # 0 is no letter: the padding of a short sequence
     codes = np.searchsorted(letters, np.frombuffer(sequence.encode("utf-32-le"), np.uint32)).astype(np.int64) + 1
     if measure.kind == "positions":
-        found = np.arange(len(codes), dtype=np.int64) * base + codes
+        numbers = np.arange(len(codes), dtype=np.int64) * base + codes
     else:
         if len(codes) < measure.word:  # a short sequence is one word
             codes = np.pad(codes, (0, measure.word - len(codes)))
         runs = np.lib.stride_tricks.sliding_window_view(codes, measure.word)
-        found = np.unique(runs @ (np.int64(base) ** np.arange(measure.word, dtype=np.int64)))
-    return found if found[-1] > WIDEST else found.astype(np.int32)
+        numbers = np.unique(runs @ (np.int64(base) ** np.arange(measure.word, dtype=np.int64)))
+    return numbers if numbers[-1] > WIDEST else numbers.astype(np.int32)

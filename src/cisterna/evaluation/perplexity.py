@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cisterna.artifacts import files
-from cisterna.data.corpus import Blocks
+from cisterna.data.blocks import Blocks
 from cisterna.evaluation.generate import load_on_device
 from cisterna.scoring import bootstrap
 

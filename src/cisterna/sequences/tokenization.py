@@ -8,7 +8,7 @@ TRL's trainers; `residue_ids` converts a whole sequence at once for corpora.
 All other text is data, and data cannot write a token of structure: `escape` breaks up every added token in it, those of
 a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`decode_completion`).
 
-Not for packing corpora (`cisterna.data.corpus`), not for features in prompts (`cisterna.sequences.prompt`), not for
+Not for corpora (`cisterna.data.tokenized`), not for features in prompts (`cisterna.sequences.prompt`), not for
 parsing answers (`cisterna.scoring.answers`).
 """
 

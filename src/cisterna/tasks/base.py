@@ -1,6 +1,6 @@
 """What a task is: a labelled data set whose rows become prompt, reasoning trace and answer.
 
-Not for drawing splits (`cisterna.data.splits`), and not for finding a task by its name (`cisterna.tasks.loading`).
+Not for drawing splits (`cisterna.data.drawing`), and not for finding a task by its name (`cisterna.tasks.loading`).
 """
 
 from __future__ import annotations

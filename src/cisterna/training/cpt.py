@@ -14,7 +14,7 @@ from peft import get_peft_model
 from torch.utils.data import ConcatDataset
 
 from cisterna.artifacts import files
-from cisterna.data.corpus import Blocks
+from cisterna.data.blocks import Blocks
 from cisterna.training import parent
 from cisterna.training.arguments import StageArguments
 from cisterna.training.options import configure

@@ -119,12 +119,12 @@ def read(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Pieces of at most `size` residues of a corpus, between tags: those to train on, and held-out ones.
 
-    `options` as in `cisterna.data.corpus.chosen`.
+    `options` as in `cisterna.data.corpus.select_documents`.
     """
     opening, closing = tokenizer.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
     training: list[np.ndarray] = []
     heldout: list[np.ndarray] = []
-    for number, document, is_heldout in corpus.chosen(path, modality, options or {}):
+    for number, document, is_heldout in corpus.select_documents(path, modality, options or {}):
         try:
             ids = tokenization.residue_ids(tokenizer, document.encode(), modality)
         except UserError as error:
