@@ -19,12 +19,11 @@ from cisterna.artifacts import files
 from cisterna.sequences import tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
+from cisterna.study.config import evaluation_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Evaluation keys that are Cisterna's own; the others are options of transformers.GenerationConfig.
-OWN_KEYS = frozenset({"batch_size", "bootstrap", "seed", "samples", "sample_temperature", "calibration"})
 
 OnBatch = Callable[[int], None]  # called after each batch with the number of outputs in it
 
@@ -81,7 +80,8 @@ def generate(
     """
     size, seed = int(options["batch_size"]), int(options.get("seed", 0))
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in OWN_KEYS}
+    own = evaluation_keys()
+    generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in own}
     outputs: dict[int, list[int]] = {}
     if saved and saved.is_dir():
         print(f"{len(list(saved.iterdir()))} batches are there", flush=True)

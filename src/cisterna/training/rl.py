@@ -24,6 +24,7 @@ from cisterna.scoring import answers, rewards
 from cisterna.sequences import inputs_file
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
+from cisterna.study.config import recipe_defaults
 from cisterna.training import parent
 from cisterna.training.arguments import StageArguments
 from cisterna.training.examples import Examples, load_examples
@@ -37,7 +38,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         tokenizer = parent.load_tokenizer(arguments)
         examples = load_examples(arguments, data)
         frame, card = examples.frame, examples.card
-        shares = arguments.recipe.get("rewards", {"correct": 1.0})
+        shares = arguments.recipe.get("rewards") or recipe_defaults("rl")["rewards"]
         functions, weights = rewards.trl_functions(shares, answers.load_space(card, data), tokenizer)
         model = parent.load_model(arguments, source)
         inputs = source.describe(card, model)

@@ -21,7 +21,7 @@ from typing import Any
 
 from cisterna.study.config.problems import Key, Problems, show
 
-__all__ = ["check", "evaluation_options", "recipe_keys"]
+__all__ = ["check", "evaluation_keys", "evaluation_options", "recipe_defaults", "recipe_keys"]
 
 
 def check(config: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
@@ -60,10 +60,19 @@ def recipe_keys(kind: str) -> frozenset[str]:
 
     Every other key is an option of the library that trains.
     """
+    return frozenset(_recipe(kind).keys())
+
+
+def recipe_defaults(kind: str) -> dict[str, Any]:
+    """The defaults of `recipe_keys`, and those of the library's options that are not the library's own."""
+    return _recipe(kind).defaults()
+
+
+def _recipe(kind: str) -> Any:
     from cisterna.study.config.encoders import EncoderTraining
     from cisterna.study.config.rules import RECIPES
 
-    return frozenset((RECIPES | {"encoder": EncoderTraining})[kind].keys())
+    return EncoderTraining if kind == "encoder" else RECIPES[kind]
 
 
 def evaluation_options(options: Mapping[str, Any], where: str = "--options") -> dict[str, Any]:
@@ -71,3 +80,11 @@ def evaluation_options(options: Mapping[str, Any], where: str = "--options") -> 
     from cisterna.study.config import evaluation, shape
 
     return shape.options(evaluation.EvaluationOptions, options, where)
+
+
+@cache
+def evaluation_keys() -> frozenset[str]:
+    """The keys of an evaluation that are not options of transformers.GenerationConfig."""
+    from cisterna.study.config.evaluation import EvaluationOptions
+
+    return frozenset(EvaluationOptions.keys()) - {"max_new_tokens"}

@@ -229,6 +229,16 @@ class Open(Section):
             for name, value in values.items()
         }
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every default, of the options too."""
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        return cls.library_defaults | {
+            name: plain(field.get_default(call_default_factory=True))
+            for name, field in fields.items()
+            if not field.is_required() and field.default_factory is not absent
+        }
+
     def filled(self) -> dict[str, Any]:
         """See `Section.filled`."""
         return self.library_defaults | super().filled()
