@@ -1,4 +1,4 @@
-"""Sweeps: the paper's study as a config, budgets, parts of the data, encoders side by side, and what sharing saves."""
+"""Sweeps: the paper's study as a config, budgets, parts of the data, and several encoders."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cisterna import study
 from cisterna.errors import UserError
-from cisterna.ops import cost, plan, workload
+from cisterna.ops import plan, workload
 from cisterna.training.examples import head
 from clones import CONFIG, edited
 from tiny import ROOT
@@ -68,19 +68,6 @@ def test_budgets_of_the_paper_are_spent_in_full(paper: study.Study) -> None:
 
     assert {(sft, 8 - sft) for sft in range(9)} <= spent("budget-epochs", "epochs")
     assert {(sft, 20_000 - sft) for sft in range(0, 20_001, 5_000)} <= spent("budget-examples", "examples")
-
-
-def test_plan_of_the_paper_lists_its_sweeps_and_says_what_it_assumes(paper: study.Study, tmp_path: Path) -> None:
-    text = plan.plan(paper, tmp_path)
-    for sweep in paper.sweeps:
-        assert f"\n{sweep} " in text
-    for words in ("without ladders and banks", "encoder passes", "GPU-hours", "GB on disk", "H100", "1,000 assumed"):
-        assert words in text
-
-
-def test_sweeps_of_the_table_add_up_to_the_models_of_the_study(paper: study.Study) -> None:
-    rows = list(plan.sweep_rows(paper))
-    assert sum(row[-1] for row in rows) == sum(model.kind != "base" for model in paper.models)
 
 
 def test_a_second_file_changes_only_what_it_names(tmp_path: Path) -> None:
@@ -184,7 +171,7 @@ def test_smaller_parts_lie_in_larger_ones_for_sft_and_rl(rows: int, parts: list[
     ]
 
 
-# --- Encoders side by side ---
+# --- Several encoders ---
 
 
 def test_task_with_two_encoders_has_models_and_a_bank_of_each() -> None:
@@ -195,41 +182,3 @@ def test_task_with_two_encoders_has_models_and_a_bank_of_each() -> None:
     assert {("tiny-esm", "splice-donor"), ("other", "splice-donor")} == set(found.banks)
     used = {(model.sequences, model.encoder) for model in found.models if model.task == "splice-donor"}
     assert used == {("tokens", None), ("features", "tiny-esm"), ("features", "other")}
-
-
-# --- What sharing saves ---
-
-
-def test_passes_are_those_of_a_study_counted_by_hand() -> None:
-    """Two seeds of one ladder of 1, 2 and 4 epochs, RL of 2 epochs from its first and its last rung."""
-    sft, rl = CONFIG["recipes"]["sft"]["short"], CONFIG["recipes"]["rl"]["grpo"]
-    config = edited(
-        seeds=[0, 1],
-        recipes__sft={"short": sft | {"epochs": [1, 2, 4]}},
-        recipes__rl={"grpo": rl | {"epochs": [2]}},
-        lineages=[{"tasks": ["hairpin"], "sft": ["short"], "rl": [{"recipe": "grpo", "from": [1, 4]}]}],
-    )
-    found = {row.what: (row.planned, row.alone, row.unshared) for row in cost.passes(study.load(config), lambda *_: 10)}
-    assert found["sft epochs"] == (2 * 4, 2 * 7, 2 * (7 + 1 + 4))
-    assert found["rl epochs"] == (2 * 4, 2 * 4, 2 * 4)
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        ({"pretrained": "Qwen/Qwen3-1.7B"}, 1.7e9),
-        ({"pretrained": "Qwen/Qwen3-4B-Thinking-2507"}, 4e9),
-        ({"pretrained": "InstaDeepAI/nucleotide-transformer-500m-human-ref"}, 5e8),
-        ({"pretrained": "some/model"}, None),
-    ],
-)
-def test_parameters_of_a_pretrained_model_are_those_of_its_name(model: dict[str, Any], expected: float | None) -> None:
-    assert cost.parameters(model) == expected
-
-
-def test_parameters_of_a_model_made_here_are_those_it_has(base: Path) -> None:
-    from cisterna import models
-    from tiny import backbone
-
-    real = sum(weights.numel() for weights in models.compose(base).parameters())
-    assert cost.parameters(backbone()) == pytest.approx(real, rel=0.25)

@@ -33,10 +33,7 @@ def main(*configs: Path) -> None:
 
 
 def plan(study: Study, results: Path = Path("results")) -> str:
-    """The tables of a study's sweeps, stages, tasks, costs and jobs, and what the estimates are based on, as text.
-
-    Corpora are looked up from the current folder, as all commands do.
-    """
+    """The tables of a study's sweeps, stages, tasks, costs and jobs, and what the estimates are based on, as text."""
     known = workload.measure(study, results)
     jobs = count_jobs(study)
     trained = sum(model.kind != "base" for model in study.models)
