@@ -43,11 +43,15 @@ MARKS = {
     "artifacts/test_work_folder.py": ["slow"],
     "sequences/test_bridge.py": ["slow"],
     "runtime": ["slow"],
+    "report/test_report.py": ["slow"],  # draws every figure, of many studies
+    "report/test_missing.py": ["slow"],
+    "report/test_findings.py": ["slow"],  # simulates many studies
 }
+TRAINED = {"trained", "solved", "featured", "finished"}  # fixtures that train
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their place, skip those that need a GPU where there is none, and put the long files first."""
+    """Mark tests by their place and fixtures, skip those for which there is no GPU, and put the long files first."""
     order = {}
     for item in items:
         path = item.path.relative_to(ROOT / "tests")
@@ -55,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         order[item] = [*MARKS, None].index(place)
         for mark in MARKS.get(place, []):
             item.add_marker(mark)
+        if TRAINED & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
         if item.get_closest_marker("gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
     items.sort(key=order.__getitem__)

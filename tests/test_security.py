@@ -97,6 +97,7 @@ def test_report_escapes_texts_of_the_config(finished: Clone) -> None:
         assert "<script>alert(1)" not in page.read_text()
 
 
+@pytest.mark.snakemake
 @pytest.mark.parametrize(
     "text", [HOSTILE, "two\nlines $(touch canary)", "{input} {params.recipe} {{x}} {wildcards.seed}"]
 )
@@ -132,6 +133,7 @@ def recorded(clone: Clone, rule: str, target: str, options: list[str]) -> list[s
     return (clone.folder / log).read_text().split("\0")
 
 
+@pytest.mark.snakemake
 @pytest.mark.parametrize(
     "target",
     [

@@ -127,7 +127,7 @@ CONFIG_MISTAKES: dict[str, tuple[Callable[[Config], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("by", ["plan", "snakemake"])
+@pytest.mark.parametrize("by", ["plan", pytest.param("snakemake", marks=pytest.mark.snakemake)])
 @pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
 def test_mistake_in_the_config_is_named_and_nothing_is_written(clone: Clone, mistake: str, by: str) -> None:
     break_it, expected = CONFIG_MISTAKES[mistake]
@@ -137,7 +137,7 @@ def test_mistake_in_the_config_is_named_and_nothing_is_written(clone: Clone, mis
     refused(clone, by, [*expected, r"re:config/config\.yaml:\d+: "])
 
 
-@pytest.mark.parametrize("by", ["plan", "snakemake"])
+@pytest.mark.parametrize("by", ["plan", pytest.param("snakemake", marks=pytest.mark.snakemake)])
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

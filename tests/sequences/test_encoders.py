@@ -525,6 +525,7 @@ def test_pieces_longer_than_the_learned_positions_are_refused(corpora, tmp_path,
     assert not (tmp_path / "nano-esm").exists()
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_encoder_and_another_seed_another(trained, corpora, tmp_path):
     assert cli.main(command(tmp_path / "again", corpora)) == 0
     again = checkpoint.verify(tmp_path / "again" / "nano-esm" / "checkpoint")
@@ -536,6 +537,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_to_the_same_encoder(trained, corpora, tmp_path, monkeypatch, capsys):
     asked = command(tmp_path, corpora, save_minutes=0)
     original = StageCallback.on_save
