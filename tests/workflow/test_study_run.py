@@ -18,7 +18,7 @@ import goldens
 from cisterna import study
 from cisterna.artifacts import files
 from cisterna.artifacts.checkpoint import MANIFEST
-from cisterna.study.jobs import count_jobs
+from cisterna.study.jobs import count_jobs, jobs
 from clones import CONFIG, Clone, Job, edited, environment, snakemake
 from tiny import ROOT
 
@@ -344,34 +344,52 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     assert step
     assert 0 < int(step[1]) < 512
 
+    # From nothing, and stopped by a SIGTERM to the shell that Snakemake starts, as a scheduler sends it.
     interrupted = weights(target)
-    command = shell_of(clone, "sft", f"results/{model}/checkpoint")
+    command = ["bash", "-c", "set -euo pipefail; " + shell_of(clone, "sft", f"results/{model}/checkpoint")]
     clone.run("rm", "-r", str(state), str(target))
-    clone.run("bash", "-c", command)
-    assert "resuming" not in (clone.results / "logs" / f"{model}.log").read_text()
+    shell = subprocess.Popen(command, cwd=clone.folder, env=environment())
+    wait_for(shell, lambda: list(state.glob(saved)))
+    shell.send_signal(signal.SIGTERM)
+    assert shell.wait(60) == 143
+    log = (clone.results / "logs" / f"{model}.log").read_text()
+    assert "resuming" not in log
+    assert "stopped: " in log
+    clone.run(*command)
     assert weights(target) == interrupted
 
 
-def test_jobs_started_cold_by_hand_give_the_weights_of_the_warm_run(clone: Clone) -> None:
-    for rule, model in (("sft", sft(CPT, 1)[0]), ("rl", rl(CPT)), ("sft", FEATURES)):
+def test_jobs_that_keep_state_are_started_by_exec_so_that_signals_reach_them(untouched: Clone) -> None:
+    output = untouched.snakemake("--dry-run", "--printshellcmds")
+    executed = set(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*Shell command: exec ", output, re.MULTILINE))
+    assert executed == {job.kind for job in jobs(study.load(CONFIG)) if job.work} | {"perplexity"}
+
+
+def test_training_by_hand_gives_the_weights_of_the_run(clone: Clone) -> None:
+    for model in (sft(CPT, 1)[0], rl(CPT), FEATURES):
         target = clone.results / model / "checkpoint"
-        warm, command = weights(target), shell_of(clone, rule, f"results/{model}/checkpoint")
+        before = weights(target)
         clone.run("rm", "-r", str(target), str(clone.results / ".work"))
-        clone.run("bash", "-c", command)
-        assert weights(target) == warm
+        clone.run("cisterna", "train", f"results/{model}")
+        assert weights(target) == before
+    evaluation = clone.results / FEATURES / "eval" / "metrics.json"
+    metrics = evaluation.read_bytes()
+    clone.run("rm", "-r", str(evaluation.parent))
+    clone.run("cisterna", "evaluate", f"results/{FEATURES}/eval")
+    assert evaluation.read_bytes() == metrics
 
 
 def forks(pid: int) -> list[psutil.Process]:
-    """The jobs that the warm server of a Snakemake process runs. Programs that its imports call are not among them."""
-    return [fork for server in _warm(psutil.Process(pid)) for fork in _warm(server)]
+    """The jobs that the fork server of a Snakemake process runs. Programs that its imports call are not among them."""
+    return [fork for server in _servers(psutil.Process(pid)) for fork in _servers(server)]
 
 
 def cold(pid: int) -> list[psutil.Process]:
-    """The job of a Snakemake process whose warm server was not ready for it: then it trains by itself."""
+    """The job of a Snakemake process whose fork server was not ready for it: then it trains by itself."""
     return [child for child in psutil.Process(pid).children() if child.is_running() and "sft" in child.cmdline()]
 
 
-def _warm(parent: psutil.Process) -> Iterator[psutil.Process]:
+def _servers(parent: psutil.Process) -> Iterator[psutil.Process]:
     for child in parent.children():
         try:
             if "fork-server" in child.cmdline():  # a fork keeps the command line of its server

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
@@ -48,7 +49,12 @@ def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
     if workflow.modifier.skip_configfile:
         return []
     given = [Path(path) for path in workflow.overwrite_configfiles]
-    return given if given and "study" in config else [files.locate(files.DEFAULT_CONFIG), *given]
+    if given and "study" in config:
+        return given
+    default = files.locate(files.DEFAULT_CONFIG)
+    if default != files.DEFAULT_CONFIG:
+        logger.info(f"No {files.DEFAULT_CONFIG} here: {default} is used.")
+    return [default, *given]
 
 
 def check_targets(study: Study, targets: Iterable[str]) -> None:

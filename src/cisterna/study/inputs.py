@@ -95,5 +95,8 @@ def pack(config: Mapping[str, Any]) -> str:
 def unpack(word: str) -> Any:
     """The config in a word that `pack` made. ValueError if it is none."""
     if word.startswith(PACKED):
-        word = zlib.decompress(base64.b64decode(word.removeprefix(PACKED))).decode()
+        try:
+            word = zlib.decompress(base64.b64decode(word.removeprefix(PACKED))).decode()
+        except zlib.error as error:
+            raise ValueError(error) from None
     return json.loads(word)

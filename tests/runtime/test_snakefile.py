@@ -1,0 +1,60 @@
+"""What the Snakefile gets from Python: errors, files of the config, targets."""
+
+import traceback
+from types import SimpleNamespace
+
+import pytest
+
+from cisterna import study
+from cisterna.artifacts import files
+from cisterna.errors import UserError
+from cisterna.runtime import snakefile, start_up
+from clones import CONFIG
+
+
+def test_error_of_the_user_is_one_of_snakemakes_without_frames():
+    with pytest.raises(snakefile.StudyError, match="seeds") as caught, snakefile.refusing():
+        raise UserError("config.yaml:3: seeds: ...")
+    assert traceback.extract_tb(caught.value.__traceback__) == []
+
+
+def test_bug_stays_a_bug():
+    with pytest.raises(KeyError), snakefile.refusing():
+        raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "module", "expected"),
+    [
+        ([], {}, False, [files.DEFAULT_CONFIG]),
+        ([], {"study": "renamed"}, False, [files.DEFAULT_CONFIG]),  # --config study=renamed
+        (["mine.yaml"], {"study": "mine"}, False, ["mine.yaml"]),
+        (["seeds.yaml"], {"seeds": [1]}, False, [files.DEFAULT_CONFIG, "seeds.yaml"]),
+        (["of-the-other.yaml"], {"study": "mine"}, True, []),
+    ],
+)
+def test_study_is_the_default_one_unless_a_file_is_a_study(given, config, module, expected, monkeypatch, tmp_path):
+    monkeypatch.chdir(files.CLONE)
+    workflow = SimpleNamespace(overwrite_configfiles=given, modifier=SimpleNamespace(skip_configfile=module))
+    assert [str(path) for path in snakefile.config_files(workflow, config)] == [str(path) for path in expected]
+
+
+def test_target_of_no_model_is_refused_with_the_nearest():
+    loaded = study.load(CONFIG)
+    model = "results/models/tiny/base/hairpin/s0/sft-brief"
+    snakefile.check_targets(loaded, ["all", f"{model}/e2/checkpoint", f"{model}/e2/eval", "results/data/hairpin"])
+    with pytest.raises(UserError, match="Did you mean"):
+        snakefile.check_targets(loaded, [f"{model}/e3/checkpoint"])
+    with pytest.raises(UserError, match="e3/eval"):
+        snakefile.check_targets(loaded, [f"{model}/e3/eval"])
+
+
+def test_garbage_is_collected_less_often():
+    import gc
+
+    before = gc.get_threshold()
+    try:
+        start_up.collect_garbage_less_often()
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.set_threshold(*before)

@@ -1,0 +1,104 @@
+"""The workflow from a folder that is not the clone, as a module of another workflow, and inside another program."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clones import CONFIG, Clone, edited, snakemake
+from tiny import ROOT
+
+TEXT = "resources/corpora/text.txt"
+BASE = "results/models/tiny/base/checkpoint"
+MODULE = f"""
+module cisterna:
+    snakefile: "{ROOT / "Snakefile"}"
+    config: CONFIG
+
+use rule * from cisterna
+"""
+
+
+def shipped() -> dict:
+    """A study of tasks and corpora that ship alone: its files are found in the clone."""
+    config = edited(**{"tasks__splice-donor__sequences": ["tokens"]})
+    config["tasks"] = {"splice-donor": config["tasks"]["splice-donor"]}
+    config["backbones"]["tiny"]["tokenizer"]["files"] = [TEXT]
+    config["corpora"]["rna"]["file"] = "resources/corpora/rna.fasta.gz"
+    config["lineages"] = [{"tasks": ["splice-donor"], "cpt": ["bio"], "sft": ["short"]}]
+    return config
+
+
+def lines(output: str, start: str) -> list[str]:
+    return re.findall(rf"^ *{start}: (.*)$", output, re.MULTILINE)
+
+
+def test_study_in_another_folder_takes_what_ships_from_the_clone_and_writes_results_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(shipped()))
+    clone = Clone(tmp_path)
+    output = clone.snakemake("--configfile", "mine.yaml", "--printshellcmds", BASE, "results/tokens/tiny/rna")
+    assert str(ROOT / "resources/corpora/rna.fasta.gz") in output
+    assert {path.name for path in (tmp_path / "results").iterdir()} >= {"models", "tokens"}
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "results", ".snakemake"}
+    clone.run("cisterna", "verify")
+    # A result is identified by the paths of the config, wherever the clone is.
+    assert list(json.loads((tmp_path / BASE / "manifest.json").read_text())["data"]) == [TEXT]
+
+
+def test_default_study_is_found_from_the_workflow(tmp_path: Path) -> None:
+    output = Clone(tmp_path).snakemake("--dry-run", "results/data/splice-donor")
+    assert f"No config/config.yaml here: {ROOT / 'config/config.yaml'} is used." in output
+    assert lines(output, "input") == [str(ROOT / "resources/tasks/splice-donor.parquet")]
+    assert "Study default: " in Clone(tmp_path).run("cisterna", "plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("config/config.yaml", None), ("config/config.yaml", "cisterna"), ("settings/mine.yml", None)],
+    ids=["config.yaml", "below a key", "another file"],
+)
+def test_workflow_is_a_module_of_another(untouched: Clone, name: str, key: str | None) -> None:
+    """With a study of the user's own, whose table is relative to the folder of the run."""
+    (untouched.folder / "config" / "config.yaml").unlink()
+    path = untouched.folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({key: CONFIG, "other": 1} if key else CONFIG))
+    text = MODULE.replace("CONFIG", f"config[{key!r}]" if key else "config")
+    (untouched.folder / "Snakefile").write_text(f'configfile: "{name}"\n{text}')
+    output = untouched.run("snakemake", "--cores", "1", "--dry-run", "--printshellcmds")
+    assert "tables/our hairpins.csv" in lines(output, "input")
+    assert BASE in lines(output, "output")
+    # Its shell lines have no prefix, and it gives none to those of the other workflow.
+    shells = {line.split()[0] for line in lines(output, "Shell command")}
+    assert shells == {"cisterna", "exec", "None"}  # None: of rule all
+
+
+def test_mistake_in_the_config_of_a_module_is_named(untouched: Clone) -> None:
+    (untouched.folder / "config" / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "sedes": [1]}))
+    (untouched.folder / "Snakefile").write_text(
+        'configfile: "config/config.yaml"\n' + MODULE.replace("CONFIG", "config")
+    )
+    message = untouched.run("snakemake", "--cores", "1", "--dry-run", code=1)
+    assert "sedes" in message
+    assert "Traceback" not in message
+
+
+EMBEDDING = """
+import sys
+from snakemake.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as error:
+    print("back with", error.code)
+"""
+
+
+def test_program_that_embeds_snakemake_survives_a_mistake_in_the_config(untouched: Clone) -> None:
+    untouched.write({**CONFIG, "sedes": [1]})
+    command = [sys.executable, "-c", EMBEDDING, *snakemake("--dry-run")[1:]]
+    output = untouched.run(*command)
+    assert output.endswith("back with 1\n")
+    assert re.search(r"config\.yaml:\d+: sedes", output)
