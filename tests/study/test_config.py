@@ -409,7 +409,7 @@ def places(value: Any, key: tuple = ()) -> list[tuple]:
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(place=st.sampled_from(places(adapted())), scrap=SCRAPS)
 def test_nonsense_anywhere_is_a_user_error_and_never_a_crash(place, scrap):
     config = adapted()

@@ -425,7 +425,7 @@ def configs(draw: st.DrawFn) -> Config:
     return given
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(configs())
 def test_any_study_has_unique_paths_and_parents_come_first(given):
     loaded = study.load(given)
