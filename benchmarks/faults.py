@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/faults.py [--kills 20] [--terms 3]
 
 Prints a Markdown table; benchmarks/README.md defines its columns. The exit code is 1 if a stage did not end with the
-result of an undisturbed run. Stages, kills and comparison are those of tests/test_kills.py. Not for Slurm, whose own
+result of an undisturbed run. Stages, kills and comparison are those of tests/kills.py. Not for Slurm, whose own
 faults are in tests/cluster.
 """
 
@@ -74,7 +74,7 @@ def main() -> None:
 def faults(root: Path, moments: int, terms: int) -> Iterator[Fault]:
     """Every fault tried: SIGKILL at random moments, SIGTERM, SIGKILL before each change of the publishing."""
     with contextlib.redirect_stdout(sys.stderr):  # it trains what RL starts from
-        stages = kills.stages(root / "read")
+        stages = kills.prepare(root / "read")
     draw = random.Random(0)
     expected: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from cisterna.artifacts import progress, shutdown
 from forks import Fork
-from runs import CPT, RL, SFT, SOLVE, Run
+from runs import CPT, RL, SFT, Run, solver
 from tiny import READING, ROOT, SIZES, backbone, encoder
 
 PATIENCE = 120  # seconds
@@ -110,8 +110,8 @@ def wait(condition: Callable[[], Any], process: Fork) -> None:
         time.sleep(0.002)
 
 
-def stages(folder: Path) -> dict[str, Stage]:
-    """The stages to kill, each a second or two long and saving often, with all that they read in `folder`."""
+def prepare(folder: Path) -> dict[str, Stage]:
+    """Make everything that the stages to kill read, in `folder`."""
     import contextlib
 
     from cisterna import models
@@ -123,8 +123,15 @@ def stages(folder: Path) -> dict[str, Stage]:
     with contextlib.chdir(ROOT):  # the table that ships is named relative to the repository
         splits.prepare("splice-donor", SIZES, 0, splice)
         tokenize_corpus(Path("resources/corpora/dna.fasta.gz"), "dna", base, folder / "dna")
+    return stages(base, splice, folder / "dna", solver(base, splice, folder).here().output, folder)
+
+
+def stages(base: Path, splice: Path, dna: Path, solved: Path, folder: Path) -> dict[str, Stage]:
+    """The stages to kill, each a second or two long and saving often. `folder` is for an encoder that is slow enough.
+
+    Completions of the checkpoint `solved` differ in reward.
+    """
     esm = encoder(folder / "esm", num_hidden_layers=16)
-    solved = Run("sft", base, splice, folder / "solved", SOLVE, 8).here().output  # its completions differ in reward
     often = {"save_minutes": 0.003}  # 0.2 s, a few steps
 
     def training(kind: str, parent: Path, read: Path, recipe: dict[str, Any], epochs: float) -> Stage:
@@ -140,12 +147,12 @@ def stages(folder: Path) -> dict[str, Stage]:
         return [str(word) for word in (*words, "--work", place / ".work", "--output", place / "bank")]
 
     def evaluate(place: Path) -> list[str]:
-        options = json.dumps({"max_new_tokens": 40, "batch_size": 8, "bootstrap": 100, "do_sample": True})
+        options = json.dumps({"max_new_tokens": 40, "batch_size": 8, "bootstrap": 100, "samples": 2})
         words = ["evaluate", "--checkpoint", solved, "--data", splice, "--options", options]
         return [str(word) for word in (*words, "--work", place / ".work", "--output", place / "eval")]
 
     return {
-        "cpt": training("cpt", base, folder / "dna", CPT | {"lora": {"r": 4, "lora_dropout": 0.1}}, 0.05),
+        "cpt": training("cpt", base, dna, CPT | {"lora": {"r": 4, "lora_dropout": 0.1}}, 0.05),
         "sft": training("sft", base, splice, SFT, 2),
         "rl": training("rl", solved, splice, RL | {"num_iterations": 2, "examples": 8}, 2),
         "features": Stage(features, "bank", ".work", "features-*"),

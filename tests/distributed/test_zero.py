@@ -2,9 +2,9 @@
 
 Tolerance: the ranks average their gradients in another order than one process sums them, so every step differs by float
 rounding (1e-7 relative), and AdamW, which divides by the gradient's own size, passes that on at the scale of a step.
-Measured: at most 4e-7 after 8 to 27 steps. TOLERANCE is 1% of one step (the learning rate), 2e-5. A loss
-that is normalised on each rank alone (average_tokens_across_devices: false), measured: 1.5e-4 to 4e-3 (completions in a
-batch differ in length).
+Measured: at most 4e-7 after 8 to 27 steps, and there are fewer here. TOLERANCE is 1% of one step (the learning rate),
+2e-5. With a loss that is normalised on each rank alone (average_tokens_across_devices: false) the difference would be
+1.5e-4 to 4e-3, since completions in a batch differ in length.
 """
 
 import json
@@ -21,21 +21,19 @@ from safetensors.torch import load_file
 
 from cisterna import models
 from cisterna.artifacts import checkpoint
+from cisterna.training import state
 from runs import CPT, RL, SFT, Run, published
 
 RATE = 2.0e-3
 TOLERANCE = 0.01 * RATE
-LORA = SFT | {"lora": {"r": 4, "lora_alpha": 8}, "fraction": 1.0, "learning_rate": RATE}
+LORA = SFT | {"lora": {"r": 4, "lora_alpha": 8}, "fraction": 0.5, "learning_rate": RATE}  # 4 steps an epoch
+# Each level of ZeRO, and LoRA, full fine-tuning, features and packed blocks: each once, of their products a few.
 STAGES = {
-    "sft-zero1": ("sft", LORA, 1),
+    "cpt-zero1": ("cpt", CPT | {"learning_rate": RATE}, 0.03),
     "sft-zero2": ("sft", LORA, 1),
-    "sft-zero3": ("sft", LORA, 1),
     "sft-zero3-offload": ("sft", LORA, 1),
     "full-zero3": ("sft", LORA | {"lora": None}, 1),
-    "features-zero2": ("sft", LORA, 1),
     "features-zero3": ("sft", LORA, 1),
-    "cpt-zero2": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
-    "cpt-zero3": ("cpt", CPT | {"learning_rate": RATE}, 0.1),
 }
 
 
@@ -61,26 +59,31 @@ def features(bank) -> dict[str, object]:
     return {"sequences": "features", "bank": bank}
 
 
-@pytest.fixture(scope="module")
-def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dict[str, Run]:
-    """Every stage of STAGES, two rungs of a ZeRO-2 ladder and RL, in one start of two ranks."""
-    folder = tmp_path_factory.mktemp("zero")
-    runs = {
+def stages(folder: Path, base: Path, splice: Path, dna: Path, features: dict, ranks: bool) -> dict[str, Run]:
+    """The runs of STAGES, on two ranks or in one process."""
+    return {
         name: Run(
             kind,
             base,
             dna if kind == "cpt" else splice,
             folder / name,
-            on_ranks(recipe, name.split("-", 1)[1]),
+            on_ranks(recipe, name.split("-", 1)[1]) if ranks else recipe,
             epochs,
+            ladder=name == "sft-zero2",
             reads=features if name.startswith("features") else None,
         )
         for name, (kind, recipe, epochs) in STAGES.items()
     }
-    ladder = on_ranks(LORA, "zero2")
-    runs["e1"] = Run("sft", base, splice, folder / "ladder", ladder, 1, ladder=True)
-    runs["e2"] = Run("sft", base, splice, folder / "ladder", ladder, 2, previous=runs["e1"])
-    runs["straight"] = Run("sft", base, splice, folder / "straight", ladder, 2)
+
+
+@pytest.fixture(scope="module")
+def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dict[str, Run]:
+    """Every stage of STAGES, a second rung above the one with ZeRO-2, and RL, in one start of two ranks."""
+    folder = tmp_path_factory.mktemp("zero")
+    runs = stages(folder, base, splice, dna, features, ranks=True)
+    zero2 = on_ranks(LORA, "zero2")
+    runs["e2"] = Run("sft", base, splice, folder / "sft-zero2", zero2, 2, previous=runs["sft-zero2"])
+    runs["straight"] = Run("sft", base, splice, folder / "straight", zero2, 2)
     runs["rl"] = Run("rl", solved.output, splice, folder / "rl", on_ranks(RL, "zero2"), 1)
     runs["rl-features"] = Run(
         "rl", featured.output, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features
@@ -93,22 +96,14 @@ def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dic
 @pytest.fixture(scope="module")
 def alone(base, splice, dna, features, tmp_path_factory) -> dict[str, Run]:
     """The same stages, each in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    reads = {"features-zero2": features}
-    return {
-        name: Run(
-            kind, base, dna if kind == "cpt" else splice, folder / name, recipe, epochs, reads=reads.get(name)
-        ).here()
-        for name, (kind, recipe, epochs) in STAGES.items()
-        if name in ("sft-zero2", "full-zero3", "features-zero2", "cpt-zero2")
-    }
+    runs = stages(tmp_path_factory.mktemp("alone"), base, splice, dna, features, ranks=False)
+    return {name: run.here() for name, run in runs.items() if name != "sft-zero3-offload"}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_ranks_publish_what_one_process_publishes(made, alone, name):
     zero = made[name]
-    stage = name.split("-")[0]
-    one = alone["full-zero3" if stage == "full" else f"{stage}-zero2"]
+    one = alone["sft-zero2" if name == "sft-zero3-offload" else name]
     expected, found = load_file(one.weights), load_file(zero.weights)
     assert expected.keys() == found.keys()
     furthest = max((expected[key] - found[key]).abs().max().item() for key in expected)
@@ -129,13 +124,13 @@ def test_checkpoint_of_two_ranks_is_whole_and_loads(made, name):
 
 
 def test_optimizer_state_is_split_over_the_ranks(made):
-    state = made["sft-zero2"].work / "checkpoint-8" / "global_step8"
-    assert len(list(state.glob("*zero_pp_rank_*_optim_states.pt"))) == 2
+    folder = made["sft-zero2"].work / "checkpoint-4" / "global_step4"
+    assert len(list(folder.glob("*zero_pp_rank_*_optim_states.pt"))) == 2
 
 
 def test_zero_ladder_resumes_its_state_to_the_weights_of_a_straight_run(made):
     log = (made["rl"].output.parents[2] / "log").read_text()
-    assert log.count("resuming from step 8 of 16") == 1  # and said by one rank only
+    assert log.count("resuming from step 4 of 8") == 1  # and said by one rank only
     assert made["e2"].manifest["files"] == made["straight"].manifest["files"]
     assert made["e2"].manifest["identity"] == made["straight"].manifest["identity"]
 
@@ -147,7 +142,7 @@ def test_rl_on_two_ranks_learns_and_publishes(made, name):
     models.compose(made[name].output)
 
 
-@pytest.mark.parametrize("name", ["features-zero2", "features-zero3", "rl-features"])
+@pytest.mark.parametrize("name", ["features-zero3", "rl-features"])
 def test_bridge_is_trained_on_two_ranks(made, name):
     trained = load_file(made[name].weights)
     before = models.compose(checkpoint.parent_of(made[name].output, made[name].manifest))
@@ -159,18 +154,16 @@ def test_bridge_is_trained_on_two_ranks(made, name):
 
 def test_error_in_a_stage_ends_every_rank(base, splice, tmp_path):
     asked = Run("sft", base, splice, tmp_path, on_ranks(LORA, "zero2") | {"learning_rate": 0.0}, 1)
-    started = time.monotonic()
     process = asked.start_ranks(tmp_path / "log", 2)  # rank 0 alone finds that nothing moved; rank 1 waits for it
     assert process.wait(200) != 0
-    assert time.monotonic() - started < 200
     assert "error: " in (tmp_path / "log").read_text()
     assert "no trained weight moved" in (tmp_path / "log").read_text()
     assert not published(tmp_path)
 
 
-def test_sigterm_to_every_process_of_two_ranks_saves_a_state_that_resumes(base, splice, tmp_path):
-    """Slurm sends it to torchrun and to every rank, and torchrun hands on its own."""
-    asked = Run("sft", base, splice, tmp_path / "stopped", on_ranks(LORA | {"logging_steps": 1}, "zero2"), 30)
+def test_sigterm_to_every_process_of_two_ranks_saves_the_state_of_both(base, splice, tmp_path):
+    """Slurm sends it to torchrun and to every rank, and torchrun sends it on."""
+    asked = Run("sft", base, splice, tmp_path / "stopped", on_ranks(LORA | {"logging_steps": 1}, "zero2"), 60)
     process = asked.start_ranks(tmp_path / "log", 2)
     end = time.monotonic() + 200
     while "step 3/" not in (tmp_path / "log").read_text():
@@ -179,12 +172,9 @@ def test_sigterm_to_every_process_of_two_ranks_saves_a_state_that_resumes(base, 
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) != 0
-    said = (tmp_path / "log").read_text()
-    (step,) = (int(path.name.split("-")[1]) for path in asked.work.glob("checkpoint-*"))
-    assert f"stopped: {asked.output}: by SIGTERM at step {step} of 240" in said
-    again = asked.start_ranks(tmp_path / "again", 2)
-    while f"resuming from step {step} of 240" not in (tmp_path / "again").read_text():
-        assert again.poll() is None, (tmp_path / "again").read_text()[-3000:]
-        time.sleep(0.01)
-    os.killpg(again.pid, signal.SIGTERM)
-    assert again.wait(60) != 0
+    saved = state.latest(asked.work, 240)
+    assert (
+        f"stopped: {asked.output}: by SIGTERM at step {state.step_of(saved)} of 240" in (tmp_path / "log").read_text()
+    )
+    assert len(list(saved.rglob("*zero_pp_rank_*_optim_states.pt"))) == len(list(saved.glob("log-*.json"))) == 2
+    assert not published(tmp_path)

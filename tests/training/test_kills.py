@@ -1,6 +1,7 @@
-"""Whenever a stage is killed, the same command finishes it, and what it publishes is what an undisturbed run publishes.
+"""Whenever a stage is killed, the same command finishes it, and publishes what an undisturbed run publishes.
 
-Processes are killed for real, by SIGKILL. What a training step or a saved state is made of is in `test_resume.py`.
+Processes are killed for real, by SIGKILL; `benchmarks/faults.py` kills more of them. Which states a training resumes
+from is in `test_resume.py`.
 """
 
 import os
@@ -12,12 +13,11 @@ import pytest
 import kills
 from cisterna.artifacts import progress
 
-KILLS = 20
 STAGES = ("cpt", "sft", "rl", "features", "evaluate")
 PUBLISHING = ("sft", "features", "evaluate")  # all of training publishes in one place
-# Shares of the time that an undisturbed run takes, the same each time: for each stage one at random in each quarter.
+# Shares of the time that an undisturbed run takes, the same each time: for each stage one at random in each half.
 draw = random.Random(0)
-MOMENTS = {stage: [(quarter + draw.random()) / 4 for quarter in range(KILLS // len(STAGES))] for stage in STAGES}
+MOMENTS = {stage: [(half + draw.random()) / 2 for half in range(2)] for stage in STAGES}
 WENT_ON = {
     "cpt": "resuming from step",
     "sft": "resuming from step",
@@ -33,8 +33,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stages(root):
-    return kills.stages(root / "read")
+def stages(base, splice, dna, solved, root):
+    return kills.stages(base, splice, dna, solved.output, root / "read")
 
 
 @pytest.fixture(scope="module")
