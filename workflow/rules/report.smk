@@ -2,17 +2,7 @@
 import shlex
 import sys
 
-FIGURES = {
-    "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),
-    "sft_balanced_accuracy": ("Supervised fine-tuning", "balanced accuracy against epochs"),
-    "rl_gain": ("Reinforcement learning", "what RL adds"),
-    "rl_reward": ("Reinforcement learning", "reward while training"),
-    "generalization_gap": ("Generalization", "ID minus OOD"),
-    "label_prior": ("Generalization", "answers against truth"),
-    "sequences": ("Sequences", "tokens against features"),
-    "sweeps": ("Study", "every sweep, every stage"),
-    "lineage": ("Study", "family tree"),
-}
+from cisterna.report import FIGURES
 
 
 def figure(name, category, label, folder=FOLDER):

@@ -1,25 +1,32 @@
-"""The report of a study: numbers in tables (``gather``), then pictures of them (``figures``).
+"""The report of a study: tables of its results, then figures, a page of results and the findings.
 
-Not for judging what the numbers mean, and not for the pages around them, which
-``snakemake --report`` makes.
+    gather      the files of all jobs -> four tables
+    figures     the tables -> figures (.svg, .png)
+    results     the tables -> the page of all results
+    findings    the answers of all models -> a verdict on each claim of the paper
+    advice      the same answers -> how to spend a budget of training
+
+This module has the names of the files, and nothing that is slow to import: the workflow reads it.
 """
 
 METRICS = "metrics.parquet"
 GAINS = "rl_gains.parquet"
 REWARDS = "rl_rewards.parquet"
 CELLS = "cells.parquet"
-
-FIGURES = (
-    "sft_accuracy",
-    "sft_balanced_accuracy",
-    "rl_gain",
-    "rl_reward",
-    "generalization_gap",
-    "label_prior",
-    "sequences",
-    "sweeps",
-    "lineage",
-)
-"""Names of the figures; each is written as .svg and .png."""
-
 TABLE = "table.html"
+
+FIGURES = {
+    "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),
+    "sft_balanced_accuracy": ("Supervised fine-tuning", "balanced accuracy against epochs"),
+    "rl_gain": ("Reinforcement learning", "what RL adds"),
+    "rl_reward": ("Reinforcement learning", "reward while training"),
+    "generalization_gap": ("Generalization", "ID minus OOD"),
+    "label_prior": ("Generalization", "answers against truth"),
+    "sequences": ("Sequences", "tokens against features"),
+    "sweeps": ("Study", "every sweep, every stage"),
+    "lineage": ("Study", "family tree"),
+}
+"""Name of each figure -> its category and its label in Snakemake's report.
+
+``cisterna.report.figures`` draws each as NAME.svg and NAME.png; its caption is ``workflow/report/NAME.rst``.
+"""

@@ -9,7 +9,6 @@ model stands against the best of several, that one is chosen on other examples a
 Not for choosing a model: see ``cisterna.report.advice``, and neither ID nor OOD may choose a checkpoint.
 """
 
-import html
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cisterna.artifacts import files
-from cisterna.report import statistics
+from cisterna.report import findings_page, statistics
 from cisterna.report.claims import Arm, Claim, Contrast, Part, claims
 from cisterna.report.statistics import HALVINGS, LEVEL, METRICS, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values
 from cisterna.study import Study
@@ -58,10 +57,9 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
         "claims": judge(asked, answers.sheets),
     }
     output.mkdir(parents=True, exist_ok=True)
-    text = page(found)
     files.write_json(output / FINDINGS, found)
     with files.replacing(output / PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(findings_page.page(found), encoding="utf-8")
     return found
 
 
@@ -336,215 +334,3 @@ def _crossfit(drawn: Draws, contrasts: Sequence[Contrast], names: Sequence[str])
         resampled = again[metric].mean(1)
         found[metric] = observed, resampled - resampled.mean() + observed.mean()
     return found
-
-
-# The page
-
-NAMES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "skill": "skill"}
-SPLIT_NAMES = {"id": "in-domain (ID)", "ood": "out-of-domain (OOD)"}
-_CLASSES = {SUPPORTED: "yes", CONTRADICTED: "no", UNDECIDED: "open", ABSENT: "absent"}
-
-
-def page(found: Mapping[str, Any]) -> str:
-    """One HTML page that needs no other file, from what findings.json holds."""
-    method, evaluations = found["method"], found["evaluations"]
-    parts = [part for claim in found["claims"] for part in claim["parts"]]
-    measured = [part for part in parts if part["status"] == "measured"]
-    edge = max([abs(part["effect"][PRIMARY][end]) for part in measured for end in ("low", "high")] + [0.02])
-    notes = [
-        f"Effects are differences of {NAMES[PRIMARY]} (of sets of terms: micro F1) with a {LEVEL:.0%} interval. They "
-        f"are above 0 if the claim is true. <b>Supported</b>: above {method['margin']:g}, the smallest effect of "
-        f"interest; <b>contradicted</b>: below &minus;{method['margin']:g}; both with an error of {ALPHA:.0%} for all "
-        f"{len(measured)} tests of this page together (Holm). The rest is <b>not enough evidence</b>, which does not "
-        "say that there is no effect.",
-        "Intervals are those of each effect alone: one may exclude 0 where the verdict, which knows of the other "
-        "tests, is still open.",
-    ]
-    if any(part["n"]["seeds"] == 1 for part in measured):
-        notes.append(
-            "<b>One training seed:</b> intervals and verdicts speak of these checkpoints on other test examples, not "
-            "of training them again."
-        )
-    if evaluations["absent"]:
-        listed = "".join(f"<li>{html.escape(folder)}</li>" for folder in evaluations["absent"])
-        notes.append(
-            f"<b>{len(evaluations['absent'])} of {evaluations['expected']} evaluations are absent</b> and left out of "
-            f"everything here.<details><summary>which</summary><ul>{listed}</ul></details>"
-        )
-    for task, reason in found["tasks_left_out"].items():
-        notes.append(f"<b>{html.escape(task)}</b> is left out: {html.escape(reason)}.")
-    body = [
-        f"<h1>Findings of study {html.escape(found['study'])}</h1>",
-        *(f"<p>{note}</p>" for note in notes),
-        _overview(found["claims"], edge),
-        *(_section(claim) for claim in found["claims"]),
-        _how(method),
-    ]
-    return _TEMPLATE.format(study=html.escape(found["study"]), body="\n".join(body))
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Findings of study {study}</title>
-<style>
-body {{ font: 13px/1.45 system-ui, sans-serif; color: #222; max-width: 1240px;
-  margin: 1.5em auto; padding: 0 1em; }}
-h1 {{ font-size: 1.35em; margin-top: 1.6em; }}
-h2 {{ font-size: 1.1em; margin: 1.8em 0 .4em; }}
-h3 {{ font-size: 1em; margin: 1.2em 0 .3em; }}
-p {{ max-width: 62em; margin: .5em 0; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0; }}
-th, td {{ padding: .22em .5em; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid #e6e6e6; }}
-.words {{ text-align: left; white-space: normal; min-width: 10em; }}
-.claim {{ min-width: 30em; }}
-thead th {{ border-bottom: 1px solid #888; }}
-.range {{ color: #666; font-size: .82em; margin-left: .35em; }}
-.yes {{ color: #00694b; font-weight: bold; }}
-.no {{ color: #b04400; font-weight: bold; }}
-.open {{ color: #555; }}
-.absent {{ color: #767676; }}
-details {{ margin: .4em 0; }}
-summary {{ cursor: pointer; color: #0072B2; }}
-code {{ font-size: .92em; }}
-</style></head><body>
-{body}
-</body></html>
-"""
-
-
-def _overview(claims: Sequence[Mapping[str, Any]], edge: float) -> str:
-    rows = []
-    for claim in claims:
-        for place, part in enumerate(claim["parts"]):
-            title = f"<b>{html.escape(claim['title'])}</b>: {_mark(claim['verdict'])}<br>" if place == 0 else ""
-            cells = f'<td class="words claim">{title}{html.escape(part["title"])}</td><td>{part["split"].upper()}</td>'
-            if part["status"] == ABSENT:
-                cells += f'<td class="words absent" colspan="6">{ABSENT}: needs {html.escape(part["needs"])}</td>'
-            else:
-                effect = part["effect"][PRIMARY]
-                cells += (
-                    f"<td>{_number(effect)}</td><td>{_forest(effect, edge)}</td><td>{part['p_holm']:.3f}</td>"
-                    f"<td>{part['n']['tasks']}</td><td>{part['n']['seeds']}</td>"
-                    f'<td class="words">{_mark(part["verdict"])}</td>'
-                )
-            rows.append(f"<tr>{cells}</tr>")
-    head = (
-        '<th class="words">claim and comparison</th><th>split</th><th>effect</th><th></th><th>p (Holm)</th>'
-        '<th>tasks</th><th>seeds</th><th class="words">verdict</th>'
-    )
-    return _table(head, rows)
-
-
-def _section(claim: Mapping[str, Any]) -> str:
-    lines = [
-        f"<h2>{html.escape(claim['title'])}: {_mark(claim['verdict'])}</h2>",
-        f"<p>Verdict of the claim: {html.escape(claim['rule'])}.</p>",
-    ]
-    for part in claim["parts"]:
-        lines.append(f"<h3>{SPLIT_NAMES[part['split']]}: {html.escape(part['title'])}</h3>")
-        if part["status"] == ABSENT:
-            lines.append(f'<p class="absent">{ABSENT}: needs {html.escape(part["needs"])}.</p>')
-            continue
-        n = part["n"]
-        sizes = [_count(n[f"{word}s"], word) for word in ("task", "seed", "model", "pair")]
-        lines.append(
-            f"<p>{_mark(part['verdict'])}; p {part['p']:.4f}, after Holm {part['p_holm']:.4f}. n: {n['examples']} "
-            f"examples of {', '.join(sizes)}. The interval covers {html.escape(part['covers'])}.</p>"
-        )
-        rows = [_row("all tasks, equal weight", part["effect"], n["examples"])]
-        rows += [
-            _row(task if one["primary_metric"] == PRIMARY else f"{task} (micro F1)", one["effect"], one["examples"])
-            for task, one in part["tasks"].items()
-        ]
-        names = "".join(f"<th>{NAMES[metric]}</th>" for metric in METRICS)
-        lines.append(_table(f'<th class="words"></th>{names}<th>n</th>', rows))
-        if part["rivals"]:
-            rows = [
-                f'<tr><td class="words">{html.escape(name)}</td><td>{_number(effect)}</td></tr>'
-                for name, effect in part["rivals"].items()
-            ]
-            lines.append(
-                "<details><summary>against each one in turn (no correction; the largest is too large)</summary>"
-                + _table(f'<th class="words"></th><th>{NAMES[PRIMARY]}</th>', rows)
-                + "</details>"
-            )
-        lines.append(_pairs(part["pairs"]))
-    return "\n".join(lines)
-
-
-def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for pair in pairs:
-        effects = ", ".join(f"s{seed} {value:+.3f}" for seed, value in pair["effect"].items())
-        paths = "<br>".join(
-            f"<code>{html.escape(' - '.join(map(_short, arms['fixed'])))}</code> against "
-            + ", ".join(f"<code>{html.escape(' - '.join(map(_short, arm)))}</code>" for arm in arms["rivals"].values())
-            for arms in pair["models"].values()
-        )
-        rows.append(
-            f'<tr><td class="words">{html.escape(pair["task"])}</td>'
-            f'<td class="words">{html.escape(pair["setting"])}</td>'
-            f'<td>{effects}</td><td class="words">{paths}</td></tr>'
-        )
-    head = (
-        '<th class="words">task</th><th class="words">setting</th><th>effect a seed</th><th class="words">models</th>'
-    )
-    return f"<details><summary>the cells it came from</summary>{_table(head, rows)}</details>"
-
-
-def _how(method: Mapping[str, Any]) -> str:
-    return (
-        "<h2>How it was computed</h2>"
-        f"<p>Interval: {html.escape(method['interval'])}; {method['resamples']} resamples.</p>"
-        f"<p>Correction for many comparisons: {html.escape(method['correction'])}.</p>"
-        f"<p>Winner's luck: {html.escape(method['winners'])}; mean of {method['halvings']} halvings, and every "
-        "resample of the bootstrap chooses anew.</p>"
-        "<p>Skill is accuracy minus what the same mix of answers would score if dealt out blindly. An effect on "
-        "accuracy without one on balanced accuracy or skill is a shift of the label prior. Tasks, backbones and "
-        "recipes are those of this study: nothing here covers others.</p>"
-    )
-
-
-def _row(name: str, effect: Mapping[str, Mapping[str, float]], n: int) -> str:
-    cells = "".join(f"<td>{_number(effect[metric])}</td>" for metric in METRICS)
-    return f'<tr><td class="words">{html.escape(name)}</td>{cells}<td>{n}</td></tr>'
-
-
-def _table(head: str, rows: Sequence[str]) -> str:
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{chr(10).join(rows)}</tbody></table></div>'
-
-
-def _mark(verdict: str) -> str:
-    return f'<span class="{_CLASSES[verdict]}">{verdict}</span>'
-
-
-def _number(effect: Mapping[str, float] | None) -> str:
-    if effect is None:
-        return "&ndash;"
-    interval = f"{effect['low']:+.3f} to {effect['high']:+.3f}"
-    return f'{effect["value"]:+.3f}<span class="range">{interval}</span>'
-
-
-def _forest(effect: Mapping[str, float], edge: float) -> str:
-    """An interval about 0 as a small picture, on one scale for the page."""
-    width = 220
-
-    def x(value: float) -> float:
-        return round(width / 2 * (1 + 0.96 * value / edge), 1)
-
-    zero, low, value, high = map(x, (0.0, effect["low"], effect["value"], effect["high"]))
-    return (
-        f'<svg width="{width}" height="14" role="img" aria-label="interval">'
-        f'<line x1="{zero}" y1="0" x2="{zero}" y2="14" stroke="#999"/>'
-        f'<line x1="{low}" y1="7" x2="{high}" y2="7" stroke="#0072B2" stroke-width="5"/>'
-        f'<line x1="{value}" y1="2" x2="{value}" y2="12" stroke="#222" stroke-width="1.6"/></svg>'
-    )
-
-
-def _short(path: str) -> str:
-    return path.removeprefix("models/")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
