@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import config, forms, plant
+from planted import config, forms, plant
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
