@@ -122,15 +122,21 @@ def schema() -> str:
 
 
 def _tidy(value: Any, names: bool = False) -> Any:
-    """A schema without titles, which repeat the keys, and without what only the tables use."""
+    """A schema without titles, which repeat the keys, and without what only the tables use.
+
+    An entry may match several of the models that it may be, as the schema does not say how one is chosen. `names`: the
+    keys of the mapping are names of models or keys of the config.
+    """
     if isinstance(value, dict):
-        unused = () if names else ("title", "shown")
+        unused = ("UnknownAdapter",) if names else ("title", "shown")
         return {
-            name: _tidy(entry, names=name in ("properties", "$defs") and not names)
+            "anyOf" if name == "oneOf" else name: _tidy(entry, names=name in ("properties", "$defs") and not names)
             for name, entry in value.items()
             if name not in unused
         }
-    return [_tidy(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_tidy(entry) for entry in value if entry != {"$ref": "#/$defs/UnknownAdapter"}]
+    return value
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from cisterna.study.config.lineages import Lineage
 from cisterna.study.config.problems import Key, Problems, one_of
 from cisterna.study.config.recipes import Recipes
 from cisterna.study.config.tasks import AnyTask
-from cisterna.study.config.types import Expected, Name, Natural, Section, Some, Twice, Unique, default, plain, required
+from cisterna.study.config.types import Expected, Name, Natural, Section, Some, Unique, default, plain, required
 
-SeedList = Annotated[list[Natural], Some, Unique, Twice]
+SeedList = Annotated[list[Natural], Some, Unique()]
 
 
 class Config(Section):

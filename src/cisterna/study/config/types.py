@@ -88,15 +88,24 @@ class AllOr:
         return {"anyOf": [{"const": "all"}, handler(schema)]}
 
 
+class Unique:
+    """On a list type: no entry is there twice."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def check(entries: list[Any]) -> list[Any]:
+            if any(entry in entries[:index] for index, entry in enumerate(entries)):
+                raise rule("no entry twice")
+            return entries
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"uniqueItems": True}
+
+
 def rule(expected: str) -> PydanticCustomError:
     """The error of a value that breaks a rule of its own, with what was expected in full."""
     return PydanticCustomError("rule", "{expected}", {"expected": expected})
-
-
-def _unique(entries: list[Any]) -> list[Any]:
-    if any(entry in entries[:index] for index, entry in enumerate(entries)):
-        raise rule("no entry twice")
-    return entries
 
 
 def _spelled(name: str) -> str:
@@ -141,12 +150,10 @@ ShareOrAll = Annotated[float, Field(gt=0, le=1), WrapValidator(_number), Expecte
 BelowOne = Annotated[float, Field(ge=0, lt=1), WrapValidator(_number), Expected("number in [0, 1)")]
 Text = Annotated[str, Field(min_length=1), Expected("text")]
 Path = Annotated[Annotated[str, Field(min_length=1), Expected("path")], AfterValidator(_path)]
-Label = Annotated[Annotated[str, Expected("name")], AfterValidator(_spelled)]
-Name = Annotated[Label, AfterValidator(_not_reserved)]
-Unique = AfterValidator(_unique)
+PlainName = Annotated[Annotated[str, Expected("name")], AfterValidator(_spelled)]
+Name = Annotated[PlainName, AfterValidator(_not_reserved)]
 Some = Field(min_length=1)
-Twice = Field(json_schema_extra={"uniqueItems": True})
-Names = Annotated[list[Annotated[str, Field(min_length=1), Expected("name")]], Some, Unique, Twice]
+Names = Annotated[list[Annotated[str, Field(min_length=1), Expected("name")]], Some, Unique()]
 Selection = Annotated[Names, AllOr()]
 Rows = Annotated[Count | Literal["all"], Expected("integer >= 1 or `all`")]
 Form = Annotated[Literal["tokens", "features", "both"], Choice]
