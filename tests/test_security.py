@@ -145,7 +145,7 @@ def recorded(clone: Clone, rule: str, target: str, options: list[str]) -> list[s
 )
 def test_hostile_targets_are_refused(tmp_path: Path, target: str) -> None:
     clone = make(tmp_path / "clone")
-    output = clone.run(*snakemake("--", target), code=2 if "/eval" in target else 1)
+    output = clone.snakemake("--", target, code=1)
     assert "canary" in output or "outside" in output
     assert canaries(tmp_path) == []
     assert not (tmp_path / "outside").exists()

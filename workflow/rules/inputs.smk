@@ -3,6 +3,7 @@ import functools
 from pathlib import Path
 
 from cisterna.artifacts import files
+from cisterna.errors import UserError
 from cisterna.study import inputs, jobs
 from snakemake.settings.types import SharedFSUsage
 
@@ -112,7 +113,10 @@ def reads(path):
 
 def evaluated(wildcards):
     """Input function: the checkpoint, the data and the features that an evaluation reads."""
-    model, task = EVALUATIONS[f"models/{wildcards.model}/eval"]
+    folder = f"models/{wildcards.model}/eval"
+    if folder not in EVALUATIONS:
+        raise UserError(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
+    model, task = EVALUATIONS[folder]
     return with_lineage(inputs.of_evaluation(STUDY, model, task), model)
 
 
