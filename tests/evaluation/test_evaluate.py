@@ -9,7 +9,7 @@ import pytest
 from evaluations import DEEP, LABELS, OPTIONS, contents
 from transformers import Qwen3ForCausalLM
 
-from cisterna import models
+from cisterna import cli, models
 from cisterna.artifacts import files
 from cisterna.data.splits import prepare
 from cisterna.errors import UserError
@@ -65,6 +65,14 @@ def test_a_second_run_gives_identical_bytes(evaluated, trained, splice, tmp_path
     evaluate.evaluate(trained, splice, tmp_path / "eval", OPTIONS)
     for path in evaluated[0].iterdir():
         assert (tmp_path / "eval" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_command_fills_in_the_options_of_the_config(base, splice, tmp_path):
+    words = ["evaluate", "--checkpoint", base, "--data", splice, "--output", tmp_path / "eval", "--options", "{}"]
+    assert cli.main(list(map(str, words))) == 0
+    scores = files.read_json(tmp_path / "eval" / "metrics.json")
+    assert "ece" in scores["id"]  # calibration is on by default
+    assert "pass@1" not in scores["id"]
 
 
 def test_an_untrained_base_is_scored_with_nothing_well_formed(base, splice, tmp_path):

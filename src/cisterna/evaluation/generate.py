@@ -80,7 +80,7 @@ def generate(
     """
     size, seed = int(options["batch_size"]), int(options.get("seed", 0))
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    own = evaluation_keys()
+    own = evaluation_keys()  # the others are options of transformers.GenerationConfig
     generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in own}
     outputs: dict[int, list[int]] = {}
     if saved and saved.is_dir():
