@@ -90,7 +90,7 @@ def corpus_files_of(wildcards):
 
 def model_of(wildcards, path):
     """The model whose checkpoint is at `path`, the output of a rule with its wildcards."""
-    return STUDY.model(path.format(**wildcards).removeprefix("results/").removesuffix("/checkpoint"))
+    return STUDY.model(path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
 
 
 def with_lineage(named, model):
@@ -147,3 +147,13 @@ def work_of(path):
 def sequences_of(path):
     """Params function: the command line's words for the form in which a stage gets the sequences."""
     return lambda wildcards: inputs.sequences(STUDY, model_of(wildcards, path))
+
+
+def figure(name, category, label, folder=FOLDER):
+    """One figure as a target of `snakemake --report`, with the caption of its name."""
+    return report(
+        f"{folder}/figures/{name}.svg",
+        caption=f"../report/{name}.rst",
+        category=category,
+        labels={"figure": label},
+    )

@@ -5,16 +5,6 @@ import sys
 from cisterna.report import FIGURES
 
 
-def figure(name, category, label, folder=FOLDER):
-    """One figure as a target of `snakemake --report`, with the caption of its name."""
-    return report(
-        f"{folder}/figures/{name}.svg",
-        caption=f"../report/{name}.rst",
-        category=category,
-        labels={"figure": label},
-    )
-
-
 rule gather:
     input:
         made_by("evaluate"),
@@ -106,15 +96,6 @@ rule findings:
         "cisterna findings --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-def missing(wildcards):
-    """The category of a partial report's figures on the first page of the Snakemake report: how much is missing."""
-    import pandas
-
-    path = Path(FOLDER) / "partial" / "cells.parquet"
-    states = pandas.read_parquet(path, columns=["state"])["state"] if path.is_file() else []
-    return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
-
-
 # The report of a study of which some jobs failed. `cisterna report --partial` writes it; this rule only tells
 # `snakemake --report` about it, which takes no file that no rule makes. Without inputs, so that it needs no other job.
 rule partial:
@@ -123,7 +104,7 @@ rule partial:
         table=report(
             f"{FOLDER}/partial/figures/table.html",
             caption="../report/table.rst",
-            category=missing,
+            category=lambda wildcards: snakefile.count_missing(Path(FOLDER) / "partial" / "cells.parquet"),
             labels={"figure": "what is missing, and all results"},
         ),
     log:

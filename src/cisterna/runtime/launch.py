@@ -1,7 +1,7 @@
 """How a stage is started: as one process, as the ranks of one torchrun, or as those of one torchrun on each node.
 
-On several nodes `srun` starts this module once on each, and it becomes a torchrun. The torchruns meet by what Slurm
-tells each of its tasks: the number of its node, and the address of that where `srun` was called, which is the first.
+On several nodes `srun` starts this module once on each, and it becomes a torchrun. The torchruns find each other by the
+variables that Slurm sets for each task: the number of its node, and the address of the first node, where `srun` ran.
 Not for what a stage does.
 """
 
@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 from cisterna.errors import UserError
 
-# Where the ranks meet: ports below those that the kernel hands out (32768 and up), one for each of 10,000 jobs, so that
-# two jobs whose first nodes are one machine do not meet each other.
+# Where the ranks meet: ports below those that the kernel assigns (32768 and up), one for each of 10,000 jobs, so that two
+# jobs on the same first node use different ports.
 FIRST_PORT = 20000
 PORTS = 10000
 
 
 def command(processes: int, nodes: int) -> str:
-    """The words of a shell command before those of the stage, for `processes` ranks in all on `nodes` nodes."""
+    """The start of a shell command, before the name of the stage, for `processes` ranks in total on `nodes` nodes."""
     if processes == 1:
         return "cisterna"
     if nodes == 1:
         return f"torchrun --standalone --nproc_per_node {processes} -m cisterna"
-    # One task a node, which may use all cores of the job there. A node that fails ends the others, which wait for it.
+    # One task a node, which may use all cores of the job there. If a node fails, the others end too.
     tasks = f"--nodes {nodes} --ntasks {nodes} --ntasks-per-node 1 --cpu-bind none --kill-on-bad-exit=1"
     return f"srun {tasks} python -m cisterna.runtime.launch {processes // nodes}"
 
@@ -31,9 +31,9 @@ def command(processes: int, nodes: int) -> str:
 def placement(nodes: int, gpu: int) -> dict[str, str | int]:
     """Resources of a job, as snakemake-executor-plugin-slurm takes them; `gpu` is the number of GPUs on all nodes.
 
-    Slurm spreads a number of GPUs over any nodes unless it is told how many. On several nodes, mpi: the job calls srun
-    itself. gres: GPUs of each node; else Slurm takes as many as it can from the first. tasks_per_gpu: else the plugin
-    asks for `tasks` of them.
+    Without `nodes` Slurm may spread the GPUs over any number of nodes. On several nodes, `mpi` says that the job calls srun
+    itself; `gres` is the GPUs of each node (Slurm would take as many as it can from the first one); `tasks_per_gpu` 0
+    keeps the plugin from asking for one GPU a task.
     """
     if nodes == 1:
         return {"nodes": 1}
@@ -42,9 +42,9 @@ def placement(nodes: int, gpu: int) -> dict[str, str | int]:
 
 
 def torchrun(ranks: int, arguments: list[str], task: Mapping[str, str]) -> list[str]:
-    """The torchrun of one node, which has `ranks` of the ranks, from the variables that Slurm gives a task.
+    """The torchrun command of one node with `ranks` ranks, from the variables that Slurm sets for a task.
 
-    UserError outside of such a task.
+    UserError outside such a task.
     """
     try:
         nodes, node = task["SLURM_STEP_NUM_NODES"], task["SLURM_NODEID"]

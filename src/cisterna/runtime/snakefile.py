@@ -65,3 +65,11 @@ def check_targets(study: Study, targets: Iterable[str]) -> None:
             study.model(match[1])
         elif re.fullmatch(r"results/models/.+/eval/?", target) and target.rstrip("/") not in evaluations:
             raise UserError(f"study {study.name}: no evaluation {target}. `cisterna plan` lists the models.")
+
+
+def count_missing(cells: Path) -> str:
+    """How many results of a study are missing, for the first page of its report; from a partial report's cells.parquet."""
+    import pandas as pd
+
+    states = list(pd.read_parquet(cells, columns=["state"])["state"]) if cells.is_file() else []
+    return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
