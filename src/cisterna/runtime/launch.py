@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from cisterna.errors import UserError
 
-# Where the ranks meet: ports below those that the kernel assigns (32768 and up), one for each of 10,000 jobs, so that two
-# jobs on the same first node use different ports.
+# Where the ranks meet: ports below those that the kernel assigns (32768 and up), one for each of 10,000 jobs, so that
+# two jobs on the same first node use different ports.
 FIRST_PORT = 20000
 PORTS = 10000
 
@@ -31,8 +31,8 @@ def command(processes: int, nodes: int) -> str:
 def placement(nodes: int, gpu: int) -> dict[str, str | int]:
     """Resources of a job, as snakemake-executor-plugin-slurm takes them; `gpu` is the number of GPUs on all nodes.
 
-    Without `nodes` Slurm may spread the GPUs over any number of nodes. On several nodes, `mpi` says that the job calls srun
-    itself; `gres` is the GPUs of each node (Slurm would take as many as it can from the first one); `tasks_per_gpu` 0
+    Without `nodes` Slurm may spread the GPUs over any number of nodes. On several nodes, `mpi` says that the job calls
+    srun itself; `gres` is the GPUs of each node (Slurm would take as many as it can from the first one); `tasks_per_gpu` 0
     keeps the plugin from asking for one GPU a task.
     """
     if nodes == 1:

@@ -68,7 +68,7 @@ def check_targets(study: Study, targets: Iterable[str]) -> None:
 
 
 def count_missing(cells: Path) -> str:
-    """How many results of a study are missing, for the first page of its report; from a partial report's cells.parquet."""
+    """How many results of a study are missing, for the first page of its report, from the table of its cells."""
     import pandas as pd
 
     states = list(pd.read_parquet(cells, columns=["state"])["state"]) if cells.is_file() else []
