@@ -63,7 +63,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_how_to_install_it
 def test_an_unknown_tracker_ends_snakemake_before_any_job(tmp_path):
     clone = make(tmp_path)
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
-    output = clone.run(*command, code=2, CISTERNA_REPORT_TO="comet")
+    output = clone.run(*command, code=1, CISTERNA_REPORT_TO="comet")
     expected = "found 'comet'; expected tensorboard, wandb, trackio, or several with commas between"
     assert output.endswith(f"\nerror: CISTERNA_REPORT_TO: {expected}\n")
     assert not clone.results.exists()

@@ -32,8 +32,8 @@ def placement(nodes: int, gpu: int) -> dict[str, str | int]:
     """Resources of a job, as snakemake-executor-plugin-slurm takes them; `gpu` is the number of GPUs on all nodes.
 
     Without `nodes` Slurm may spread the GPUs over any number of nodes. On several nodes, `mpi` says that the job calls
-    srun itself; `gres` is the GPUs of each node (Slurm would take as many as it can from the first one); `tasks_per_gpu` 0
-    keeps the plugin from asking for one GPU a task.
+    srun itself; `gres` is the GPUs of each node (Slurm would take as many as it can from the first one); and with
+    `tasks_per_gpu` 0 the plugin does not ask for one GPU a task.
     """
     if nodes == 1:
         return {"nodes": 1}
