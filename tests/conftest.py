@@ -43,7 +43,7 @@ MARKS = {
     "artifacts/test_work_folder.py": ["slow"],
     "sequences/test_bridge.py": ["slow"],
     "runtime": ["slow"],
-    "report/test_report.py": ["slow"],  # draws every figure, of many studies
+    "report/test_figures.py": ["slow"],  # draws every figure, of many studies
     "report/test_missing.py": ["slow"],
     "report/test_findings.py": ["slow"],  # simulates many studies
 }

@@ -192,7 +192,7 @@ def test_the_command_advises_and_refuses_with_exit_code_2(
     assert cli.main([*command, "--budget-epochs", "8"]) == 0
     assert json.loads((tmp_path / "advice.json").read_text())["budget"]["verdict"] in capsys.readouterr().out
     assert cli.main([*command, "--budget-epochs", "0"]) == 2
-    assert "--budget-epochs 0: expected a number of epochs" in capsys.readouterr().err
+    assert "--budget-epochs 0" in capsys.readouterr().err
 
 
 def test_without_a_budget_the_budgets_are_listed(
@@ -200,7 +200,7 @@ def test_without_a_budget_the_budgets_are_listed(
 ) -> None:
     file, results = written
     advice.main([file], None, results)
-    assert "of which this study compares splits: 8" in capsys.readouterr().out
+    assert "compares splits: 8" in capsys.readouterr().out
 
 
 def test_a_narrow_terminal_shows_every_number(written: tuple[Path, Path]) -> None:
@@ -215,12 +215,12 @@ def test_a_narrow_terminal_shows_every_number(written: tuple[Path, Path]) -> Non
 
 @pytest.mark.parametrize("budget", [0, -3])
 def test_a_budget_below_one_is_refused(budget: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"--budget-epochs {budget}: expected a number of epochs, 1 or more"):
+    with pytest.raises(UserError, match=f"--budget-epochs {budget}"):
         advice.advise(studied(), tmp_path, budget)
 
 
 def test_a_study_without_evaluations_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run snakemake to make them"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         advice.advise(studied(), tmp_path, 8)
 
 

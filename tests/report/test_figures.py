@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from planted import SIZE, Planted, config, forms
 
-from cisterna.report import CELLS, FIGURES, GAINS, METRICS, REWARDS, TABLE, tables
+from cisterna.report import CELLS_TABLE, FIGURES, GAINS_TABLE, METRICS_TABLE, RESULTS_PAGE, REWARDS_TABLE, tables
 from cisterna.report.figures import DRAWINGS, figures, generalization_gap, label_prior, rl_reward, sft_accuracy
 from cisterna.report.figures.marks import spread
 from cisterna.report.gather import IDENTITY, LOGGED, gather
@@ -37,7 +37,7 @@ def sections(page: str) -> list[str]:
 
 def test_every_figure_is_drawn_and_has_a_caption() -> None:
     assert list(DRAWINGS) == list(FIGURES)
-    for name in (*FIGURES, Path(TABLE).stem, "workflow"):
+    for name in (*FIGURES, Path(RESULTS_PAGE).stem, "workflow"):
         assert len((ROOT / "workflow" / "report" / f"{name}.rst").read_text()) > 200, name
 
 
@@ -49,7 +49,7 @@ def test_the_same_evaluations_give_the_same_bytes(formed: Planted, tmp_path: Pat
         hashes.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()})
     assert hashes[0] == hashes[1]
     pictures = {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
-    assert set(hashes[0]) == pictures | {TABLE, METRICS, GAINS, REWARDS, CELLS}
+    assert set(hashes[0]) == pictures | {RESULTS_PAGE, METRICS_TABLE, GAINS_TABLE, REWARDS_TABLE, CELLS_TABLE}
     for name in FIGURES:
         svg = (tmp_path / "first" / f"{name}.svg").read_text()
         assert svg.count("<path") > 50
@@ -76,14 +76,14 @@ def test_several_seeds_backbones_and_recipes_are_told_apart(tmp_path: Path) -> N
 
 def test_rl_without_sft_is_compared_with_its_base_or_cpt_model_and_drawn(tmp_path: Path) -> None:
     cold = Planted.of(config(sft=[], rl=[{"recipe": "grpo", "from": ["cold"]}]), tmp_path, size=40)
-    assert set(cold.read(GAINS).parent) == {"nano/base", "nano/cpt-bio"}
+    assert set(cold.read(GAINS_TABLE).parent) == {"nano/base", "nano/cpt-bio"}
     assert text(cold.drawn["sft_accuracy"]) == "This study has no SFT stage."
 
 
 def test_a_study_without_rl_has_figures_that_say_so(tmp_path: Path) -> None:
     study = Planted.of(config(tasks=["cell-type"], rl=[]), tmp_path, size=40)
-    assert len(study.read(GAINS)) == 0
-    assert list(study.read(REWARDS).columns) == [*IDENTITY, *LOGGED]
+    assert len(study.read(GAINS_TABLE)) == 0
+    assert list(study.read(REWARDS_TABLE).columns) == [*IDENTITY, *LOGGED]
     for name in ("rl_gain", "rl_reward"):
         assert text(study.drawn[name]) == "This study has no RL stage."
     assert "What RL adds" not in study.page
@@ -160,7 +160,7 @@ def test_a_study_of_sets_of_terms_alone_has_figures_that_say_what_it_lacks(of_te
 
 
 def test_no_mean_mixes_forms(formed: Planted) -> None:
-    means, table = formed.tables.metrics, formed.read(METRICS)
+    means, table = formed.tables.metrics, formed.read(METRICS_TABLE)
     accuracy = means[(means.metric == "accuracy") & (means.kind == "sft")]
     assert set(accuracy.seeds) == {1}
     assert all(len(each) == 1 for each in means.each)
@@ -286,7 +286,7 @@ def test_means_of_quarters_weigh_a_logged_value_by_its_steps() -> None:
 
 
 def test_a_run_of_rl_is_drawn_once_with_the_history_of_its_last_rung(small: Planted) -> None:
-    ends = rl_reward.last_rungs(small.read(REWARDS), small.study)
+    ends = rl_reward.last_rungs(small.read(REWARDS_TABLE), small.study)
     assert set(ends.model) == {f"nano/base/splice-donor/s0/sft-brief/e{sft}/rl-grpo/e2" for sft in (1, 8)}
 
 

@@ -10,7 +10,7 @@ from planted import Planted, config
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.report import GAINS, METRICS, REWARDS
+from cisterna.report import GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.scoring import gene_ontology
 
@@ -18,7 +18,7 @@ START = "models/nano/base/splice-donor/s0/sft-brief"
 
 
 def test_metrics_have_a_row_for_every_model_split_and_metric(planted: Planted) -> None:
-    study, table = planted.study, planted.read(METRICS)
+    study, table = planted.study, planted.read(METRICS_TABLE)
     assert list(table.columns) == [*IDENTITY, *NUMBERS, *GROUP]
     assert not table.drop(columns=["seed", "sequences", "encoder", "group"]).isna().any(axis=None)
     assert table.group.isna().all()
@@ -48,7 +48,10 @@ def test_metrics_have_the_perplexities_of_base_and_cpt(planted: Planted) -> None
 
 
 def test_gains_are_paired_differences_from_the_parent(planted: Planted) -> None:
-    gains, table = planted.read(GAINS), planted.read(METRICS).set_index(["model", "task", "split", "metric"])
+    gains, table = (
+        planted.read(GAINS_TABLE),
+        planted.read(METRICS_TABLE).set_index(["model", "task", "split", "metric"]),
+    )
     assert len(gains[gains.metric == "skill"]) == 2 * 2 * 2 * 2
     for row in gains.itertuples():
         after = table.value[row.model, row.task, row.split, row.metric]
@@ -62,7 +65,7 @@ def test_gains_are_paired_differences_from_the_parent(planted: Planted) -> None:
 
 
 def test_a_planted_prior_shift_shows_as_prior_and_planted_knowledge_as_skill(tmp_path: Path) -> None:
-    gains = Planted.of(config(cpt=["none"], tasks=["splice-donor"]), tmp_path, size=4000).read(GAINS)
+    gains = Planted.of(config(cpt=["none"], tasks=["splice-donor"]), tmp_path, size=4000).read(GAINS_TABLE)
     gains = gains[gains.sft_epochs == 8].set_index(["split", "metric"])
     shifted, learned = gains.loc["ood"], gains.loc["id"]
     assert shifted.low["accuracy"] > 0.05
@@ -94,10 +97,10 @@ def test_metrics_of_groups_and_of_no_examples_have_rows_of_their_own(small: Plan
     summary = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
     written["ood"]["ece"] = {"value": None, "low": None, "high": None, "n": 0}
     written["groups"] = {"id": {}, "ood": {"GC": {"accuracy": summary, "balanced_accuracy": summary}}}
-    before = small.read(METRICS)
+    before = small.read(METRICS_TABLE)
     files.write_json(file, written)
     gather(small.study, small.results, tmp_path / "after")
-    after = pd.read_parquet(tmp_path / "after" / METRICS)
+    after = pd.read_parquet(tmp_path / "after" / METRICS_TABLE)
     added = after[after.group.notna() | (after.metric == "ece")]
     pd.testing.assert_frame_equal(after.drop(added.index).reset_index(drop=True), before)
     rows = [tuple(row) for row in added[["split", "metric", "group", "value", "n"]].fillna("none").to_numpy()]
@@ -109,8 +112,8 @@ def test_metrics_of_groups_and_of_no_examples_have_rows_of_their_own(small: Plan
 
 
 def test_gains_of_sets_of_terms_are_of_their_own_metrics(of_terms: Planted, tmp_path: Path) -> None:
-    gains = of_terms.read(GAINS).set_index(["model", "split", "metric"])
-    table = of_terms.read(METRICS).set_index(["model", "task", "split", "metric"])
+    gains = of_terms.read(GAINS_TABLE).set_index(["model", "split", "metric"])
+    table = of_terms.read(METRICS_TABLE).set_index(["model", "task", "split", "metric"])
     start = "nano/base/functions/s0/sft-brief/e1"
     child = f"{start}/rl-grpo/e1"
     for split in ("id", "ood"):
@@ -148,7 +151,7 @@ def test_predictions_on_different_examples_are_not_paired(small: Planted) -> Non
 
 
 def test_forms_and_their_encoders_are_in_every_table(formed: Planted) -> None:
-    for name in (METRICS, GAINS, REWARDS):
+    for name in (METRICS_TABLE, GAINS_TABLE, REWARDS_TABLE):
         table = formed.read(name)
         place = list(table.columns).index("seed")
         assert list(table.columns)[place + 1 : place + 3] == ["sequences", "encoder"]
@@ -156,12 +159,12 @@ def test_forms_and_their_encoders_are_in_every_table(formed: Planted) -> None:
         rows = set(zip(trained.task, trained.sequences, trained.encoder.fillna("none"), strict=True))
         tokens = {(task, "tokens", "none") for task in ("splice-donor", "cell-type")}
         assert rows == tokens | {("splice-donor", "features", "nano-esm")}
-    untrained = formed.read(METRICS).query("kind in ('base', 'cpt')")
+    untrained = formed.read(METRICS_TABLE).query("kind in ('base', 'cpt')")
     assert set(untrained.sequences) == {"tokens"}
 
 
 def test_rewards_have_a_row_for_every_logged_step_of_every_rl_model(small: Planted) -> None:
-    table = small.read(REWARDS)
+    table = small.read(REWARDS_TABLE)
     assert list(table.columns) == [*IDENTITY, *LOGGED]
     rungs = {f"models/{model}": list(rows.step) for model, rows in table.groupby("model")}
     expected = {1: [10, 16], 2: [10, 16, 20, 30, 32]}
@@ -185,7 +188,7 @@ def test_a_reward_without_a_spread_is_kept_as_missing(small: Planted) -> None:
     logged = json.loads(file.read_text())
     logged[0]["reward_std"] = None  # as NaN is written
     file.write_text(json.dumps(logged))
-    rewards = small.read(REWARDS)
+    rewards = small.read(REWARDS_TABLE)
     assert list(rewards[rewards.model == f"{START}/e1/rl-grpo/e1".removeprefix("models/")].reward_std.isna()) == [
         True,
         False,

@@ -11,7 +11,7 @@ from planted import config, forms, plant
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.report import CELLS, GAINS, METRICS, REWARDS
+from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
 from cisterna.report.figures import figures
 from cisterna.report.gather import CELL, IDENTITY, gather
 from cisterna.study import Study, load
@@ -47,7 +47,7 @@ def broken(whole: tuple[Study, Path], tmp_path: Path) -> tuple[Study, Path]:
 def gathered(study: Study, results: Path, partial: bool = True) -> pd.DataFrame:
     """The cells, with None for null."""
     gather(study, results, results / "study", partial=partial)
-    cells = pd.read_parquet(results / "study" / CELLS)
+    cells = pd.read_parquet(results / "study" / CELLS_TABLE)
     assert list(cells.columns) == [*IDENTITY, *CELL]
     assert not cells.duplicated(["cell", "model", "task"]).any()
     return cells.astype(object).replace({np.nan: None, pd.NA: None})
@@ -98,14 +98,14 @@ def test_whole_study_has_every_result_and_all_are_done(whole: tuple[Study, Path]
 def test_partial_tables_of_a_whole_study_are_the_tables(whole: tuple[Study, Path], tmp_path: Path) -> None:
     for partial in (False, True):
         gather(*whole, tmp_path / str(partial), partial=partial)
-    for name in (METRICS, GAINS, REWARDS, CELLS):
+    for name in (METRICS_TABLE, GAINS_TABLE, REWARDS_TABLE, CELLS_TABLE):
         assert (tmp_path / "True" / name).read_bytes() == (tmp_path / "False" / name).read_bytes()
 
 
 def test_results_that_need_a_failed_stage_have_its_error_and_its_log(broken: tuple[Study, Path]) -> None:
     study, results = broken
     whole = gathered(study, results)
-    before = {name: pd.read_parquet(results / "study" / name) for name in (METRICS, GAINS, REWARDS)}
+    before = {name: pd.read_parquet(results / "study" / name) for name in (METRICS_TABLE, GAINS_TABLE, REWARDS_TABLE)}
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1\ntorch.OutOfMemoryError: CUDA out of memory\n'
     lose(study, results, f"models/{SFT}/e2/checkpoint", f"step 3\n{trace}")
     cells = gathered(study, results)
@@ -324,7 +324,7 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     clone.run("cisterna", "report", "--partial")
     clone.snakemake("--report", "report.html", "partial")
     report = (tmp_path / "report.html").read_text()
-    cells = pd.read_parquet(clone.results / "studies/tiny/partial" / CELLS)
+    cells = pd.read_parquet(clone.results / "studies/tiny/partial" / CELLS_TABLE)
     failed = cells[cells.state == "failed"]
     assert list(failed.model) == ["tiny/base/splice-donor/s0/sft-short/e1"]
     assert "are longer than max_length 5" in failed.reason.item()
@@ -336,4 +336,4 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     clone.snakemake()
     clone.snakemake("--report", "report.html")
     assert "results are missing" not in (tmp_path / "report.html").read_text()
-    assert set(pd.read_parquet(clone.results / "studies/tiny" / CELLS).state) == {"done"}
+    assert set(pd.read_parquet(clone.results / "studies/tiny" / CELLS_TABLE).state) == {"done"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cisterna.report import GAINS, METRICS, TABLE
+from cisterna.report import GAINS_TABLE, METRICS_TABLE, RESULTS_PAGE
 from clones import CONFIG, Clone, edited, make
 from terms import OBO
 
@@ -69,15 +69,15 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
     study = functions.results / "studies" / "functions"
-    table = pd.read_parquet(study / METRICS)
+    table = pd.read_parquet(study / METRICS_TABLE)
     learned = table[(table.kind == "sft") & (table.sft_epochs == 16) & table.group.isna() & (table.split == "id")]
     scores = learned.set_index("metric").value
     assert scores["well_formed"] > 0.5
     assert scores["f1_micro"] > 0
-    gains = pd.read_parquet(study / GAINS)
+    gains = pd.read_parquet(study / GAINS_TABLE)
     assert {"f1_micro", "precision_micro", "recall_micro"} <= set(gains.metric)
     assert "skill" not in set(gains.metric)
-    page = (study / "figures" / TABLE).read_text()
+    page = (study / "figures" / RESULTS_PAGE).read_text()
     assert "micro F1" in page
     assert "MCC" not in page
     claims = json.loads((study / "findings.json").read_text())["claims"]

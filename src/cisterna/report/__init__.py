@@ -9,11 +9,11 @@
 This module has the names of the files, and nothing that is slow to import: the workflow reads it.
 """
 
-METRICS = "metrics.parquet"
-GAINS = "rl_gains.parquet"
-REWARDS = "rl_rewards.parquet"
-CELLS = "cells.parquet"
-TABLE = "table.html"
+METRICS_TABLE = "metrics.parquet"
+GAINS_TABLE = "rl_gains.parquet"
+REWARDS_TABLE = "rl_rewards.parquet"
+CELLS_TABLE = "cells.parquet"
+RESULTS_PAGE = "table.html"
 
 FIGURES = {
     "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),

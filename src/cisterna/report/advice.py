@@ -1,10 +1,10 @@
-"""What a study says to someone who has a budget: the frontier of ID and OOD, where OOD peaks, how to split epochs.
+"""Advice from a study for a training budget: the ID-OOD frontier, where OOD peaks, how to split epochs.
 
     cisterna advise --config config/config.yaml --budget-epochs 8
 
-Everything is said with its uncertainty, over resamples of the examples and the training seeds, or it is said that the
-data cannot tell. OOD results are described here, they choose nothing that this study then reports: who follows advice
-that rests on OOD needs a fresh test set to measure what came of it.
+All numbers have an uncertainty, over resamples of the examples and over training seeds. Where it is too large, the
+answer is that the data cannot tell. Advice rests on the test splits: this study reports nothing that was chosen by it,
+and whoever follows it needs a fresh test set to measure the outcome.
 
 Not for testing claims (``cisterna.report.findings``), not for what a stage costs (``cisterna.ops.plan``).
 """
@@ -29,17 +29,17 @@ from cisterna.report.findings import present
 from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, AnySheet, Array
 from cisterna.study import Model, Study
 
-SURE = 0.8  # an allocation that is the best in a smaller share of the resamples is not advised
-LIKELY = 0.05  # the frontier lists what is on it in at least this share of the resamples
+SURE = 0.8  # an allocation has to be the best in this share of the resamples to be advised
+LIKELY = 0.05  # a stage has to be on the frontier in this share of the resamples to be listed
 FRESH = (
-    "What is said of OOD describes this study's OOD test sets. A choice made on it is made on test data: measure what "
-    "you choose on a fresh test set."
+    "OOD results describe the OOD test sets of this study. A choice based on them is a choice on test data: measure "
+    "what you choose on a fresh test set."
 )
 
 
 @dataclass(frozen=True)
 class Scores:
-    """PRIMARY of the stages of one task on one split: a stage is a checkpoint, whatever its seed.
+    """PRIMARY for the stages of one task on one split; a stage here is a checkpoint, whatever its seed.
 
     ``observed``, shape (stages,), is the mean over seeds; ``drawn``, shape (resamples, stages), the same under
     resamples of examples and seeds.
@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of one task: ``names`` in words, ``models`` with the model of each seed, scores by split."""
+    """The stages of one task: their names, the models of each (one a seed), and their scores by split."""
 
     names: tuple[str, ...]
     models: tuple[tuple[Model, ...], ...]
@@ -61,7 +61,7 @@ class Stages:
 def main(
     configs: Sequence[Path], budget: int | None, results: Path = Path("results"), output: Path | None = None
 ) -> None:
-    """Print the advice of the study in config files, and write it to the JSON file ``output`` if one is given.
+    """Print the advice from a study, and write it to the JSON file ``output`` unless that is None.
 
     UserError if the config is not valid, or if none of its evaluations is in ``results``.
     """
@@ -77,8 +77,8 @@ def main(
 def advise(study: Study, results: Path, budget: int | None = None, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Frontier and peaks of every task, and the advice on a budget of SFT and RL epochs, ready for JSON.
 
-    Without a budget it lists those that the study can say something about. Raises UserError for a budget below 1, and
-    as ``cisterna.report.statistics.read`` does.
+    Without a budget it lists the budgets for which the study compares splits. Raises UserError for a budget below 1,
+    and the UserErrors of ``cisterna.report.statistics.read``.
     """
     if budget is not None and budget < 1:
         raise UserError(f"--budget-epochs {budget}: expected a number of epochs, 1 or more")
@@ -95,7 +95,7 @@ def advise(study: Study, results: Path, budget: int | None = None, resamples: in
 def weigh(
     study: Study, sheets: Mapping[tuple[str, str], AnySheet], budget: int | None, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """``advise`` without the files: from the answers of every (task, split)."""
+    """The part of ``advise`` that needs no files: ``sheets`` has the answers for every (task, split)."""
     there = present(sheets)
     found = [(task, model) for task, model in claims.cells(study) if (task, model.path) in there]
     tasks = {task: _stages(task, found, sheets, resamples) for task in study.tasks if (task, "id") in sheets}
@@ -156,7 +156,7 @@ def _name(m: Model) -> str:
 
 
 def _frontier(of: Stages) -> list[dict[str, Any]]:
-    """Stages that no other beats on one split without losing on the other, in the data or in some resamples."""
+    """The stages on the Pareto frontier of ID and OOD, in the data or in at least LIKELY of the resamples."""
     ours = [of.scores[split] for split in TEST_SPLITS]
     once = _undominated(*(scores.observed[None] for scores in ours))[0]
     often = _undominated(*(scores.drawn for scores in ours)).mean(0)
@@ -175,7 +175,7 @@ def _frontier(of: Stages) -> list[dict[str, Any]]:
 
 
 def _undominated(first: Array, second: Array) -> np.ndarray:
-    """Which columns no other is at least as good as in both, and better in one; shape (rows, columns)."""
+    """Which columns are on the Pareto frontier, shape (rows, columns): none is as good on both and better on one."""
     kept = np.ones(first.shape, dtype=bool)
     for place in range(first.shape[1]):
         ahead, beside = first[:, [place]], second[:, [place]]
@@ -185,13 +185,13 @@ def _undominated(first: Array, second: Array) -> np.ndarray:
 
 def _estimate(scores: Scores, place: int) -> dict[str, float]:
     tail = 50 * (1 - LEVEL)
-    # A score is a share; the tails of Student's t, which stand for other training seeds, do not know that.
+    # A score is a share. The part of the draws for other training seeds is from Student's t, and may go beyond 0 and 1.
     low, high = np.clip(np.percentile(scores.drawn[:, place], [tail, 100 - tail]), 0, 1)
     return {"value": float(scores.observed[place]), "low": float(low), "high": float(high)}
 
 
 def _peaks(of: Stages) -> list[dict[str, Any]]:
-    """Of each SFT recipe with two rungs or more: in which share of the resamples OOD is highest at each rung."""
+    """For each SFT recipe with two rungs or more, the share of the resamples in which OOD is highest at each rung."""
     ladders: dict[tuple[Any, ...], dict[int, int]] = defaultdict(dict)
     for place, (model, *_) in enumerate(of.models):
         if model.kind == "sft":
@@ -223,7 +223,7 @@ Known = dict[int, dict[tuple[tuple[int, int], ...], list[tuple[str, str, tuple[i
 
 
 def _known(study: Study, tasks: Mapping[str, Stages]) -> Known:
-    """Budget in epochs -> splits that were compared -> (task, setting, place of each split's stage)."""
+    """Budget in epochs -> the splits that are compared -> (task, setting, index of the stage of each split)."""
     known: Known = defaultdict(lambda: defaultdict(list))
     places = {
         (task, model.path): place
@@ -234,13 +234,13 @@ def _known(study: Study, tasks: Mapping[str, Stages]) -> Known:
     for (unit, total, words, (task, *_)), splits in claims.allocations(study).items():
         if unit == "epochs" and all((task, model.path) in places for model in splits.values()):
             one = task, words, tuple(places[task, model.path] for model in splits.values())
-            if one not in known[total][tuple(splits)]:  # every seed has it
+            if one not in known[total][tuple(splits)]:  # the same for every seed
                 known[total][tuple(splits)].append(one)
     return known
 
 
 def _budget(budget: int, known: Known, tasks: Mapping[str, Stages]) -> dict[str, Any]:
-    """For each set of splits that was compared: how good each is, how often the best, and what to do."""
+    """For each set of splits that is compared: how good each is, how often it is the best, and a verdict."""
     if budget not in known:
         listed = ", ".join(map(str, sorted(known)))
         has = f"It compares splits of {listed} epochs." if known else "It compares none of any budget."
@@ -269,7 +269,7 @@ def _compare(
     tasks: Mapping[str, Stages],
     split: str,
 ) -> list[dict[str, float]]:
-    """Of each allocation: mean over tasks of equal weight, how often it is the best, and what it is expected to lose.
+    """For each allocation: mean over tasks of equal weight, how often it is the best, and its expected regret.
 
     The expected regret is the mean, over resamples, of the best allocation's score minus this one's.
     """
@@ -290,7 +290,7 @@ def _compare(
 
 
 def _choice(splits: Sequence[tuple[int, int]], found: Sequence[Mapping[str, float]], split: str) -> dict[str, Any]:
-    """The allocation that is the best in most resamples, if that is sure enough."""
+    """The allocation that is the best in most resamples, and whether it is in at least SURE of them."""
     place = max(range(len(splits)), key=lambda place: found[place]["probability_best"])
     sft, rl = splits[place]
     one = found[place]
@@ -302,7 +302,7 @@ def _choice(splits: Sequence[tuple[int, int]], found: Sequence[Mapping[str, floa
 
 
 def _overall(budget: int, comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: an allocation only where both splits support it everywhere."""
+    """A verdict in one sentence; it names an allocation only if both splits support it in all comparisons."""
     choices = [comparison["verdict"][split] for comparison in comparisons for split in TEST_SPLITS]
     splits = {(choice["sft"], choice["rl"]) for choice in choices if choice["sure"]}
     if all(choice["sure"] for choice in choices) and len(splits) == 1:
@@ -327,13 +327,13 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"{task} is left out: {reason}.", markup=False)
     covers = "test examples and training seeds"
     if max(found["seeds"].values(), default=0) < 2:
-        covers = "test examples only: with one training seed nothing is known of the luck of training"
+        covers = "test examples only: with one training seed the variation between trainings is unknown"
     console.print(f"Intervals ({method['level']:.0%}) and probabilities cover {covers}.\n")
     if found["budget"]:
         _show_budget(found["budget"], console)
     else:
         budgets = ", ".join(map(str, found["budgets"])) or "none"
-        console.print(f"[bold]Budgets[/bold] (--budget-epochs) of which this study compares splits: {budgets}\n")
+        console.print(f"[bold]Budgets[/bold] (--budget-epochs) for which this study compares splits: {budgets}\n")
     for task, ladders in found["peaks"].items():
         _show_peaks(task, ladders, console)
     for task, stages in found["frontier"].items():

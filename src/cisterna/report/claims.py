@@ -1,10 +1,10 @@
-"""What each claim of arXiv:2606.16517 compares, of the models that a study has.
+"""Which models of a study each claim of arXiv:2606.16517 compares.
 
-A claim has one or more *parts*, each one comparison on one split. A part is made of *contrasts*: in one task, setting
-and seed, a fixed arm against one rival or several. A setting is what both arms share in every seed: backbone, form of
-the sequences, recipes, rungs.
+A claim has one or more *parts*, each one comparison on one split. A part consists of *contrasts*: in one task, setting
+and seed, a fixed arm is compared with one or more rivals. A *setting* is what both arms have in common for all seeds:
+backbone, form of the sequences, recipes, rungs (checkpoints of a run, by epochs).
 
-Not for what the answers say about a comparison (``cisterna.report.findings``).
+Not for effects and verdicts (``cisterna.report.findings``).
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ Budgets = dict[tuple[Any, ...], dict[tuple[int, int], Model]]
 
 @dataclass(frozen=True)
 class Contrast:
-    """In one task, setting and seed: ``fixed`` minus each of ``rivals``, by name."""
+    """In one task, setting and seed: ``fixed`` is compared with each of ``rivals``, which have names."""
 
     task: str
     setting: str
@@ -43,7 +43,7 @@ class Part:
     name: str
     split: str
     title: str
-    needs: str  # what a study must have for it
+    needs: str  # what a study must contain for this comparison
     contrasts: tuple[Contrast, ...]
     sign: int = 1
     decides: bool = True  # the verdict of the claim rests on it
@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. ``conjunction``: it says that all parts hold, not that some do."""
+    """A claim of the paper. ``conjunction``: the claim is that all parts are true, not that some are."""
 
     name: str
     title: str
@@ -60,9 +60,9 @@ class Claim:
 
 
 def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
-    """The claims, each with the contrasts of the study of which all cells are ``present``: (task, path of the model).
+    """The claims, each with the contrasts whose evaluations are all ``present``: (task, path of the model).
 
-    A contrast that lacks a cell is left out whole: the best of those that are left would be another comparison.
+    A contrast that lacks one evaluation is left out: the best of the remaining rivals would be another comparison.
     """
     every = cells(study)
 
@@ -173,12 +173,12 @@ def _gain(model: Model) -> Arm:
 
 
 def _origin(task: str, model: Model) -> tuple[Any, ...]:
-    """What the models of one comparison share, whatever their stages."""
+    """What the models of one comparison have in common, whatever their stages."""
     return task, model.seed, model.backbone, model.cpt, model.sequences, model.encoder
 
 
 def _words(model: Model, *more: str) -> str:
-    """A setting in words: what its comparisons share in every seed of a task."""
+    """A setting in words."""
     form = [] if model.sequences == "tokens" else [f"{model.sequences} of {model.encoder}"]
     return " · ".join([model.backbone, *form, f"CPT {model.cpt}" if model.cpt else "no CPT", *more])
 
@@ -222,7 +222,7 @@ def _ladders(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
 
 
 def _rl(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
-    """(origin, SFT recipe or None, RL recipe, RL rung) -> SFT rung that RL began from -> model, ascending."""
+    """(origin, SFT recipe or None, RL recipe, RL rung) -> SFT rung that RL started from -> model, ascending."""
     starts = _grouped(
         ((*_origin(task, m), m.sft, m.rl, m.rl_epochs), m.sft_epochs, m) for task, m in found if m.kind == "rl"
     )
@@ -230,10 +230,10 @@ def _rl(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
 
 
 def _strong_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
-    """Key and starts of ``_rl``, the model that began from strong SFT, and words for it.
+    """Key and models of ``_rl``, the one of them whose RL started from strong SFT, and its setting in words.
 
-    Strong is the most epochs of SFT that any RL of the same origin began from, whatever the recipes, if others began
-    from fewer or if no SFT there has more.
+    Strong SFT has the most epochs from which any RL of the same origin started, whatever the recipes, provided that
+    other RL started from fewer, or that no SFT of this origin has more.
     """
     begun: dict[Any, set[int]] = defaultdict(set)
     trained: dict[Any, set[int]] = defaultdict(set)
@@ -272,9 +272,10 @@ def _strong_against_cold(found: Sequence[tuple[str, Model]]) -> Iterable[Contras
 def allocations(study: Study) -> Budgets:
     """(unit, total, words, origin) -> (SFT, RL) in that unit -> model, for every budget with two splits or more.
 
-    In epochs: the splits of one SFT and one RL recipe. In examples (passes over one training example, SFT's and
-    RL's): those of recipes that differ in nothing but how much is trained; of two ways to one split the one with fewer
-    epochs counts. A budget in examples that has no model more than one in epochs is that one, and left out.
+    A budget in epochs compares splits of one SFT and one RL recipe. A budget in examples (a pass over one training
+    example counts 1) compares splits of recipes that differ only in how much is trained; if two models have the same
+    split, the one with fewer epochs is used. A budget in examples is left out if all its models are in one budget in
+    epochs: it is the same comparison.
     """
     stages = _grouped((_origin(task, m), m.path, m) for task, m in cells(study) if m.kind in ("sft", "rl"))
     budgets: Budgets = {}
@@ -327,7 +328,7 @@ def _family(study: Study, kind: str, name: str | None) -> str:
 
 
 def _examples(study: Study, model: Model) -> tuple[int, int] | None:
-    """Passes over a training example in SFT and in RL; None where the data alone say how many there are."""
+    """Passes over a training example in SFT and in RL; None if the config does not say how many examples there are."""
     passes = []
     for kind, name, epochs in (("sft", model.sft, model.sft_epochs), ("rl", model.rl, model.rl_epochs)):
         examples = _epoch(study, str(model.task), kind, name)[0] if name else 0
@@ -338,7 +339,7 @@ def _examples(study: Study, model: Model) -> tuple[int, int] | None:
 
 
 def _epoch(study: Study, task: str, kind: str, name: str) -> tuple[int | None, int | None]:
-    """Training examples in an epoch of a recipe, and in train; None where the config does not say."""
+    """Training examples in an epoch of a recipe, and in all of train; None if the config does not say."""
     recipe, train = study.recipe(kind, name), study.config["tasks"][task].get("train")
     train = train if isinstance(train, int) else None
     return recipe.get("examples") or (round(train * recipe.get("fraction", 1.0)) if train else None), train

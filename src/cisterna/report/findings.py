@@ -1,12 +1,13 @@
-"""The claims of arXiv:2606.16517, tested on the answers of any study: effect, interval, n, verdict, cells.
+"""Tests the claims of arXiv:2606.16517 on the answers of a study: effect, interval, n, verdict, models compared.
 
     cisterna findings --results results --output results/studies/NAME
 
-writes ``findings.json`` and ``findings.html``. What each claim compares is in ``cisterna.report.claims``. Where a fixed
-model stands against the best of several, that one is chosen on other examples and other seeds than it is measured on
-(cross-fitting), so that the luck of the best is not counted. docs/findings.md says how to read the result.
+writes ``findings.json`` and ``findings.html``. ``cisterna.report.claims`` defines what each claim compares. If a model
+is compared with the best of several, the best is chosen on other examples and seeds than it is measured on
+(cross-fitting): the best of many noisy numbers is too large. docs/findings.md explains how to read the result.
 
-Not for choosing a model: see ``cisterna.report.advice``, and neither ID nor OOD may choose a checkpoint.
+Not for choosing a model: neither ID nor OOD may choose a checkpoint. For advice on a budget see
+``cisterna.report.advice``.
 """
 
 from collections import defaultdict
@@ -26,7 +27,7 @@ from cisterna.study import Study
 FINDINGS = "findings.json"
 PAGE = "findings.html"
 ALPHA = 0.05  # of all verdicts of a study together
-TERMS_PRIMARY = "f1_micro"  # stands in the place of PRIMARY where answers are sets of terms
+TERMS_PRIMARY = "f1_micro"  # what PRIMARY is of tasks whose answers are sets of terms
 MARGIN = 0.01  # of PRIMARY: a smaller effect would not decide whether anyone trains a stage
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
 ABSENT = "not in this study"
@@ -34,7 +35,11 @@ ABSENT = "not in this study"
 
 @dataclass(frozen=True)
 class Effect:
-    """One metric's effect in one task: a value a setting and seed, their mean, and draws of its error by examples."""
+    """The effect on one metric in one task.
+
+    ``each`` has the effect of each seed for each setting, ``value`` their mean, and ``draws``, shape (resamples,), that
+    mean under resamples of the examples.
+    """
 
     each: tuple[dict[int, float], ...]
     value: float
@@ -42,10 +47,10 @@ class Effect:
 
 
 def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
-    """Write findings.json and findings.html of a study into the folder ``output``; returns what the JSON holds.
+    """Write findings.json and findings.html of a study into the folder ``output``; returns the content of the JSON.
 
-    ``results`` is the folder that holds ``models/``. Evaluations that are absent are listed and left out. The same
-    answers give the same bytes. Raises UserError as ``cisterna.report.statistics.read`` does.
+    ``results`` is the folder with ``models/``. Evaluations that are absent are listed and left out. The same answers
+    give the same bytes. Raises the UserErrors of ``cisterna.report.statistics.read``.
     """
     answers = statistics.read(study, results)
     asked = claims(study, present(answers.sheets))
@@ -83,7 +88,7 @@ def method(resamples: int, margin: float) -> dict[str, Any]:
 
 
 def present(sheets: Mapping[tuple[str, str], AnySheet]) -> set[tuple[str, str]]:
-    """(task, path of the model) of every evaluation that there is."""
+    """(task, path of the model) of every evaluation in ``sheets``."""
     return {(task, model) for (task, _), of in sheets.items() for model in of.models}
 
 
@@ -96,8 +101,8 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Effect, interval, n, p and verdict of every part, and the verdict of every claim, ready for JSON.
 
-    ``sheets`` has the answers of a (task, split). Within a study each (task, split) is resampled once, so that all
-    parts see the same resamples.
+    ``asked`` has the claims, ``sheets`` the answers for each (task, split). Each (task, split) is resampled once, so
+    that all parts see the same resamples.
     """
     drawn: dict[tuple[str, str], Draws] = {}
     chosen = {
@@ -154,7 +159,7 @@ def _verdict(claim: Claim, parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _measure(part: Part, of: Callable[[str, str], Draws], margin: float) -> dict[str, Any]:
-    """One part, without the verdict, which depends on the others."""
+    """One part, without the verdict: the correction for many tests needs the p-values of all parts."""
     head: dict[str, Any] = {"part": part.name, "split": part.split, "title": part.title, "decides": part.decides}
     if not part.contrasts:
         return head | {"status": ABSENT, "verdict": ABSENT, "needs": part.needs}
@@ -221,7 +226,7 @@ def _arms(contrast: Contrast) -> list[Arm]:
 
 
 def _settings(contrasts: Sequence[Contrast]) -> dict[str, list[Contrast]]:
-    """The contrasts of a task by setting, a seed each."""
+    """Setting -> its contrasts, one for each seed."""
     groups: dict[str, list[Contrast]] = defaultdict(list)
     for contrast in contrasts:
         groups[contrast.setting].append(contrast)
@@ -229,7 +234,7 @@ def _settings(contrasts: Sequence[Contrast]) -> dict[str, list[Contrast]]:
 
 
 def _each_rival(part: Part, drawn: Mapping[str, Draws]) -> dict[str, dict[str, float]]:
-    """The fixed arm against each rival in turn: description, with intervals that know of no other comparison."""
+    """The fixed arm against each rival in turn: a description, not corrected for the number of rivals."""
     names = dict.fromkeys(name for contrast in part.contrasts for name in contrast.rivals)
     found = {}
     for name in names:
@@ -249,7 +254,7 @@ def _each_rival(part: Part, drawn: Mapping[str, Draws]) -> dict[str, dict[str, f
 
 
 def _summary(effects: Sequence[Effect], rng: np.random.Generator) -> tuple[dict[str, float], Array]:
-    """Mean over tasks of equal weight, with the interval of examples and seeds; and the draws behind it."""
+    """Mean over tasks of equal weight with its interval over examples and seeds, and the draws of the interval."""
     seeds = [statistics.seed_variance(effect.each) for effect in effects]
     value = float(np.mean([effect.value for effect in effects]))
     draws = np.mean([effect.draws for effect in effects], axis=0)
@@ -260,11 +265,11 @@ def _summary(effects: Sequence[Effect], rng: np.random.Generator) -> tuple[dict[
 
 
 def _effects(drawn: Draws, settings: Sequence[Sequence[Contrast]], sign: int) -> dict[str, Effect]:
-    """Metric -> effect in one task; ``settings`` has the contrasts of each, a seed each."""
+    """Metric -> effect in one task; ``settings`` has for each setting its contrasts, one for each seed."""
     values: dict[str, list[dict[int, float]]] = {metric: [] for metric in drawn.observed}
     draws: dict[str, list[Array]] = {metric: [] for metric in drawn.observed}
     for contrasts in settings:
-        names = list(contrasts[0].rivals)  # those of every seed
+        names = list(contrasts[0].rivals)  # the same for every seed
         measured = _direct(drawn, contrasts, names[0]) if len(names) == 1 else _crossfit(drawn, contrasts, names)
         for metric, (observed, resampled) in measured.items():
             each = {contrast.seed: sign * float(value) for contrast, value in zip(contrasts, observed, strict=True)}
@@ -290,7 +295,7 @@ def _weights(drawn: Draws, arms: Sequence[Arm]) -> np.ndarray:
 
 
 def _direct(drawn: Draws, contrasts: Sequence[Contrast], name: str) -> dict[str, tuple[Array, Array]]:
-    """Metric -> fixed minus rival: a seed each, shape (seeds,), and its mean under resamples, shape (R,)."""
+    """Metric -> fixed minus rival for each seed, shape (seeds,), and its mean under resamples, shape (resamples,)."""
     weights = _weights(drawn, [one.fixed for one in contrasts])
     weights -= _weights(drawn, [one.rivals[name] for one in contrasts])
     return {
@@ -303,10 +308,10 @@ def _crossfit(drawn: Draws, contrasts: Sequence[Contrast], names: Sequence[str])
     """As ``_direct``, with fixed minus the best rival, chosen on PRIMARY.
 
     The rival of a seed is the best by the mean of the other seeds (its own, if it is the only one) on one half of the
-    examples; it is measured with that seed on the other half; the halves then change places. The estimate is the mean
-    over many random halvings of the examples. A resample of the examples repeats halving, choice and measurement, and
-    the draws are moved to have the estimate as their mean: a resample has fewer distinct examples to choose with, so
-    it chooses worse than the data do.
+    examples; it is measured with that seed on the other half; then the halves are swapped. The estimate is the mean
+    over many random halvings of the examples. Each resample of the examples repeats halving, choice and measurement.
+    The draws are shifted so that their mean is the estimate: a resample has fewer distinct examples to choose with, so
+    its choices are worse than those on the data.
     """
     assert drawn.halves is not None, "drawn with halves"
     assert drawn.resampled_halves is not None, "drawn with halves"

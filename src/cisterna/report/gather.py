@@ -21,7 +21,7 @@ import pandas as pd
 from cisterna.artifacts import files, logs
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
-from cisterna.report import CELLS, GAINS, METRICS, REWARDS
+from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
 from cisterna.scoring import gene_ontology
 from cisterna.scoring.answers import AnswerSpace, Labels, Terms
 from cisterna.study import Model, Study
@@ -78,7 +78,7 @@ class Result:
 
     cell: str  # evaluation | baselines | perplexity | rl_gain | rl_rewards
     identity: Row
-    table: str  # METRICS, GAINS or REWARDS
+    table: str  # METRICS_TABLE, GAINS_TABLE or REWARDS_TABLE
     files: tuple[Path, ...]  # what it is read from
     jobs: tuple[str, ...]  # the outputs, relative to results/, of the jobs that write these files
     rows: Callable[[], Iterable[Row]]  # reads its rows of the table
@@ -126,7 +126,7 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     if missing and not partial:
         raise UserError(_missing_message(study, list(missing)))
     absence = _absence(study, results)
-    tables: dict[str, list[Row]] = {METRICS: [], GAINS: [], REWARDS: []}
+    tables: dict[str, list[Row]] = {METRICS_TABLE: [], GAINS_TABLE: [], REWARDS_TABLE: []}
     cells = []
     for result in wanted:
         absent = None
@@ -145,11 +145,11 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
         first = next((cell["reason"] for cell in cells if cell["state"] == "failed"), "nothing has run")
         raise UserError(f"study {study.name}: none of its {len(cells)} results is there: {first}")
     output.mkdir(parents=True, exist_ok=True)
-    _write(tables[METRICS], IDENTITY | NUMBERS | GROUP, output / METRICS)
+    _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE)
     first_columns = {"study": "string", "model": "string", "parent": "string"}
-    _write(tables[GAINS], first_columns | IDENTITY | NUMBERS, output / GAINS)
-    _write(tables[REWARDS], IDENTITY | LOGGED, output / REWARDS)
-    _write(cells, IDENTITY | CELL, output / CELLS)
+    _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
+    _write(tables[REWARDS_TABLE], IDENTITY | LOGGED, output / REWARDS_TABLE)
+    _write(cells, IDENTITY | CELL, output / CELLS_TABLE)
 
 
 def _missing_message(study: Study, paths: list[Path]) -> str:
@@ -216,7 +216,7 @@ def _evaluations(study: Study, results: Path) -> Iterator[Result]:
         identity = _identity(study, study.model(path), task, _modality(study, task))
         file = results / folder / "metrics.json"
         rows = functools.partial(_evaluation_rows, identity, file)
-        yield Result("evaluation", identity, METRICS, (file,), (folder,), rows)
+        yield Result("evaluation", identity, METRICS_TABLE, (file,), (folder,), rows)
 
 
 def _baselines(study: Study, results: Path) -> Iterator[Result]:
@@ -227,7 +227,7 @@ def _baselines(study: Study, results: Path) -> Iterator[Result]:
         folder = f"baselines/{task}"
         file = results / folder / "metrics.json"
         rows = functools.partial(_baseline_rows, identity, file)
-        yield Result("baselines", identity, METRICS, (file,), (folder,), rows)
+        yield Result("baselines", identity, METRICS_TABLE, (file,), (folder,), rows)
 
 
 def _perplexities(study: Study, results: Path) -> Iterator[Result]:
@@ -240,7 +240,7 @@ def _perplexities(study: Study, results: Path) -> Iterator[Result]:
         for corpus in sorted(corpus for backbone, corpus in study.tokenized if backbone == model.backbone):
             identity = _identity(study, model, corpus, study.config["corpora"][corpus]["modality"])
             rows = functools.partial(_perplexity_rows, identity, file, corpus)
-            yield Result("perplexity", identity, METRICS, (file,), (output,), rows)
+            yield Result("perplexity", identity, METRICS_TABLE, (file,), (output,), rows)
 
 
 def _gains(study: Study, results: Path) -> Iterator[Result]:
@@ -258,7 +258,7 @@ def _gains(study: Study, results: Path) -> Iterator[Result]:
         read = (results / after / "metrics.json", *predictions, *([ontology] if ontology else []))
         resamples = study.config["evaluation"]["bootstrap"]
         rows = functools.partial(_gain_rows, identity, results / after, results / before, resamples, ontology)
-        yield Result("rl_gain", identity, GAINS, read, (after, before, f"data/{task}"), rows)
+        yield Result("rl_gain", identity, GAINS_TABLE, read, (after, before, f"data/{task}"), rows)
 
 
 def _rewards(study: Study, results: Path) -> Iterator[Result]:
@@ -269,7 +269,7 @@ def _rewards(study: Study, results: Path) -> Iterator[Result]:
             output = f"{model.path}/checkpoint"
             file = results / output / "history.json"
             rows = functools.partial(_reward_rows, identity, file)
-            yield Result("rl_rewards", identity, REWARDS, (file,), (output,), rows)
+            yield Result("rl_rewards", identity, REWARDS_TABLE, (file,), (output,), rows)
 
 
 def _identity(study: Study, model: Model, task: str, modality: str) -> Row:

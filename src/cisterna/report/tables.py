@@ -38,15 +38,15 @@ def read(study: Study, folder: Path) -> Tables:
     def table(name: str) -> pd.DataFrame:
         return _with_encoders(pd.read_parquet(folder / name))
 
-    metrics = table(report.METRICS)
+    metrics = table(report.METRICS_TABLE)
     metrics = metrics[metrics.group.isna()]
     of_corpora = metrics.metric == "perplexity"
     return Tables(
         means(metrics[~of_corpora], study.tasks),
-        means(table(report.GAINS), study.tasks),
-        table(report.REWARDS),
+        means(table(report.GAINS_TABLE), study.tasks),
+        table(report.REWARDS_TABLE),
         metrics[of_corpora],
-        pd.read_parquet(folder / report.CELLS),
+        pd.read_parquet(folder / report.CELLS_TABLE),
     )
 
 

@@ -52,7 +52,7 @@ def figures(study: Study, folder: Path, output: Path) -> None:
     with mpl.rc_context(style.RC):
         for name in report.FIGURES:
             _save(DRAWINGS[name](study, of), output / name)
-    with files.replacing(output / report.TABLE) as path:
+    with files.replacing(output / report.RESULTS_PAGE) as path:
         path.write_text(results_page.page(of, study.name), encoding="utf-8")
 
 
