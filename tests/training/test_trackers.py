@@ -64,8 +64,7 @@ def test_an_unknown_tracker_ends_snakemake_before_any_job(tmp_path):
     clone = make(tmp_path)
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
     output = clone.run(*command, code=1, CISTERNA_REPORT_TO="comet")
-    expected = "found 'comet'; expected tensorboard, wandb, trackio, or several with commas between"
-    assert output.endswith(f"\nerror: CISTERNA_REPORT_TO: {expected}\n")
+    assert output.splitlines()[-1].startswith("error: CISTERNA_REPORT_TO: 'comet'")
     assert not clone.results.exists()
 
 

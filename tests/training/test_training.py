@@ -32,21 +32,19 @@ def same(one: Run, other: Run) -> bool:
 # --- Ladders ---
 
 
+WARMUP = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 11}  # into the second rung
+ACCUMULATION = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 11},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-    ],
-    ids=["constant", "warmup-into-second-rung", "accumulation"],
+    ("options", "rungs"), [({}, [1, 2]), (WARMUP | ACCUMULATION, [1, 2, 3])], ids=["constant", "warmup-accumulation"]
 )
-def test_sft_ladder_gives_the_weights_and_history_of_a_straight_run(base, splice, tmp_path, options, capsys):
+def test_sft_ladder_gives_the_weights_and_history_of_a_straight_run(base, splice, tmp_path, options, rungs, capsys):
     recipe = SFT | options
-    ladder = climb("sft", base, splice, tmp_path / "ladder", recipe, [1, 2, 4])
+    ladder = climb("sft", base, splice, tmp_path / "ladder", recipe, rungs)
     assert "resuming from step 8 of 16" in capsys.readouterr().out
-    straight = Run("sft", base, splice, tmp_path / "straight", recipe, 4).here()
-    assert ladder[-1].manifest["trained"]["steps"] == 32
+    straight = Run("sft", base, splice, tmp_path / "straight", recipe, rungs[-1]).here()
+    assert ladder[-1].manifest["trained"]["steps"] == 8 * rungs[-1]
     assert same(ladder[-1], straight)
     assert not same(ladder[0], ladder[1])
 
@@ -184,26 +182,30 @@ def test_recipe_options_reach_the_library_by_their_names(base, splice, dna, tmp_
     assert arguments.reward_weights == [1.0, 0.5]
 
 
-def test_rl_rank_is_free_of_the_sft_rank(solved, splice, tmp_path):
-    made = Run("rl", solved.output, splice, tmp_path, RL, 1).here()
-    for checkpoint, rank in ((solved, 8), (made, 2)):
+@pytest.fixture(scope="module")
+def rewarded(solved, splice, tmp_path_factory):
+    """One epoch of RL over SFT."""
+    return Run("rl", solved.output, splice, tmp_path_factory.mktemp("rewarded"), RL, 1).here()
+
+
+def test_rl_rank_is_free_of_the_sft_rank(solved, rewarded):
+    for checkpoint, rank in ((solved, 8), (rewarded, 2)):
         assert json.loads((checkpoint.output / "adapter_config.json").read_text())["r"] == rank
         shapes = {tensor.shape[0] for name, tensor in load_file(checkpoint.weights).items() if "lora_A" in name}
         assert shapes == {rank}
-    parent, child = (models.compose(checkpoint.output).state_dict() for checkpoint in (solved, made))
+    parent, child = (models.compose(checkpoint.output).state_dict() for checkpoint in (solved, rewarded))
     moved = {name for name in parent if not torch.equal(parent[name], child[name])}
     assert any("q_proj" in name for name in moved)
     assert "model.embed_tokens.weight" not in moved
 
 
-def test_rl_history_is_the_reward_curve(solved, splice, tmp_path):
-    made = Run("rl", solved.output, splice, tmp_path, RL, 1).here()
-    assert [entry["step"] for entry in made.history] == [1, 2, 3]
-    for entry in made.history:
+def test_rl_history_is_the_reward_curve(rewarded):
+    assert [entry["step"] for entry in rewarded.history] == [1, 2, 3]
+    for entry in rewarded.history:
         parts = entry["rewards/correct/mean"] + 0.5 * entry["rewards/well_formed/mean"]
         assert entry["reward"] == pytest.approx(parts, abs=1e-6)
         assert 0 <= entry["frac_reward_zero_std"] <= 1
-    assert made.manifest["trained"]["tokens"] > 0
+    assert rewarded.manifest["trained"]["tokens"] > 0
 
 
 def test_rl_starts_cold_from_a_model_that_can_already_answer(solved, splice, base, tmp_path):

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: the weights it changed and a manifest that says where they came from.
+"""Checkpoints: the weights that a stage changed, and a manifest that says how they were made.
 
 A checkpoint is a folder:
 
@@ -7,10 +7,10 @@ A checkpoint is a folder:
     model.safetensors           full weights, with config.json                          } the two
     tokenizer.json ...          in base checkpoints only
 
-The manifest names every file with its SHA-256, the parent checkpoint with the parent's identity, the recipe, the seed
-and the hashes of the data. `identity` is a hash over all of that and nothing measured, so the same run gives the same
-identity, and a child knows whether its parent is still the one it was trained from. `seal` is a hash over all the rest
-of the manifest, so that what was measured cannot be edited either.
+The manifest lists every file with its SHA-256, the parent checkpoint with the parent's identity, the recipe, the seed
+and the hashes of the data. `identity` is a hash of all that and of nothing measured. So the same run gives the same
+identity, and a changed parent is noticed, because its child records the identity. `seal` is a hash of the rest of the
+manifest, which protects the measurements too.
 
 Not for building models from checkpoints (`cisterna.models`), and not for trainer state (`cisterna.training`).
 """
@@ -48,8 +48,8 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Describe the files of `folder`, which is about to be published as `published`.
 
-    `parent` is the parent's checkpoint folder; `data` maps file names to their SHA-256; `trained` holds what the run
-    is reproducible in (steps, tokens, final loss), `measured` what it is not (seconds, bytes of memory).
+    `parent` is the parent's checkpoint folder; `data` maps file names to their SHA-256; `trained` are results that
+    are reproducible (steps, tokens), `measured` those that are not (seconds, bytes of memory).
     """
     facts = {
         "kind": kind,
@@ -82,7 +82,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises UserError where there is none or it was edited."""
+    """The manifest of a checkpoint. UserError if there is none, or if it was edited."""
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder}: not a checkpoint (no {MANIFEST}); build it with: snakemake --cores 1 {folder}")
@@ -120,7 +120,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def changed_file(folder: Path, name: str, digest: str) -> str | None:
-    """What is wrong with a file that the manifest of `folder` lists with this SHA-256, None if nothing is."""
+    """What is wrong with a file that the manifest of `folder` lists with this SHA-256; None if nothing is."""
     path = folder / name
     if not path.is_file():
         return f"{path}: missing; the manifest lists it. Delete {folder} and rerun"
@@ -130,7 +130,7 @@ def changed_file(folder: Path, name: str, digest: str) -> str | None:
 
 
 def strays(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What is in a checkpoint's folder and not in its manifest. A library that loads the folder might read it."""
+    """Problems with files in a checkpoint's folder that are not in its manifest: a library might read them."""
     known = {MANIFEST, SNAKEMAKE, *manifest["files"]}
     known |= {parent.as_posix() for name in manifest["files"] for parent in Path(name).parents}  # "." among them
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
@@ -142,7 +142,7 @@ def strays(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def other_parent(folder: Path, manifest: Mapping[str, Any], parent: Mapping[str, Any]) -> str | None:
-    """That `parent`, the manifest of the parent's folder now, is not that of the checkpoint trained from, if so."""
+    """The problem if `parent`, the parent's manifest as it is now, is not the one that was trained from; else None."""
     known, found = manifest["parent"]["identity"], parent["identity"]
     if known == found:
         return None

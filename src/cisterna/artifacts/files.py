@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writing, hashing, locks. Not for what is inside them."""
+"""Atomic writing, hashing and locks of files and folders, whatever their content."""
 
 import glob
 import hashlib
@@ -73,10 +73,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target`; when the block ends well it takes the place of `target` by renames.
+    """Yield a temporary folder next to `target`; when the block ends well, it replaces `target` by renames.
 
-    If the block raises, nothing of it stays and an earlier `target` is untouched. A `target` is never seen half
-    written or half deleted, also if the process is killed.
+    If the block raises, the temporary folder is removed and an earlier `target` is untouched. No other process ever
+    sees a `target` half written or half deleted, even if this process is killed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -95,7 +95,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of `new_folder(target)`. Only where no other process makes `target` now."""
+    """Remove what killed processes left of `new_folder(target)`. Only for a process that alone makes `target`."""
     random = (
         "?" * 8
     )  # what `tempfile.mkdtemp` adds; more would match the folders of a target named `{target.name}.more`
@@ -105,7 +105,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Wait until every file of a folder is on the disk: a machine that loses power keeps it whole or has none of it."""
+    """Wait until every file of a folder is on the disk, so that a power failure after the rename cannot damage it."""
     for path in (*folder.rglob("*"), folder):
         _sync(path)
 
@@ -120,9 +120,9 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def lock(work: Path) -> Iterator[None]:
-    """Hold the lock of a work folder, which is made if need be. UserError if another process holds it.
+    """Lock a work folder, which is made if it does not exist. UserError if another process has locked it.
 
-    The lock is the operating system's, so that of a killed process is free.
+    The operating system releases the lock when the process ends, also when it is killed.
     """
     from filelock import FileLock, Timeout
 

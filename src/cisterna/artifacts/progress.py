@@ -1,7 +1,7 @@
-"""How far a stage is: one small file in its work folder, for `cisterna status`.
+"""Progress of a stage: one small file in its work folder, which `cisterna status` reads.
 
-The file is for people: nothing that a stage computes or publishes depends on it. Not for resuming, which trainer state
-and finished shards are for. Times are Unix times in seconds.
+Nothing that a stage computes or publishes depends on the file, and no stage resumes from it. Times are Unix times in
+seconds.
 """
 
 import json
@@ -19,7 +19,7 @@ INTERVAL = 1.0  # seconds between two writes: steps of a tiny model take millise
 
 
 class Progress:
-    """Tells how far a stage is. Only the main process of a stage has one."""
+    """Writes how far a stage is. Only the main process of a stage has one."""
 
     def __init__(self, work: Path, output: Path, kind: str) -> None:
         """`work` is the stage's work folder, `output` what it will publish, `kind` its command: cpt, features, ..."""
@@ -37,12 +37,12 @@ class Progress:
         self._written = -math.inf
 
     def update(self, done: int, total: int, unit: str, **numbers: float) -> None:
-        """`done` of `total` `unit`s are behind the stage; `numbers` (loss, reward, ...) stand until given again.
+        """Record that `done` of `total` `unit`s are done, and `numbers` (loss, reward, ...), kept until they change.
 
-        To be called as often as convenient: writes at most once a second, and at the end. A disk that refuses the file
-        does not end the stage, which will meet the trouble itself where it matters.
+        Call it as often as you like: it writes at most once a second, and at the end. If the file cannot be written,
+        the stage continues.
         """
-        if not self._first:  # what a rate is counted from: the time before it went into imports and loading
+        if not self._first:  # rates are counted from here: imports and loading are over
             self._first = {"begun_at": done, "first_update": time.time()}
         self._numbers |= {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
         now = time.monotonic()

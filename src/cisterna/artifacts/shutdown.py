@@ -1,8 +1,8 @@
-"""A polite end: SIGTERM (Slurm before a time limit, `scancel`, a user's `kill`) asks a stage to save its state and end.
+"""Graceful shutdown on SIGTERM, which Slurm sends before a time limit or on `scancel`, and a user with `kill`.
 
-The signal only raises a flag; the stage looks at it where its state is whole (between two steps of training, between
-two batches of an evaluation), saves and raises `Stopped`. Further SIGTERMs change nothing: Slurm sends one to every
-process of a job, and torchrun hands on its own. Not for SIGKILL, after which the state of the last save is there.
+The signal only sets a flag. The stage checks the flag where its state is consistent (between two steps of training,
+between two batches of an evaluation), saves and raises `Stopped`. Further SIGTERMs change nothing: Slurm sends one to
+every process of a job, and torchrun sends its own on. After SIGKILL a stage resumes from its last save.
 """
 
 import signal
@@ -15,14 +15,14 @@ EXIT_CODE = 128 + signal.SIGTERM
 _asked = threading.Event()
 
 
-class Stopped(Exception):  # noqa: N818  (nothing went wrong)
+class Stopped(Exception):  # noqa: N818  (it is no error)
     """A stage was stopped from outside after it saved its state; says what was saved. Exit code 143."""
 
 
 @contextmanager
 def watch() -> Iterator[None]:
-    """While the block runs, SIGTERM ends nothing and makes `requested()` true."""
-    if threading.current_thread() is not threading.main_thread():  # no thread but this one may set a handler
+    """In the block SIGTERM does not end the process, but makes `requested()` true."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
         yield
         return
     _asked.clear()
@@ -34,5 +34,5 @@ def watch() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether this process has been asked to end."""
+    """Whether this process has received SIGTERM."""
     return _asked.is_set()

@@ -1,6 +1,4 @@
-"""Strict loading of weights: every key present, none left over, shapes as expected. Not for adapters or lineages
-(`cisterna.models`).
-"""
+"""Strict loading of full weights: no key is missing or left over, shapes fit. For lineages see `cisterna.models`."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
