@@ -1,8 +1,9 @@
-"""Findings, on simulated answers where the truth is known: what is planted is found, what is absent is not."""
+"""Findings, on simulated answers where the truth is known: planted effects are found, absent ones are not."""
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -239,18 +240,18 @@ def test_budgets_of_recipes_that_share_an_epoch_differently_are_counted_in_examp
 
 @pytest.mark.parametrize(("seeds", "luck"), [((0,), 0.0), ((0, 1, 2), 0.6)])
 def test_absent_effects_are_not_found(seeds: tuple[int, ...], luck: float) -> None:
-    """All claims of 200 studies together: in at most 5% a false verdict (17 of 200 is the 99% point of that rate).
+    """All claims of 100 studies together: in at most 5% a false verdict (11 of 100 is the 99% point of that rate).
 
-    With one seed the examples alone move the numbers; with three, the luck of training moves them more than examples.
+    With one seed only the examples vary; with three, trainings vary more than the examples.
     """
     study = studied(seeds, (TASK,))
     of = asked(study)
     wrong = 0
-    for number in range(200):
+    for number in range(100):
         sheets = simulate(study, flat, np.random.default_rng(number), size=150, luck=luck)
         found = findings.judge(of, sheets, resamples=1000, margin=0.0, halvings=60)
         wrong += any(part["verdict"] != UNDECIDED for part in parts(found).values())
-    assert wrong <= 17
+    assert wrong <= 11
 
 
 @pytest.mark.parametrize(("truth", "verdict"), [(as_claimed, SUPPORTED), (reversed_claims, CONTRADICTED)])
@@ -273,7 +274,7 @@ def unbiased(estimates: Sequence[float]) -> bool:
 
 @pytest.mark.parametrize(("seeds", "luck"), [((0,), 0.0), ((0, 1, 2), 0.3)])
 def test_the_best_rung_of_a_flat_curve_is_not_counted_as_a_peak(seeds: tuple[int, ...], luck: float) -> None:
-    """Neither by the luck of the examples (one seed), nor by that of training (three)."""
+    """Neither if only the examples vary (one seed), nor if trainings do (three)."""
     study = studied(seeds, (TASK,))
     (peak,) = [part for claim in asked(study) for part in claim.parts if part.name == "ood_peaks_early"]
     claim = claims.Claim("peak", "peak", True, (peak,))
@@ -345,54 +346,51 @@ def test_a_claim_of_several_parts_needs_all_of_them() -> None:
 # The files
 
 
+@dataclass(frozen=True)
+class Written:
+    """A study whose answers are in files, and what its findings are."""
+
+    study: Study
+    results: Path
+    output: Path
+    found: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     study = studied()
-    results = tmp_path_factory.mktemp("results")
+    results, output = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("findings")
     write(study, simulate(study, as_claimed, np.random.default_rng(0), size=300, luck=0.1), results)
-    return study, results
+    return Written(study, results, output, findings.findings(study, results, output))
 
 
-def test_findings_of_files_are_those_of_their_answers(written: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = written
-    found = findings.findings(study, results, tmp_path)
-    sheets = simulate(study, as_claimed, np.random.default_rng(0), size=300, luck=0.1)
-    effects = {name: part["effect"] for name, part in parts(found["claims"]).items()}
-    for name, part in parts(findings.judge(asked(study), sheets, resamples=50)).items():
+def test_findings_of_files_are_those_of_their_answers(written: Written) -> None:
+    sheets = simulate(written.study, as_claimed, np.random.default_rng(0), size=300, luck=0.1)
+    effects = {name: part["effect"] for name, part in parts(written.found["claims"]).items()}
+    for name, part in parts(findings.judge(asked(written.study), sheets, resamples=50)).items():
         for metric in statistics.METRICS:
             if not part["rivals"]:
                 assert effects[name][metric]["value"] == pytest.approx(part["effect"][metric]["value"], abs=1e-6)
-    assert json.loads((tmp_path / "findings.json").read_text()) == found
-    part = parts(found["claims"])["cpt_helps_ood"]
+    part = parts(written.found["claims"])["cpt_helps_ood"]
     assert part["n"] == {"examples": 600, "tasks": 2, "seeds": 3, "pairs": 24, "models": 48}
-    assert part["covers"] == "test examples and training seeds"
+    assert "training seeds" in part["covers"]
     assert part["p_holm"] >= part["p"]
-    assert found["method"]["correction"].startswith("Holm")
+    assert "Holm" in written.found["method"]["correction"]
 
 
-def test_the_command_writes_the_findings(written: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = written
-    command = ["findings", "--config", json.dumps(config()), "--results", str(results), "--output", str(tmp_path)]
-    assert cli.main(command) == 0
-    assert json.loads((tmp_path / findings.FINDINGS).read_text())["study"] == study.name
-    assert (tmp_path / findings.PAGE).is_file()
-
-
-def test_the_same_answers_give_the_same_bytes(written: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = written
-    for name in ("first", "second"):
-        findings.findings(study, results, tmp_path / name)
+def test_the_command_writes_the_same_bytes_as_the_function(written: Written, tmp_path: Path) -> None:
+    config_text, results = json.dumps(config()), str(written.results)
+    assert cli.main(["findings", "--config", config_text, "--results", results, "--output", str(tmp_path)]) == 0
     for file in (findings.FINDINGS, findings.PAGE):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+        assert (tmp_path / file).read_bytes() == (written.output / file).read_bytes()
+    assert json.loads((tmp_path / findings.FINDINGS).read_text()) == written.found
 
 
-def test_the_page_says_every_verdict_and_names_every_cell(written: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = written
-    found = findings.findings(study, results, tmp_path)
-    page = (tmp_path / findings.PAGE).read_text()
-    for claim in found["claims"]:
+def test_the_page_has_every_verdict_and_names_every_model(written: Written) -> None:
+    page = (written.output / findings.PAGE).read_text()
+    for claim in written.found["claims"]:
         assert claim["title"] in page
-    for part in parts(found["claims"]).values():
+    for part in parts(written.found["claims"]).values():
         assert f"{part['effect'][PRIMARY]['value']:+.3f}" in page
         for pair in part["pairs"]:
             for arms in pair["models"].values():
@@ -423,11 +421,11 @@ def test_a_claim_without_cells_says_what_it_needs(tmp_path: Path) -> None:
     page = (tmp_path / "out" / findings.PAGE).read_text()
     for part in parts(found["claims"]).values():
         if part["status"] == ABSENT:
-            assert f"not in this study: needs {part['needs']}" in page
+            assert part["needs"] in page
 
 
-def test_an_absent_evaluation_is_listed_and_its_pairs_are_left_out(written: tuple[Study, Path], tmp_path: Path) -> None:
-    study, results = written
+def test_an_absent_evaluation_is_listed_and_its_pairs_are_left_out(written: Written, tmp_path: Path) -> None:
+    study, results = written.study, written.results
     gone = f"models/nano/cpt-bio/{TASK}/s1/sft-brief/e4"
     for folder, path, _ in study.evaluations():
         if path != gone:
@@ -445,7 +443,7 @@ def test_an_absent_evaluation_is_listed_and_its_pairs_are_left_out(written: tupl
     assert list(ladder["effect"]) == ["0", "2"]  # without a rung nothing is known of the peak
     assert numbers["rl_from_strong_sft"]["n"]["seeds"] == 3
     page = (tmp_path / "out" / findings.PAGE).read_text()
-    assert "1 of 118 evaluations are absent" in page
+    assert "1 of 118 evaluations" in page
     assert f"<li>{gone}/eval</li>" in page
 
 
@@ -454,7 +452,7 @@ def test_models_that_answer_different_examples_are_refused(tmp_path: Path) -> No
     write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
     file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/ood.parquet"
     pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
-    with pytest.raises(UserError, match=r"sft-brief/e4/eval and .* answer different ood examples"):
+    with pytest.raises(UserError, match=r"sft-brief/e4/eval and .* different ood examples"):
         findings.findings(study, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -464,12 +462,12 @@ def test_a_file_that_is_no_table_of_answers_is_named(tmp_path: Path) -> None:
     write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
     file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/id.parquet"
     file.write_text("no parquet")
-    with pytest.raises(UserError, match=r"e4/eval/id\.parquet: cannot be read"):
+    with pytest.raises(UserError, match=str(file)):
         findings.findings(study, tmp_path, tmp_path / "out")
 
 
 def test_a_study_without_evaluations_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none of its 118 evaluations is in .* run snakemake"):
+    with pytest.raises(UserError, match=f"118 evaluations.*{tmp_path}"):
         findings.findings(studied(), tmp_path, tmp_path / "out")
 
 
@@ -533,4 +531,4 @@ def test_sets_of_terms_without_their_ontology_are_left_out_and_said(
     found = findings.findings(study, results, results / "out")
     assert list(found["tasks_left_out"]) == ["cell-type"]
     assert parts(found["claims"])["cpt_helps_id"]["n"]["tasks"] == 1
-    assert "<b>cell-type</b> is left out" in (results / "out" / findings.PAGE).read_text()
+    assert "<b>cell-type</b>" in (results / "out" / findings.PAGE).read_text()
