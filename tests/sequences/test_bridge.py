@@ -109,16 +109,16 @@ def shown(segment, stretch, pool, flank, width):
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm, case, form, width, kind, data):
     pool, flank, modality, prompts = case
-    tokens, model = plain(base)
+    tokenizer, model = plain(base)
     first = model.get_input_embeddings().num_embeddings
     table = model.get_input_embeddings().weight
 
     # What has to be: for each prompt, a token or a row of features at each position.
     texts, wanted = {"ACGT"}, []
     for prompt, segments in prompts:
-        ids = iter(tokens(tokenization.expand(prompt), add_special_tokens=False)["input_ids"])
+        ids = iter(tokenizer(tokenization.expand(prompt), add_special_tokens=False)["input_ids"])
         stretches = iter(zip(segments, tagged_stretches(prompt), strict=True))
-        opening = tokens.convert_tokens_to_ids(f"<{modality}>")
+        opening = tokenizer.convert_tokens_to_ids(f"<{modality}>")
         wanted.append([])
         for token in ids:
             wanted[-1].append(token)
@@ -134,7 +134,7 @@ def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm,
         reading = READING | {"pool": pool, "flank": flank}
         source = make_bank(Path(folder), esm, modality, reading, order, width, data.draw(st.integers(1, 40)))
         given_ids = encode_prompts(
-            tokens,
+            tokenizer,
             [prompt for prompt, _ in prompts],
             SequenceSource(form, source),
             [segments for _, segments in prompts],
@@ -152,12 +152,12 @@ def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm,
             cut = data.draw(st.sampled_from([slice(None), slice(low, None), slice(None, high)]))
             rows.append((given_ids[number][cut], wanted[number][cut]))
         length = max(1, *(len(ids) for ids, _ in rows), 1)
-        pads = [[tokens.pad_token_id] * (length - len(ids)) for ids, _ in rows]
+        pads = [[tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows]
         batch = [pad + ids if side == "left" else ids + pad for pad, (ids, _) in zip(pads, rows, strict=True)]
         items = [pad + row if side == "left" else row + pad for pad, (_, row) in zip(pads, rows, strict=True)]
 
         with joined(model, source, kind):
-            found = embedded(model, torch.tensor(batch), (torch.tensor(batch) != tokens.pad_token_id).long())
+            found = embedded(model, torch.tensor(batch), (torch.tensor(batch) != tokenizer.pad_token_id).long())
             for row, expected in zip(found, items, strict=True):
                 for at, item in zip(row, expected, strict=True):
                     if isinstance(item, int):
@@ -208,9 +208,9 @@ def of_bank(bank, form="features"):
     return open_source(form, "rna", bank)
 
 
-def prompt_ids(model, tokens, frame, given):
+def prompt_ids(model, tokenizer, frame, given):
     first = model.get_input_embeddings().num_embeddings
-    return encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    return encode_prompts(tokenizer, list(frame["prompt"]), given, list(frame["segments"]), first)
 
 
 def test_order_of_a_bank_changes_nothing(base, esm, bank, frame, tmp_path):
@@ -226,17 +226,17 @@ def test_order_of_a_bank_changes_nothing(base, esm, bank, frame, tmp_path):
         save_file({"features": torch.cat(part)}, paths[-1])
     feature_bank.publish(tmp_path / "permuted", esm, "rna", READING, {}, order, [len(part) for part in rows], paths, {})
     logits, sampled = [], []
-    tokens = tokenization.load(base)
+    tokenizer = tokenization.load(base)
     for folder in (bank, tmp_path / "permuted"):
         given = of_bank(folder)
         torch.manual_seed(0)
         model = models.compose(base)
         connect(model, given)
-        ids = prompt_ids(model, tokens, frame, given)
+        ids = prompt_ids(model, tokenizer, frame, given)
         with torch.inference_mode():
-            logits.append(model(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits)
+            logits.append(model(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits)
         options = OPTIONS | {"do_sample": True, "temperature": 1.0}
-        loaded = generate.LoadedModel(model, tokens, torch.device("cpu"), given)
+        loaded = generate.LoadedModel(model, tokenizer, torch.device("cpu"), given)
         outputs = generate.generate(loaded, loaded.encode(frame), options)
         sampled.append(generate.read(loaded, outputs, Labels(("a",)).parse))
     assert of_bank(bank).features.locate(texts[0]) != of_bank(tmp_path / "permuted").features.locate(texts[0])
@@ -286,14 +286,14 @@ def test_no_adapter_goes_on_the_bridge(model, bank):
 
 @pytest.mark.parametrize("batch", ["padded on the left", "one by one", "with a cache"])
 def test_batch_with_and_without_features_equals_each_alone(model, base, bank, frame, batch):
-    tokens, given = tokenization.load(base), of_bank(bank)
+    tokenizer, given = tokenization.load(base), of_bank(bank)
     connect(model, given)
-    rows = prompt_ids(model, tokens, frame.head(3), given)
-    rows += [tokens(text)["input_ids"] for text in ("A plain question?", "Another one, somewhat longer than that.")]
+    rows = prompt_ids(model, tokenizer, frame.head(3), given)
+    rows += [tokenizer(text)["input_ids"] for text in ("A plain question?", "Another one, somewhat longer than that.")]
     with torch.inference_mode():
         alone = [model(torch.tensor([ids])).logits[0] for ids in rows]
         if batch == "padded on the left":
-            padded = tokens.pad({"input_ids": rows}, return_tensors="pt")
+            padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
             found = [row[-len(ids) :] for row, ids in zip(model(**padded).logits, rows, strict=True)]
         elif batch == "one by one":
             found = [torch.stack([model(torch.tensor([ids[: at + 1]])).logits[0, -1] for at in range(len(ids))])
@@ -310,18 +310,18 @@ def test_batch_with_and_without_features_equals_each_alone(model, base, bank, fr
 
 @pytest.mark.parametrize("form", ["features", "both"])
 def test_generation_with_a_cache_equals_generation_without(model, base, bank, frame, form):
-    tokens, given = tokenization.load(base), of_bank(bank, form)
+    tokenizer, given = tokenization.load(base), of_bank(bank, form)
     connect(model, given)
-    batch = tokens.pad({"input_ids": prompt_ids(model, tokens, frame.head(4), given)}, return_tensors="pt")
+    batch = tokenizer.pad({"input_ids": prompt_ids(model, tokenizer, frame.head(4), given)}, return_tensors="pt")
     made = [model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False)]
     assert torch.equal(*made)
 
 
 def test_features_matter(model, base, bank, frame):
     """What the tests above compare could also be equal if the features were never read."""
-    tokens, given = tokenization.load(base), of_bank(bank)
+    tokenizer, given = tokenization.load(base), of_bank(bank)
     connect(model, given)
-    ids = torch.tensor(prompt_ids(model, tokens, frame.head(2), given)[:1])
+    ids = torch.tensor(prompt_ids(model, tokenizer, frame.head(2), given)[:1])
     with torch.inference_mode():
         before = model(ids).logits
         model.bridge.weight += 0.1 * torch.randn(model.bridge.weight.shape)
@@ -336,13 +336,13 @@ def test_bridge_takes_part_in_a_pass_without_features(model, base, bank):
 
 
 def test_policy_cannot_emit_a_feature_row(model, base, bank, frame):
-    tokens, given = tokenization.load(base), of_bank(bank)
+    tokenizer, given = tokenization.load(base), of_bank(bank)
     connect(model, given)
-    ids = prompt_ids(model, tokens, frame, given)
+    ids = prompt_ids(model, tokenizer, frame, given)
     first = model.get_input_embeddings().num_embeddings
     assert max(max(row) for row in ids) >= first
     assert model.get_output_embeddings().weight.shape[0] == first
-    batch = tokens.pad({"input_ids": ids}, return_tensors="pt")
+    batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     sampled = model.generate(**batch, max_new_tokens=30, do_sample=True, temperature=50.0)
     new = sampled[:, batch["input_ids"].shape[1] :]
     assert new.max() < first
@@ -350,8 +350,8 @@ def test_policy_cannot_emit_a_feature_row(model, base, bank, frame):
 
 
 def test_no_text_spells_a_feature_row(base):
-    tokens = tokenization.load(base)
-    assert max(tokens.get_vocab().values()) < models.compose(base).get_input_embeddings().num_embeddings
+    tokenizer = tokenization.load(base)
+    assert max(tokenizer.get_vocab().values()) < models.compose(base).get_input_embeddings().num_embeddings
 
 
 # --- Trained models ---
@@ -364,16 +364,16 @@ def reads(bank):
 
 def logits(folder, given, frame):
     """Logits of a checkpoint on the prompts of a frame."""
-    model, tokens = models.compose(folder), tokenization.load(models.base_of(folder))
+    model, tokenizer = models.compose(folder), tokenization.load(models.base_of(folder))
     connect(model, given)
-    return forward(model, tokens, frame, given)
+    return forward(model, tokenizer, frame, given)
 
 
-def forward(model, tokens, frame, given):
+def forward(model, tokenizer, frame, given):
     first = model.get_input_embeddings().num_embeddings
-    ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+    ids = encode_prompts(tokenizer, list(frame["prompt"]), given, list(frame["segments"]), first)
     with torch.inference_mode():
-        return model.eval()(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits
+        return model.eval()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits
 
 
 @contextlib.contextmanager
@@ -400,8 +400,8 @@ def test_checkpoint_composes_to_the_model_that_was_trained(base, splice, bank, f
         made = Run("sft", base, splice, tmp_path, recipe, 1, reads={"sequences": form, "bank": bank}).here()
     given = source_of(made.output, bank)
     assert given.form == form
-    tokens = tokenization.load(base)
-    theirs = forward(trained[0], tokens, frame, given)
+    tokenizer = tokenization.load(base)
+    theirs = forward(trained[0], tokenizer, frame, given)
     torch.testing.assert_close(logits(made.output, given, frame), theirs, **CLOSE)
     stored = {name for name in load_file(made.weights) if "bridge" in name}
     parts = {"weight", "bias"} | ({"inner_weight", "inner_bias"} if kind == "mlp" else set())
@@ -611,7 +611,7 @@ def test_trained_encoder_is_trained_composed_and_evaluated(base, splice, esm, fr
     assert {f"encoder.layer.{at}.attention.self.query.weight" for at in (0, 1)} <= moved
     # What evaluation reads is the trained encoder: its logits are those of the model that was trained.
     given = source_of(made.output)
-    tokens = tokenization.load(base)
+    tokenizer = tokenization.load(base)
     connect(composed, given)
     assert given.features.encoder.module is composed.encoder
     theirs = trained[0].eval()
@@ -619,14 +619,14 @@ def test_trained_encoder_is_trained_composed_and_evaluated(base, splice, esm, fr
     assert source.encoder.module is not composed.encoder
     with torch.inference_mode():
         first = composed.get_input_embeddings().num_embeddings
-        ids = encode_prompts(tokens, list(frame["prompt"]), given, list(frame["segments"]), first)
+        ids = encode_prompts(tokenizer, list(frame["prompt"]), given, list(frame["segments"]), first)
         for segments in frame["segments"]:
             for segment in segments:
                 source.locate(segment["sequence"])
         same = SequenceSource("features", source, given.encoder)
-        batch = tokens.pad({"input_ids": prompt_ids(composed, tokens, frame, same)}, return_tensors="pt")
+        batch = tokenizer.pad({"input_ids": prompt_ids(composed, tokenizer, frame, same)}, return_tensors="pt")
         expected = theirs(**batch).logits
-        found = composed(**tokens.pad({"input_ids": ids}, return_tensors="pt")).logits
+        found = composed(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # features without a graph are float16
     evaluate.evaluate(made.output, splice, tmp_path / "eval", OPTIONS)
 

@@ -42,13 +42,13 @@ def esm(folder, words, length=64, **options):
 
     folder.mkdir(parents=True)
     (folder / "words.txt").write_text("\n".join(words))
-    tokens = EsmTokenizer(str(folder / "words.txt"), **options)
-    tokens.save_pretrained(folder)
+    tokenizer = EsmTokenizer(str(folder / "words.txt"), **options)
+    tokenizer.save_pretrained(folder)
     config = EsmConfig(
         **SHAPE,
         vocab_size=len(words),
-        pad_token_id=tokens.pad_token_id,
-        mask_token_id=tokens.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
         position_embedding_type="rotary",
         token_dropout=True,
         initializer_range=0.5,
@@ -64,10 +64,10 @@ def bert(folder, core, length=64):
 
     around = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
-    tokens = PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)
-    tokens.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)
+    tokenizer.save_pretrained(folder)
     config = BertConfig(
-        **SHAPE, vocab_size=len(tokens), pad_token_id=tokens.pad_token_id, max_position_embeddings=length,
+        **SHAPE, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=length,
         initializer_range=0.5,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
@@ -126,18 +126,18 @@ def reference(folder, text, layer):
     """Each residue with the hidden state of its token: one text alone, its tokens found by spelling the text."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokens, module = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    ids = tokens(text)["input_ids"]
+    tokenizer, module = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    ids = tokenizer(text)["input_ids"]
     with torch.no_grad():
         states = module(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
     rows, left = [], text.replace(" ", "")
-    for token, state in zip(tokens.convert_ids_to_tokens(ids), states, strict=True):
+    for token, state in zip(tokenizer.convert_ids_to_tokens(ids), states, strict=True):
         piece = token.strip("Ġ▁")
         if left.startswith(piece):
             left = left[len(piece) :]
             rows += [state] if " " in text else [state] * len(piece)
         else:
-            assert token in tokens.all_special_tokens
+            assert token in tokenizer.all_special_tokens
     assert not left
     return torch.stack(rows)
 
@@ -491,26 +491,26 @@ def test_masked_residues_are_predicted_better_than_by_their_frequency(trained, c
 
 
 def test_encoder_that_knows_nothing_has_the_vocabularys_size_as_perplexity(corpora, tmp_path):
-    tokens = tokenization.build_for_encoder()
-    model = stage.make(ESM, tokens)
+    tokenizer = tokenization.build_for_encoder()
+    model = stage.make(ESM, tokenizer)
     with torch.no_grad():
         model.lm_head.decoder.weight.zero_()
         model.lm_head.bias.zero_()
     model.save_pretrained(tmp_path)
-    pieces = stage.read(tokens, Path(corpora["dna"]["file"]), "dna", 40)
-    found = stage.masked_perplexity(tmp_path, tokens, *pieces, 0.5)
-    assert found["perplexity"] == pytest.approx(len(tokens), rel=1e-4)
+    pieces = stage.read(tokenizer, Path(corpora["dna"]["file"]), "dna", 40)
+    found = stage.masked_perplexity(tmp_path, tokenizer, *pieces, 0.5)
+    assert found["perplexity"] == pytest.approx(len(tokenizer), rel=1e-4)
 
 
 def test_pieces_are_between_tags_and_held_out_documents_are_not_trained_on(corpora):
-    tokens = tokenization.build_for_encoder()
+    tokenizer = tokenization.build_for_encoder()
     path = Path(corpora["protein"]["file"])
-    training, heldout = stage.read(tokens, path, "protein", 40)
-    opening, closing = tokens.convert_tokens_to_ids(["<protein>", "</protein>"])
+    training, heldout = stage.read(tokenizer, path, "protein", 40)
+    opening, closing = tokenizer.convert_tokens_to_ids(["<protein>", "</protein>"])
     for pieces, flag in ((training, False), (heldout, True)):
         assert {(piece[0], piece[-1]) for piece in pieces} == {(opening, closing)}
         assert max(map(len, pieces)) == 42
-        residues = "".join(tokens.convert_ids_to_tokens(int(at))[-3] for piece in pieces for at in piece[1:-1])
+        residues = "".join(tokenizer.convert_ids_to_tokens(int(at))[-3] for piece in pieces for at in piece[1:-1])
         documents = (text for text in corpus.documents(path, "protein") if corpus.is_heldout(text) is flag)
         assert residues == "".join(documents)
 

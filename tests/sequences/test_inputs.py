@@ -29,7 +29,7 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def tokens(base):
+def tokenizer(base):
     return tokenization.load(base)
 
 
@@ -39,13 +39,13 @@ def chat(tmp_path_factory):
     from tokenizers import AddedToken, normalizers
 
     folder = tmp_path_factory.mktemp("chat")
-    model, tokens = hub_model(folder / "elsewhere", tie=True, spare=0)
-    tokens.backend_tokenizer.normalizer = normalizers.NFKC()
-    tokens.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}, False)
-    tokens.add_tokens([AddedToken("[INST]", normalized=False), "   "])
-    tokens.chat_template = TEMPLATE
-    tokens.save_pretrained(folder / "elsewhere")
-    model.resize_token_embeddings(len(tokens))
+    model, tokenizer = hub_model(folder / "elsewhere", tie=True, spare=0)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}, False)
+    tokenizer.add_tokens([AddedToken("[INST]", normalized=False), "   "])
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "elsewhere")
+    model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(folder / "elsewhere")
     models.make_base({"pretrained": str(folder / "elsewhere")}, folder / "base")
     return tokenization.load(folder / "base")
@@ -60,10 +60,10 @@ class Counted:
         self.locate = self.live.locate
 
 
-def parts(tokens, prompt, given, segments, first=1000):
+def parts(tokenizer, prompt, given, segments, first=1000):
     """Ids of a prompt as tokens and, for ids beyond the vocabulary, rows."""
-    (ids,) = encode_prompts(tokens, [prompt], given, [segments], first)
-    return [tokens.convert_ids_to_tokens(at) if at < first else at - first for at in ids]
+    (ids,) = encode_prompts(tokenizer, [prompt], given, [segments], first)
+    return [tokenizer.convert_ids_to_tokens(at) if at < first else at - first for at in ids]
 
 
 def between(found, tag):
@@ -89,14 +89,14 @@ AAG, GU = (["<|rna:A|>", "<|rna:A|>", "<|rna:G|>"], ["<|rna:G|>", "<|rna:U|>"])
     ("form", "expected"),
     [("tokens", [AAG, GU]), ("features", [[1, 2, 3], [4, 5]]), ("both", [[*AAG, 1, 2, 3], [*GU, 4, 5]])],
 )
-@pytest.mark.parametrize("which", ["tokens", "chat"])
+@pytest.mark.parametrize("which", ["tokenizer", "chat"])
 def test_form_says_what_is_between_the_tags(request, which, form, expected):
-    tokens = request.getfixturevalue(which)
+    tokenizer = request.getfixturevalue(which)
     given = SequenceSource() if form == "tokens" else SequenceSource(form, Counted())
-    found = parts(tokens, PROMPT, given, SEGMENTS)
+    found = parts(tokenizer, PROMPT, given, SEGMENTS)
     assert between(found, "rna") == expected
     # All else is as in the form of tokens.
-    plain = parts(tokens, PROMPT, SequenceSource(), SEGMENTS)
+    plain = parts(tokenizer, PROMPT, SequenceSource(), SEGMENTS)
     other = [part for part in found if isinstance(part, str) and not part.startswith("<|rna:")]
     assert other == [part for part in plain if not part.startswith("<|rna:")]
     if which == "chat":
@@ -115,22 +115,22 @@ def test_form_says_what_is_between_the_tags(request, which, form, expected):
     ],
     ids=["pooled", "pooled-to-one", "windows", "center-elsewhere", "whole-sequences"],
 )  # fmt: skip
-def test_rows_of_a_stretch_are_those_of_its_residues_in_its_window(tokens, reading, segments, expected):
-    found = parts(tokens, PROMPT, SequenceSource("features", Counted(**reading)), segments)
+def test_rows_of_a_stretch_are_those_of_its_residues_in_its_window(tokenizer, reading, segments, expected):
+    found = parts(tokenizer, PROMPT, SequenceSource("features", Counted(**reading)), segments)
     assert between(found, "rna") == expected
 
 
-def test_prompt_and_segments_that_do_not_fit_are_a_bug(tokens):
+def test_prompt_and_segments_that_do_not_fit_are_a_bug(tokenizer):
     for segments in (SEGMENTS[:1], [*SEGMENTS, SEGMENTS[0]]):
         with pytest.raises(ValueError, match="zip"):
-            parts(tokens, PROMPT, SequenceSource("features", Counted()), segments)
+            parts(tokenizer, PROMPT, SequenceSource("features", Counted()), segments)
 
 
-def test_prompts_with_and_without_stretches_are_read_in_one_call(tokens):
+def test_prompts_with_and_without_stretches_are_read_in_one_call(tokenizer):
     prompts = ["Plain?", PROMPT, "", "Plain <rna>", PROMPT]
     segments = [[], SEGMENTS, [], [], SEGMENTS]
-    found = encode_prompts(tokens, prompts, SequenceSource("features", Counted()), segments, 1000)
-    alone = [encode_prompts(tokens, [prompt], SequenceSource("features", Counted()), [part], 1000)[0]
+    found = encode_prompts(tokenizer, prompts, SequenceSource("features", Counted()), segments, 1000)
+    alone = [encode_prompts(tokenizer, [prompt], SequenceSource("features", Counted()), [part], 1000)[0]
              for prompt, part in zip(prompts, segments, strict=True)]  # fmt: skip
     assert found == alone
 
@@ -147,37 +147,39 @@ WORDS = st.lists(st.sampled_from(SPELLED) | st.text(max_size=8), max_size=6).map
 
 @given(WORDS, WORDS)
 @settings(deadline=None)
-@pytest.mark.parametrize("which", ["tokens", "chat"])
+@pytest.mark.parametrize("which", ["tokenizer", "chat"])
 def test_no_text_becomes_a_token_of_structure(request, which, before, after):
-    tokens = request.getfixturevalue(which)
+    tokenizer = request.getfixturevalue(which)
     text = f"{before}<rna>AAG</rna>{after}"
     if tokenization.TAGGED.findall(text) != [("rna", "AAG")]:
         return  # the text is a stretch of residues itself, which the tables of users refuse
-    added = {token for token in tokens.get_added_vocab() if token.strip()}
+    added = {token for token in tokenizer.get_added_vocab() if token.strip()}
     template = ["<|im_start|>", "<|im_end|>", "<|im_start|>"] if which == "chat" else []
     for form, inside in (("tokens", AAG), ("features", [])):
-        (written,) = tokenization.render_prompts(tokens, [text.replace("\x00", "")], form)
-        found = tokens.convert_ids_to_tokens(tokens(written.replace("\x00", ""), add_special_tokens=False)["input_ids"])
+        (written,) = tokenization.render_prompts(tokenizer, [text.replace("\x00", "")], form)
+        found = tokenizer.convert_ids_to_tokens(
+            tokenizer(written.replace("\x00", ""), add_special_tokens=False)["input_ids"]
+        )
         structure = [token for token in found if token in added]
         assert structure == [*template[:1], "<rna>", *inside, "</rna>", *template[1:]]
     # A document of a corpus is text and nothing else.
-    (ids,) = tokenization.encode_text(tokens, [text])
-    assert not added & set(tokens.convert_ids_to_tokens(ids))
-    for broken in tokenization.escape(tokens, [before, after]):
+    (ids,) = tokenization.encode_text(tokenizer, [text])
+    assert not added & set(tokenizer.convert_ids_to_tokens(ids))
+    for broken in tokenization.escape(tokenizer, [before, after]):
         assert not any(token in tokenization.TAGGED.sub("", broken) for token in added)
 
 
-def test_escaped_text_is_the_text_but_for_a_space(tokens):
-    (found,) = tokenization.escape(tokens, ["a <think> b <|dna:A|> c <rna>AU</rna> d <|endoftext|>"])
+def test_escaped_text_is_the_text_but_for_a_space(tokenizer):
+    (found,) = tokenization.escape(tokenizer, ["a <think> b <|dna:A|> c <rna>AU</rna> d <|endoftext|>"])
     assert found == "a < think> b < |dna:A|> c <rna>AU</rna> d < |endoftext|>"
-    assert tokenization.escape(tokens, ["Nothing here, 5' < 3'."]) == ["Nothing here, 5' < 3'."]
+    assert tokenization.escape(tokenizer, ["Nothing here, 5' < 3'."]) == ["Nothing here, 5' < 3'."]
 
 
 def test_blanks_that_a_tokenizer_has_tokens_of_stay_as_they_are(chat):
     assert tokenization.escape(chat, ["a   b"]) == ["a   b"]
 
 
-def test_completion_of_training_has_the_structure_that_cisterna_writes_and_no_other(tokens):
+def test_completion_of_training_has_the_structure_that_cisterna_writes_and_no_other(tokenizer):
     frame = pd.DataFrame(
         {
             "prompt": [PROMPT],
@@ -186,19 +188,19 @@ def test_completion_of_training_has_the_structure_that_cisterna_writes_and_no_ot
             "answer": ["a"],
         }
     )
-    rows = sft.tokenize(tokens, frame)
+    rows = sft.tokenize(tokenizer, frame)
     learned = [label for label in rows["labels"][0] if label != -100]
-    structure = [token for token in tokens.convert_ids_to_tokens(learned) if token in tokens.get_added_vocab()]
+    structure = [token for token in tokenizer.convert_ids_to_tokens(learned) if token in tokenizer.get_added_vocab()]
     residues = ["<rna>", "<|rna:A|>", "<|rna:U|>", "</rna>"]
     assert structure == ["<think>", *residues, "</think>", "<|endoftext|>"]
-    text, finished = tokenization.decode_completion(tokens, learned)
+    text, finished = tokenization.decode_completion(tokenizer, learned)
     assert finished
     assert answers.parse(text, ["a", "b"]) == "a"
 
 
-def test_feature_rows_are_labels_of_nothing(tokens):
+def test_feature_rows_are_labels_of_nothing(tokenizer):
     frame = pd.DataFrame({"prompt": [PROMPT], "segments": [SEGMENTS], "reasoning": ["r"], "answer": ["a"]})
-    rows = sft.tokenize(tokens, frame, SequenceSource("both", Counted()), 1000)
+    rows = sft.tokenize(tokenizer, frame, SequenceSource("both", Counted()), 1000)
     assert max(rows["input_ids"][0]) >= 1000 > max(rows["labels"][0])
 
 
@@ -302,12 +304,12 @@ def test_bank_of_a_task_holds_the_windows_of_all_its_stretches(esm, tmp_path):
     everything = pd.concat([pd.read_parquet(tmp_path / "data" / f"{split}.parquet") for split in SPLITS])
     positions = dict(zip(frame["seq"], frame["pos"], strict=True))
     network = encoders.load(esm, -1)
-    tokens = tokenization.build_for_encoder()
+    tokenizer = tokenization.build_for_encoder()
     assert len(everything) == 35
     for row in everything.itertuples():
         at = positions[row.sequence] - 1
         text = row.sequence[max(0, at - 4) : at + 4]
-        (ids,) = encode_prompts(tokens, [row.prompt], SequenceSource("features", opened), [row.segments], 1000)
+        (ids,) = encode_prompts(tokenizer, [row.prompt], SequenceSource("features", opened), [row.segments], 1000)
         found = opened.rows(torch.tensor([token - 1000 for token in ids if token >= 1000]))
         (expected,) = encoders.encode(network, [text], "dna", reading)
         torch.testing.assert_close(found, expected, atol=4e-3, rtol=0)
@@ -323,9 +325,9 @@ def test_task_without_residues_has_no_bank(esm, tmp_path, monkeypatch):
     assert not (tmp_path / "bank").exists()
 
 
-def test_structure_of_cisterna_is_what_the_tables_of_users_refuse(tokens):
+def test_structure_of_cisterna_is_what_the_tables_of_users_refuse(tokenizer):
     from cisterna.tasks.tables import MARKUP
 
-    for token in tokens.get_added_vocab():
+    for token in tokenizer.get_added_vocab():
         assert MARKUP.search(f"text {token} text"), token
     assert MARKUP.search("\x00")

@@ -16,7 +16,7 @@ PLAIN = st.text(st.characters(blacklist_characters="<>|", blacklist_categories=(
 
 
 @pytest.fixture(scope="module")
-def tokens(base):
+def tokenizer(base):
     return tokenization.load(base)
 
 
@@ -24,49 +24,49 @@ def tagged(modality, sequence):
     return f"<{modality}>{sequence}</{modality}>"
 
 
-def encode(tokens, prompt):
+def encode(tokenizer, prompt):
     """Ids of a prompt, its stretches of residues as tokens."""
-    return tokens(tokenization.render_prompts(tokens, [prompt])[0], add_special_tokens=False)["input_ids"]
+    return tokenizer(tokenization.render_prompts(tokenizer, [prompt])[0], add_special_tokens=False)["input_ids"]
 
 
 @given(SEQUENCES, PLAIN, PLAIN)
 @settings(deadline=None)
-def test_a_residue_is_one_token_whatever_text_stands_around_it(tokens, piece, before, after):
+def test_a_residue_is_one_token_whatever_text_stands_around_it(tokenizer, piece, before, after):
     modality, sequence = piece
     residues = [f"<|{modality}:{letter}|>" for letter in sequence]
-    written = tokens.convert_ids_to_tokens(encode(tokens, before + tagged(*piece) + after))
+    written = tokenizer.convert_ids_to_tokens(encode(tokenizer, before + tagged(*piece) + after))
     start = written.index(f"<{modality}>")
     assert written[start : start + len(sequence) + 2] == [f"<{modality}>", *residues, f"</{modality}>"]
-    assert tokens.decode(encode(tokens, before)) == before
+    assert tokenizer.decode(encode(tokenizer, before)) == before
     assert not any(token.startswith("<|") for token in written[:start] + written[start + len(sequence) + 2 :])
 
 
 @given(st.lists(st.tuples(PLAIN, SEQUENCES), max_size=4), PLAIN)
 @settings(deadline=None)
-def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokens, pieces, end):
+def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokenizer, pieces, end):
     text = "".join(before + tagged(*piece) for before, piece in pieces) + end
     assert tokenization.collapse(tokenization.expand(text)) == text
-    assert tokenization.collapse(tokens.decode(encode(tokens, text))) == text
+    assert tokenization.collapse(tokenizer.decode(encode(tokenizer, text))) == text
 
 
 @given(SEQUENCES)
 @settings(deadline=None)
-def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokens, piece):
+def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokenizer, piece):
     modality, sequence = piece
-    ids = tokenization.residue_ids(tokens, sequence.encode(), modality)
+    ids = tokenization.residue_ids(tokenizer, sequence.encode(), modality)
     assert ids.dtype == np.int32
-    assert ids.tolist() == encode(tokens, tagged(modality, sequence))[1:-1]
+    assert ids.tolist() == encode(tokenizer, tagged(modality, sequence))[1:-1]
 
 
 @pytest.mark.parametrize(
     ("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "B"), ("dna", "a"), ("rna", " ")]
 )
-def test_letters_outside_the_alphabet_are_named(tokens, modality, wrong):
+def test_letters_outside_the_alphabet_are_named(tokenizer, modality, wrong):
     letters = tokenization.ALPHABETS[modality]
     with pytest.raises(UserError, match=letters):
         tokenization.expand(f"text {tagged(modality, letters + wrong)}")
     with pytest.raises(UserError, match=f"{wrong!r} at position {len(letters) + 1} .*{letters}"):
-        tokenization.residue_ids(tokens, (letters + wrong).encode(), modality)
+        tokenization.residue_ids(tokenizer, (letters + wrong).encode(), modality)
 
 
 def test_residue_tokens_without_their_tags_are_not_letters():
@@ -74,13 +74,13 @@ def test_residue_tokens_without_their_tags_are_not_letters():
     assert tokenization.collapse(text) == text.replace("<dna><|dna:C|></dna>", "<dna>C</dna>")
 
 
-def test_what_a_model_wrote_ends_at_the_end_of_text_and_spells_control_tokens_out(tokens):
-    ids = tokens("<think>x<|pad|></think>Answer: <rna><|rna:A|></rna>", add_special_tokens=False)["input_ids"]
+def test_what_a_model_wrote_ends_at_the_end_of_text_and_spells_control_tokens_out(tokenizer):
+    ids = tokenizer("<think>x<|pad|></think>Answer: <rna><|rna:A|></rna>", add_special_tokens=False)["input_ids"]
     text = "<think>x<|pad|></think>Answer: <rna>A</rna>"
-    assert tokenization.decode_completion(tokens, ids) == (text, False)
-    end = [tokens.eos_token_id, tokens.pad_token_id, tokens.pad_token_id]
-    assert tokenization.decode_completion(tokens, ids + end) == (text, True)
-    assert tokenization.decode_completion(tokens, []) == ("", False)
+    assert tokenization.decode_completion(tokenizer, ids) == (text, False)
+    end = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.pad_token_id]
+    assert tokenization.decode_completion(tokenizer, ids + end) == (text, True)
+    assert tokenization.decode_completion(tokenizer, []) == ("", False)
 
 
 def test_only_what_stands_between_matching_tags_is_a_sequence():
@@ -88,15 +88,15 @@ def test_only_what_stands_between_matching_tags_is_a_sequence():
         assert tokenization.expand(text) == text
 
 
-def test_every_residue_of_every_modality_has_an_id_of_its_own(tokens):
-    ids = [tokens.convert_tokens_to_ids(token) for token in tokenization.added_tokens()]
+def test_every_residue_of_every_modality_has_an_id_of_its_own(tokenizer):
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in tokenization.added_tokens()]
     assert len(set(ids)) == len(ids)
-    assert tokens.unk_token_id not in ids
-    assert len({tokens.convert_tokens_to_ids(f"<|{modality}:A|>") for modality in tokenization.ALPHABETS}) == 3
+    assert tokenizer.unk_token_id not in ids
+    assert len({tokenizer.convert_tokens_to_ids(f"<|{modality}:A|>") for modality in tokenization.ALPHABETS}) == 3
 
 
-def test_digits_of_a_position_are_separate_tokens(tokens):
-    assert tokens.convert_ids_to_tokens(encode(tokens, "position 1234"))[-4:] == list("1234")
+def test_digits_of_a_position_are_separate_tokens(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(encode(tokenizer, "position 1234"))[-4:] == list("1234")
 
 
 def test_building_twice_gives_identical_files(tmp_path):
@@ -124,13 +124,13 @@ def test_a_folder_without_a_tokenizer_is_the_users_error(tmp_path):
 def test_a_prompt_stands_as_it_is_or_goes_through_the_chat_template(base):
     prompt = "Spliced? <rna>GU</rna>\n"
     expanded = "Spliced? <rna><|rna:G|><|rna:U|></rna>\n"
-    tokens = tokenization.load(base)
-    assert tokenization.render_prompts(tokens, [prompt])[0] == expanded
-    tokens.chat_template = (
+    tokenizer = tokenization.load(base)
+    assert tokenization.render_prompts(tokenizer, [prompt])[0] == expanded
+    tokenizer.chat_template = (
         "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    assert tokenization.render_prompts(tokens, [prompt])[0] == f"[user]{expanded}[assistant]"
+    assert tokenization.render_prompts(tokenizer, [prompt])[0] == f"[user]{expanded}[assistant]"
 
 
 def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):

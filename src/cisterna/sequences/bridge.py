@@ -1,11 +1,10 @@
-"""The bridge: how a language model reads features of an encoder in the middle of its prompt.
+"""The bridge (a multimodal projector): how a language model reads an encoder's features in the middle of its prompt.
 
-A feature row is one token id beyond the vocabulary: `first + row`, where `first` is the number of rows of the model's
-input embedding and `row` the row of a source of features (`cisterna.sequences.feature_bank`). `install` puts a hook
-before the decoder that looks the ids below `first` up in the embedding, as the model would, and takes the others from
-the source
-through the bridge. So a row stays at its position whatever pads, cuts or reorders the ids; no text can spell such an
-id, for the tokenizer does not have it; and a policy cannot sample it, for the output layer has no column for it.
+A feature row is a token id beyond the vocabulary: `first + row`, where `first` is the number of rows of the model's
+input embedding and `row` a row of the features (`cisterna.sequences.feature_bank`). `install` adds a hook before the
+decoder, which embeds ids below `first` as the model would, and projects the features of the others with the bridge. So
+a row stays at its position however ids are padded, cut or reordered; no text can become such an id, because the
+tokenizer does not have it; and a policy cannot sample it, because the output layer has no column for it.
 
 Not for making features (`cisterna.sequences.encoders`), and not for prompts (`cisterna.sequences.prompt`).
 """
@@ -22,8 +21,8 @@ from cisterna.errors import UserError
 KINDS = ("linear", "mlp")
 
 
-class Source(Protocol):
-    """Where rows come from: a bank, or a live encoder."""
+class FeatureRows(Protocol):
+    """The interface of a bank and of a live encoder that the bridge needs."""
 
     width: int
 
@@ -32,12 +31,12 @@ class Source(Protocol):
 
 
 class Bridge(nn.Module):
-    """Features (n, width) to embeddings (n, hidden): a linear layer, as in the paper, or an MLP of two.
+    """Features (n, width) to embeddings (n, hidden): a linear layer, as in the paper, or an MLP of two layers.
 
-    Features are first standardised, each row to mean 0 and variance 1 (layer norm without weights), as the hidden
-    states of encoders differ in scale by orders of magnitude. Initial weights are such that the outputs have the
-    spread `std` of the model's own embeddings. The weights are plain parameters and no `nn.Linear`, which PEFT's
-    `all-linear` would take for a layer to adapt.
+    Each feature row is first standardised to mean 0 and variance 1 (layer norm without weights), because the scale of
+    hidden states differs by orders of magnitude between encoders. With the initial weights, outputs have the standard
+    deviation `std` of the model's own embeddings. The weights are plain parameters and not `nn.Linear`, so that PEFT's
+    `all-linear` does not adapt them.
     """
 
     def __init__(self, kind: str, width: int, hidden: int, std: float) -> None:
@@ -59,21 +58,21 @@ class Bridge(nn.Module):
 
 
 def attach(model: Any, kind: str, width: int) -> None:
-    """Give a model a new bridge, `model.bridge`, unless it has one. UserError if that one is of another shape."""
+    """Give a model a new bridge, `model.bridge`, if it has none. UserError if it has one with another width."""
     present = getattr(model, "bridge", None)
     if present is None:
         embedding = model.get_input_embeddings().weight
         bridge = Bridge(kind, width, embedding.shape[1], float(embedding.detach().float().std()))
         model.bridge = bridge.to(embedding.device, embedding.dtype)
     elif present.width != width:
-        raise UserError(f"the model's bridge reads features of width {present.width}, the encoder's are {width} wide")
+        raise UserError(f"the model's bridge reads features of width {present.width}, not {width} as the encoder's")
 
 
-def install(model: Any, source: Source) -> None:
-    """Make a model with a bridge read the rows of `source` at ids beyond its vocabulary.
+def install(model: Any, features: FeatureRows) -> None:
+    """Make a model with a bridge read the rows of `features` at ids beyond its vocabulary.
 
-    To be called once, on the plain model, before adapters, DeepSpeed or DataParallel wrap it. The bridge runs in every
-    forward pass, also in one without a row: ranks have to gather and reduce the same parameters.
+    Call it once, on the plain model, before adapters, DeepSpeed or DataParallel wrap it. The bridge runs in every
+    forward pass, even without a feature row, because all ranks must gather and reduce the same parameters.
     """
     first = model.get_input_embeddings().num_embeddings
 
@@ -84,8 +83,8 @@ def install(model: Any, source: Source) -> None:
         beyond = ids >= first
         embeddings = model.get_input_embeddings()(ids.masked_fill(beyond, 0))
         index = (ids[beyond] - first).cpu()
-        found = source.rows(index) if len(index) else torch.zeros(1, source.width)
-        projected = model.bridge(found.to(embeddings.device)).to(embeddings.dtype)
+        rows = features.rows(index) if len(index) else torch.zeros(1, features.width)
+        projected = model.bridge(rows.to(embeddings.device)).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(beyond.unsqueeze(-1), projected)
         return arguments, options | {"input_ids": None, "inputs_embeds": embeddings}
 

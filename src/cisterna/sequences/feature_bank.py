@@ -1,4 +1,4 @@
-"""The feature bank: an encoder's features of every sequence of a task, computed once and read from a memory map.
+"""The feature bank (an embedding cache): an encoder's features of all sequences of a task, computed once.
 
     cisterna features --encoder results/encoders/nano-esm/checkpoint --data results/data/protein-fitness \
         --reading '{...}' --work results/.work/features/... --output results/features/nano-esm/protein-fitness
@@ -6,12 +6,12 @@
 A bank is a folder:
 
     features-00000.safetensors ...   tensor "features" (rows, width), float16 or bfloat16; a sequence is in one shard
-    index.arrow                      a row a sequence: sha256 of its text, residues, row (its first one), rows
+    index.arrow                      one row a sequence: sha256 of its text, residues, first row, number of rows
     manifest.json                    parent: the encoder; recipe: how it was read; data: hashes of the splits
 
-Rows are numbered through all shards. A sequence is found by the hash of its text, and its number of residues and of
-rows must be what the text asks for, so the order of a bank means nothing, and a sequence that it does not hold is an
-error. `cisterna.sequences.live` offers the same without a bank.
+Features are read from a memory map. Rows are numbered through all shards. A sequence is found by the hash of its text,
+so the order of a bank has no meaning; a sequence that is not in it, or has another number of residues or rows, is an
+error. `cisterna.sequences.live` has the same interface without a bank.
 """
 
 import hashlib
@@ -44,9 +44,9 @@ FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row",
 
 
 class Bank:
-    """A bank on disk, opened: verified, its index in memory, its features mapped.
+    """An opened bank: files verified, index in memory, features memory-mapped.
 
-    Raises UserError if a file is missing, changed or not listed, or if the index and the shards do not fit each other.
+    Raises UserError if a file is missing, changed or not in the manifest, or if index and shards do not agree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,12 +74,12 @@ class Bank:
         self._places = dict(zip(index["sha256"].to_pylist(), zip(*columns, strict=True), strict=True))
 
     def locate(self, text: str) -> tuple[int, int]:
-        """First row and number of rows of a sequence. UserError if the bank does not hold it, or not all of it."""
+        """First row and number of rows of a sequence. UserError if it is not in the bank, or not completely."""
         place = self._places.get(_digest(text))
         residues = encoders.residues(text)
         if place is None:
             raise UserError(
-                f"{self.folder}: holds no features of {text[:40]} ({residues} residues); it is the bank of other data. "
+                f"{self.folder}: no features of {text[:40]} ({residues} residues); it is the bank of other data. "
                 f"Delete {self.folder} and rerun"
             )
         if place[0] != residues or place[2] != encoders.rows(residues, self.reading["pool"]):
@@ -92,22 +92,22 @@ class Bank:
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Features of rows: (n,) int64 to (n, width). UserError for a row that the bank does not have."""
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self._ends[-1]:
-            raise UserError(f"{self.folder}: row {int(index.max())} asked of a bank of {self._ends[-1]} rows")
+            raise UserError(f"{self.folder}: no row {int(index.max())}; it has {self._ends[-1]} rows")
         if len(self._shards) == 1:
             return self._shards[0][index]
-        found = torch.empty(len(index), self.width, dtype=self._shards[0].dtype)
+        features = torch.empty(len(index), self.width, dtype=self._shards[0].dtype)
         shards = np.searchsorted(self._ends, index.numpy(), side="right")
         for shard in np.unique(shards):
             chosen = torch.from_numpy(shards == shard)
-            found[chosen] = self._shards[shard][index[chosen] - int(self._ends[shard] - len(self._shards[shard]))]
-        return found
+            features[chosen] = self._shards[shard][index[chosen] - int(self._ends[shard] - len(self._shards[shard]))]
+        return features
 
 
 def build_for_task(
     encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path,
     save_minutes: float = SAVE_MINUTES,
 ) -> dict[str, Any]:  # fmt: skip
-    """Publish the bank of a task: the windows of all segments of all splits in the folder `data`, each read once."""
+    """Publish the bank of the task in the folder `data`: the windows of all segments of all its splits."""
     import pandas as pd
 
     texts: set[str] = set()
@@ -117,7 +117,7 @@ def build_for_task(
             for stretch, context in zip(tagged_stretches(prompt), segments, strict=True):
                 texts.add(window_of(stretch, context, reading["flank"]).text)
     if not texts:
-        raise UserError(f"{data}: its prompts have no residues that an encoder could read")
+        raise UserError(f"{data}: its prompts have no residues for an encoder to read")
     modality = files.read_json(data / "card.json")["modality"]
     hashed = {f"{split}.parquet": files.sha256(data / f"{split}.parquet") for split in SPLITS}
     return build(encoder, texts, modality, reading, hashed, work, output, save_minutes=save_minutes)
@@ -127,11 +127,12 @@ def build(
     encoder: Path, texts: Iterable[str], modality: str, reading: Mapping[str, Any], data: Mapping[str, str],
     work: Path, output: Path, shard_bytes: int = SHARD_BYTES, save_minutes: float = SAVE_MINUTES,
 ) -> dict[str, Any]:  # fmt: skip
-    """Publish the bank of `texts` as read by the encoder in the folder `encoder`. Returns the manifest.
+    """Publish the bank of `texts`, read by the encoder in the folder `encoder`. Returns the manifest.
 
-    Each text is encoded once. `data` holds the hashes of what the texts come from, `reading` how they are read (config
-    key `encoders`). Shards are written to `work` one by one, and what a shard has so far every `save_minutes`, so that
-    a killed run goes on from there, to the same bytes. Raises Stopped after SIGTERM, UserError if `work` is in use.
+    Each text is encoded once. `data` are the hashes of the files that the texts are from, `reading` how they are read
+    (config key `encoders`). Shards are written to the work folder one by one, and parts of a shard every
+    `save_minutes`, so that a killed run resumes there, with the same bytes at the end. Raises Stopped after SIGTERM,
+    UserError if `work` is in use.
     """
     started = time.perf_counter()
     unique = sorted(set(texts), key=lambda text: (encoders.residues(text), text))
@@ -151,7 +152,7 @@ def build(
         for number, (begin, end) in enumerate(shards):
             path = work / _name(number)
             if _is_whole(path):
-                print(f"shard {number + 1}/{len(shards)} is there", flush=True)
+                print(f"shard {number + 1}/{len(shards)} is done already", flush=True)
                 continue
             rows: list[torch.Tensor] = []
             for done in _encode(network, unique[begin:end], modality, reading, path, 60 * save_minutes, rows):
@@ -159,7 +160,7 @@ def build(
                 if shutdown.requested():
                     raise shutdown.Stopped(
                         f"{output}: by SIGTERM after {begin + done} of {len(unique)} sequences; their features are "
-                        f"saved in {work}, and the same command goes on from there"
+                        f"saved in {work}: rerun the same command to resume"
                     )
             _save(torch.cat(rows), path, hashed=True)
             for part in _parts(path):
@@ -189,7 +190,7 @@ def publish(
     shards: Sequence[Path],
     measured: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Publish a bank of shards that are written: the rows of `texts`, `counts` each, one text after the other."""
+    """Publish a bank of finished shards, which have the rows of `texts` in order; `counts` are their numbers."""
     with files.new_folder(output) as folder:
         for number, path in enumerate(shards):
             _link(path, folder / _name(number))
@@ -218,16 +219,16 @@ def _encode(
     network: encoders.Encoder, texts: Sequence[str], modality: str, reading: Mapping[str, Any], path: Path,
     seconds: float, rows: list[torch.Tensor],
 ) -> Iterator[int]:  # fmt: skip
-    """Fill `rows` with the features of the texts, which are sorted by length; yield how many are done, batch by batch.
+    """Fill `rows` with the features of the texts, which are sorted by length; yield how many are done after each batch.
 
-    Where SIGTERM was sent, and every so many `seconds`, what is new is saved beside `path` before the next yield. What
-    is saved there already is not encoded again.
+    After SIGTERM, and every so many `seconds`, new rows are saved as a part of `path` before the next yield. Parts that
+    were saved before are read and not encoded again.
     """
     parts = _parts(path)
     rows += [load_file(part)["features"] for part in parts]
     first = int(parts[-1].suffix.removeprefix(PART)) if parts else 0
     if first:
-        print(f"{first} sequences are there", flush=True)
+        print(f"{first} sequences are done already", flush=True)
     fresh = len(rows)
     saved = time.monotonic()
     for batch in encoders.batches([encoders.residues(text) for text in texts], reading["batch_tokens"]):
@@ -241,12 +242,12 @@ def _encode(
 
 
 def _parts(path: Path) -> list[Path]:
-    """What is saved of an unfinished shard, in order; a part is named by the number of texts that are done after it."""
+    """The saved parts of an unfinished shard, in order; a part's name has the number of texts done after it."""
     return sorted(path.parent.glob(f"{path.stem}{PART}*"))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there as it was written: the same file may be in a bank that somebody changed since."""
+    """Whether a shard is complete and unchanged; its file is also linked into a bank, where it may have changed."""
     known = path.with_suffix(HASH)
     return path.is_file() and known.is_file() and known.read_text() == files.sha256(path)
 
@@ -254,7 +255,7 @@ def _is_whole(path: Path) -> bool:
 def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
     with files.replacing(path) as temporary:
         save_file({"features": rows.contiguous()}, temporary)
-        temporary.chmod(0o644)  # the library writes it for its owner alone
+        temporary.chmod(0o644)  # the library makes it readable by its owner only
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         if hashed:
@@ -262,7 +263,7 @@ def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
 
 
 def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
-    """Ranges of sequences whose rows fill at most `most` rows together; a longer sequence is a range of its own."""
+    """Ranges of sequences with at most `most` rows together; a longer sequence is a range of its own."""
     begin = total = 0
     for index, count in enumerate(counts):
         if index > begin and total + count > most:
@@ -273,7 +274,7 @@ def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a file, or a copy where the file system has no hard links."""
+    """A hard link to a file, or a copy if the file system has no hard links."""
     link: Callable[[Path, Path], Any] = os.link
     try:
         link(source, target)

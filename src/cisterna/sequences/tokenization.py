@@ -1,12 +1,13 @@
-"""Tokenizers whose residues are tokens of their own, one set for each modality.
+"""Tokenizers with residue tokens: every residue of a sequence is one token, with a set of tokens for each modality.
 
 Between tags (`<dna>ACGT</dna>`, `<rna>ACGU</rna>`, `<protein>MKV</protein>`) every residue becomes one token such as
 `<|dna:A|>`, so that byte-pair encoding never cuts a sequence into pieces, and the A of DNA is not the A of alanine.
 `expand` writes the tokens out as text, which any Hugging Face tokenizer with the `added_tokens()` can read, also inside
 TRL's trainers; `residue_ids` converts a whole sequence at once for corpora.
 
-All other text is data, and data cannot write a token of structure: `escape` breaks up every added token in it, those of
-a pretrained tokenizer too. Nor do such tokens count as what they spell in what a model writes (`decode_completion`).
+All other text is data and cannot contain a token of structure: `escape` breaks up every added token in it, also those
+of a pretrained tokenizer. In the output of a model such tokens are spelled out (`decode_completion`), so that they are
+not mistaken for the text that they look like.
 
 Not for corpora (`cisterna.data.tokenized`), not for features in prompts (`cisterna.sequences.prompt`), not for
 parsing answers (`cisterna.scoring.answers`).
@@ -29,7 +30,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 MASK = "<|mask|>"
 UNKNOWN = "<|unknown|>"
-PLACEHOLDER = "\x00"  # stands in a prompt for the feature rows of a stretch of residues; user tables may not hold it
+PLACEHOLDER = "\x00"  # in a prompt: the feature rows of a stretch of residues; refused in tables of users
 
 TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
@@ -69,16 +70,16 @@ def expand(text: str, form: str = "tokens") -> str:
 
 
 def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
-    """Texts in which no added token of a tokenizer is left: a space follows the first letter of each.
+    """Texts without added tokens of a tokenizer: a space is put after the first letter of each.
 
-    Stretches of residues between tags stay as they are; everything else in a text is data.
+    Stretches of residues between tags stay as they are.
     """
     pattern = re.compile(f"{TAGGED.pattern}|({_added(tokenizer)})")
     return [pattern.sub(lambda match: match[0] if match[1] else _broken(match), text) for text in texts]
 
 
 def _added(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A pattern of the added tokens; not of the runs of blanks and single characters that some tokenizers add."""
+    """A pattern of the added tokens, except runs of blanks and single characters, which some tokenizers add."""
     added = (token for token in tokenizer.get_added_vocab() if len(token) > 1 and token.strip())
     return "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
 
@@ -88,14 +89,14 @@ def _broken(match: re.Match[str]) -> str:
 
 
 def collapse(text: str) -> str:
-    """Undo `expand`: what a person reads in stored predictions. Residue tokens without tags around them stay."""
+    """Undo `expand`, to make stored predictions readable. Residue tokens without tags around them stay."""
     return _SPELLED.sub(lambda match: _RESIDUE.sub(r"\1", match[0]), text)
 
 
 def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
-    """What a model wrote, up to the end-of-text token, and whether there is one.
+    """The text of a completion up to the end-of-text token, and whether there is one.
 
-    Control tokens are spelled out, so that a text with one in its answer is not the text without it.
+    Control tokens are spelled out, so that an answer with a control token differs from the answer without it.
     """
     finished = tokenizer.eos_token_id in ids
     kept = list(ids)[: list(ids).index(tokenizer.eos_token_id)] if finished else ids
@@ -105,8 +106,8 @@ def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) 
 def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
     """Train a byte-level BPE on text files and add the residue tokens.
 
-    `vocab_size` counts the BPE's tokens (at least 256 bytes + 2 control tokens); the residue tokens come on top.
-    Numbers stay together up to three digits, as in Llama 3's pre-tokenizer, so that a position in a sequence can be one
+    `vocab_size` is the number of BPE tokens (at least 256 bytes + 2 control tokens), without residue tokens. Numbers of
+    up to three digits stay together, as in Llama 3's pre-tokenizer, so that a position in a sequence can be one
     token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -139,7 +140,7 @@ def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
 
 
 def build_for_encoder() -> "PreTrainedTokenizerBase":
-    """The tokenizer of an encoder that is made here: residue tokens alone; tags, mask and padding are special."""
+    """The tokenizer of an encoder trained here: residue tokens only; tags, mask and padding are special tokens."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -153,7 +154,7 @@ def build_for_encoder() -> "PreTrainedTokenizerBase":
 
 
 def load(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a base checkpoint, padding on the left as generation needs. UserError where there is none."""
+    """The tokenizer of a base checkpoint, with padding on the left for generation. UserError if there is none."""
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
@@ -164,7 +165,7 @@ def load(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that are nothing but text: tags in them are letters. One call for all, batched in Rust."""
+    """Token ids of texts without sequences: tags in them are ordinary letters. All texts are encoded in one call."""
     if not texts:
         return []
     pattern = re.compile(_added(tokenizer))
@@ -172,7 +173,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> l
 
 
 def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality: str) -> "np.ndarray":
-    """Token ids of a whole sequence by one table look-up: int32, shape (len(sequence),).
+    """Token ids of a whole sequence, by one table look-up: int32, shape (len(sequence),).
 
     Raises UserError for a byte outside the modality's alphabet.
     """
@@ -192,7 +193,7 @@ def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality:
 
 
 def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], form: str = "tokens") -> list[str]:
-    """Prompts as a model reads them: through the chat template where the tokenizer has one, else as they stand."""
+    """Prompts as text for the tokenizer: through its chat template if it has one, otherwise as they are."""
     texts = [expand(text, form) for text in escape(tokenizer, prompts)]
     if not getattr(tokenizer, "chat_template", None):
         return texts

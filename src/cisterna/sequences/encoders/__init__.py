@@ -1,12 +1,12 @@
 """Encoders: frozen sequence foundation models whose features a backbone reads.
 
-One interface for all of them: `load` opens the checkpoint of an encoder, `encode` turns sequences into a ragged array
-of features, one row a residue (or a window of residues, with `pool`). What there is: any masked or causal language
-model of the transformers library and the encoders that are made here (`cisterna.sequences.encoders.huggingface`), Evo 2
-(`cisterna.sequences.encoders.evo2`) and ESM-3 (`cisterna.sequences.encoders.esm3`).
+All have one interface: `load` opens the checkpoint of an encoder, `encode` turns sequences into features, one row a
+residue (or a window of residues, with `pool`). An encoder is a masked or causal language model of the transformers
+library or one trained here (`cisterna.sequences.encoders.huggingface`), Evo 2 (`cisterna.sequences.encoders.evo2`) or
+ESM-3 (`cisterna.sequences.encoders.esm3`).
 
-The checkpoint of an encoder holds its weights if it was made here (`cisterna.training.encoder`). For a pretrained one
-`refer` publishes where its weights are: hub id and revision, or a local folder and the SHA-256 of its files.
+The checkpoint of an encoder trained here (`cisterna.training.encoder`) has its weights. That of a pretrained encoder
+(`refer`) says where its weights are: hub id and revision, or a local folder and the SHA-256 of its files.
 
 Not for storing features (`cisterna.sequences.feature_bank`) and not for what a language model does with them
 (`cisterna.sequences.bridge`).
@@ -27,10 +27,10 @@ PACKAGES = {"transformers": "huggingface", "evo2": "evo2", "esm": "esm3"}
 
 
 class Encoder(Protocol):
-    """A network that reads sequences; what every adapter offers.
+    """The interface of every adapter to a network that reads sequences.
 
-    `name` and `revision` say which, `layer` which hidden state is read (0 the embeddings, -1 the last; or the name of a
-    module), `dtype` is that of the features as computed, `width` their number a residue.
+    `layer` is the hidden state that is read (0 the embeddings, -1 the last; or the name of a module), `dtype` the type
+    in which features are computed, `width` the number of features a residue.
     """
 
     name: str
@@ -41,13 +41,15 @@ class Encoder(Protocol):
     module: torch.nn.Module
 
     def forward(self, sequences: Sequence[str], modality: str) -> list[torch.Tensor]:
-        """Features of one batch: for each sequence a tensor (residues, width). Residues of a sequence that holds
-        spaces are its words (genes of a cell). UserError for a letter that the encoder cannot read.
+        """Features of one batch: for each sequence a tensor (residues, width).
+
+        If a sequence has spaces, its residues are its words (genes of a cell). UserError for a letter that the encoder
+        cannot read.
         """
 
 
 def refer(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Publish the checkpoint of a pretrained encoder: no weights, but what they have to be. Returns the manifest."""
+    """Publish the checkpoint of a pretrained encoder: a reference to its weights. Returns the manifest."""
     with files.new_folder(output) as folder:
         files.write_json(folder / "encoder.json", dict(spec))
         return checkpoint.write_manifest(
@@ -66,15 +68,15 @@ def refer(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
 def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the files of a pretrained encoder that is a local folder or file."""
     path = Path(spec["pretrained"])
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {entry.name: files.sha256(entry) for entry in found if entry.is_file()}
+    entries = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {entry.name: files.sha256(entry) for entry in entries if entry.is_file()}
 
 
 def load(folder: Path, layer: int | str, device: torch.device | None = None) -> Encoder:
-    """The encoder of a checkpoint, in evaluation mode, its weights frozen; on this rank's GPU where there is one.
+    """The encoder of a checkpoint, in evaluation mode with frozen weights, on this rank's GPU if there is one.
 
-    Raises UserError if the checkpoint is not whole or not an encoder, if the files of a pretrained one have changed, or
-    if the package that it needs is not installed.
+    Raises UserError if the checkpoint is incomplete or not an encoder, if the files of a pretrained encoder have
+    changed, or if its package is not installed.
     """
     manifest = checkpoint.verify(folder)
     if manifest["kind"] != "encoder":
@@ -82,8 +84,8 @@ def load(folder: Path, layer: int | str, device: torch.device | None = None) -> 
     spec = manifest["recipe"]
     if "pretrained" in spec and _sources(spec) != manifest["data"]:
         raise UserError(
-            f"encoder {spec['pretrained']}: its files are not those that {folder} was made from. Put them back, or "
-            f"delete {folder} and rerun"
+            f"encoder {spec['pretrained']}: its files have changed since {folder} was made from them. Restore them, "
+            f"or delete {folder} and rerun"
         )
     package = spec.get("package", "transformers")
     adapter = importlib.import_module(f"cisterna.sequences.encoders.{PACKAGES[package]}")
@@ -104,14 +106,14 @@ def encode(
 ) -> list[torch.Tensor]:
     """Features of sequences, in their order: for each a tensor (rows, width) on the CPU, in the type `storage`.
 
-    rows is the number of residues, or with `pool` of windows of that many (the last may be shorter), each the mean of
-    its residues. Sequences are encoded in batches of like length, at most `batch_tokens` residues each (padding
-    included). With `grad` they stay on the device, in the encoder's type and with their graph, for an encoder that is
-    trained. UserError where a feature is not finite in `storage`.
+    There is one row a residue, or with `pool` one a window of that many residues, their mean (the last window may be
+    shorter). Sequences are encoded in batches of similar length, at most `batch_tokens` residues with padding. With
+    `grad`, for an encoder that is trained, features stay on the device, in the encoder's type and with their graph.
+    UserError if a feature is not finite in `storage`.
     """
     storage = getattr(torch, reading["storage"])
     letters = str.maketrans(reading["letters"])
-    found: dict[int, torch.Tensor] = {}
+    features: dict[int, torch.Tensor] = {}
     for batch in batches([residues(sequence) for sequence in sequences], reading["batch_tokens"]):
         with torch.set_grad_enabled(grad):
             outputs = encoder.forward([sequences[index].translate(letters) for index in batch], modality)
@@ -129,12 +131,12 @@ def encode(
                         f"encoder {encoder.name}: features of {sequences[index][:40]} do not fit {reading['storage']}; "
                         "use storage: bfloat16, or another layer"
                     )
-            found[index] = rows
-    return [found[index] for index in range(len(sequences))]
+            features[index] = rows
+    return [features[index] for index in range(len(sequences))]
 
 
 def residues(sequence: str) -> int:
-    """Number of residues of a sequence; of words, if it holds spaces."""
+    """Number of residues of a sequence; if it has spaces, of words."""
     return len(sequence.split()) if " " in sequence else len(sequence)
 
 
@@ -155,7 +157,7 @@ def pool(features: torch.Tensor, window: int | None) -> torch.Tensor:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterable[list[int]]:
-    """Indices of items in batches of like length, shortest first, of at most `tokens` tokens each with its padding.
+    """Indices of items in batches of similar length, shortest first, each with at most `tokens` tokens with padding.
 
     An item that is longer than `tokens` is a batch of its own.
     """

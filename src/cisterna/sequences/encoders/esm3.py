@@ -3,8 +3,8 @@
     esm3: {pretrained: esm3-sm-open-v1, package: esm, dtype: auto, layer: transformer.blocks.37}
 
 `pretrained` is the package's name of the open model, or a folder with `config.json` (d_model, n_heads, v_heads and
-n_layers of `esm.models.esm3.ESM3`) and `model.safetensors` (its state dict). Only the sequence is given; structure,
-function and the other tracks stay masked, as in the package's own embeddings of a bare sequence.
+n_layers of `esm.models.esm3.ESM3`) and `model.safetensors` (its state dict). The network reads only the sequence;
+structure, function and the other tracks stay masked, as in the package's own embeddings of a sequence.
 
 Hidden state 0 is the output of `encoder`, state k that of `transformer.blocks.{k - 1}`. The last is what the package
 calls embeddings: the output of the last block, before `transformer.norm`.
@@ -42,7 +42,7 @@ class Encoder:
         self.dtype, self.width = probe.dtype, probe.shape[-1]
 
     def forward(self, sequences: Sequence[str], modality: str) -> list[torch.Tensor]:
-        """See `cisterna.sequences.encoders.Encoder`; one row a residue, none for the tokens that the network adds."""
+        """See `cisterna.sequences.encoders.Encoder`; one row a residue, without the tokens that the network adds."""
         if modality != "protein":
             raise UserError(f"encoder {self.name}: reads protein, not {modality}")
         for sequence in sequences:
@@ -51,20 +51,20 @@ class Encoder:
                     f"encoder {self.name}: cannot read {', '.join(unknown)} of {sequence[:40]}; expected "
                     f"{''.join(sorted(self._letters))} (see `letters`)"
                 )
-        tokens = torch.nn.utils.rnn.pad_sequence(
+        token_ids = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(self.module.tokenizers.sequence.encode(sequence)) for sequence in sequences],
             batch_first=True,
             padding_value=self._padding,
         ).to(self.module.device)
-        # A token attends to those with the same sequence_id, so residues never see the padding.
+        # A token attends only to tokens with the same sequence_id, so residues never see the padding.
         with self._precision():
             states = layers.output(
-                self.module, self._read, sequence_tokens=tokens, sequence_id=(tokens != self._padding).long()
+                self.module, self._read, sequence_tokens=token_ids, sequence_id=(token_ids != self._padding).long()
             )
         return [row[1 : len(sequence) + 1] for row, sequence in zip(states, sequences, strict=True)]
 
     def _precision(self) -> Any:
-        """Half-precision weights need autocast: parts of the network compute in float32 whatever their weights are."""
+        """Autocast for half-precision weights, because parts of the network always compute in float32."""
         dtype = next(self.module.parameters()).dtype
         if dtype == torch.float32:
             return contextlib.nullcontext()
@@ -72,10 +72,10 @@ class Encoder:
 
 
 def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
-    """ESM-3 from the hub or from a folder; `dtype` auto is what the package takes: bfloat16 on CUDA, else float32.
+    """ESM-3 from the hub or from a folder; `dtype` auto is the package's default: bfloat16 on CUDA, else float32.
 
-    Raises UserError if the package is missing, the weights cannot be had or do not fit, the hub's revision is not the
-    one that is asked for, or the type is not one that the network can compute in.
+    Raises UserError if the package is missing, if the weights cannot be loaded or do not fit, and for a revision or a
+    type that the package does not support.
     """
     name = str(spec["pretrained"])
     try:
@@ -103,7 +103,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
 
 
 def _hub(name: str, revision: str | None) -> tuple[str, Any]:
-    """The hub's commit of the open model, and the model. The package always takes the newest one of its hub cache."""
+    """The hub's commit of the open model, and the model: the package always takes the newest in the hub's cache."""
     from esm.models.esm3 import ESM3
     from esm.utils.constants.esm3 import data_root
 
@@ -111,19 +111,19 @@ def _hub(name: str, revision: str | None) -> tuple[str, Any]:
         newest = data_root("esm3").name
     except (OSError, ValueError) as error:
         raise UserError(
-            f"encoder {name}: its weights cannot be had from the hub; accept their licence there and log in "
+            f"encoder {name}: cannot get its weights from the hub; accept their licence there and log in "
             f"(HF_TOKEN), or put them in the hub's cache. {str(error).splitlines()[0]}"
         ) from None
     if revision not in (None, newest):
         raise UserError(
-            f"encoder {name}: revision {revision}, but the package esm takes {newest}. Name that one, or make a folder "
-            "of the weights you want (docs/encoders.md)"
+            f"encoder {name}: revision {revision}, but the package esm takes {newest}. Set that one, or make a folder "
+            "with the weights (docs/encoders.md)"
         )
     return newest, ESM3.from_pretrained(name, device=torch.device("cpu"))
 
 
 def _local(folder: Path) -> Any:
-    """The model of a folder, its weights loaded strictly."""
+    """The model of a folder, with weights loaded strictly."""
     from esm import tokenization
     from esm.models.esm3 import ESM3
 
@@ -135,7 +135,7 @@ def _local(folder: Path) -> Any:
         raise UserError(f"{config}: expected exactly the keys {', '.join(SIZES)}")
     module = ESM3(
         **sizes,
-        # The structure and function decoders, and the tokens of annotations, are for tracks that are never given.
+        # The structure and function decoders, and the tokens of annotations, are for tracks that are not used.
         structure_encoder_fn=None,
         structure_decoder_fn=None,
         function_decoder_fn=None,

@@ -2,12 +2,12 @@
 
     evo2: {pretrained: evo2_1b_base, package: evo2, dtype: auto, layer: blocks.20.mlp.l3, letters: {U: T}}
 
-`pretrained` is a name that the package knows, or a folder with `config.json` (the keys of one of the package's
+`pretrained` is a model name of the package, or a folder with `config.json` (the keys of one of the package's
 configs/*.yml) and `model.safetensors` (the tensors of its .pt file). Hidden state 0 is the output of
 `embedding_layer`, state k that of `blocks.{k - 1}`; the last is the output of the last block, before the norm.
 
-The network reads left to right, one token a base, without a token before the first one. It runs on NVIDIA GPUs only,
-in bfloat16, and spreads itself over all that it can see.
+The network reads from left to right, one token a base, without a token before the first base. It runs only on NVIDIA
+GPUs, in bfloat16, and uses all GPUs that are visible.
 """
 
 import json
@@ -21,20 +21,20 @@ from safetensors.torch import load_file
 from cisterna.errors import UserError
 from cisterna.sequences.encoders import layers
 
-INSTALL = "pip install -e '.[evo2]', and FlashAttention and for all but the 7B models Transformer Engine"
+INSTALL = "pip install -e '.[evo2]', then FlashAttention and, except for the 7B models, Transformer Engine"
 LETTERS = frozenset("ACGTN")
 
 
 class Encoder:
     """See `cisterna.sequences.encoders.Encoder`. `module` is a `vortex.model.model.StripedHyena`."""
 
-    revision = None  # the package takes the newest of the hub, and does not tell which
+    revision = None  # the package takes the newest revision of the hub, and does not report it
 
     def __init__(self, name: str, layer: int | str, module: Any, device: torch.device) -> None:
         from vortex.model.tokenizer import CharLevelTokenizer
 
         self.name, self.layer, self.module = name, layer, module
-        self._tokens, self._device = CharLevelTokenizer(512), device
+        self._tokenizer, self._device = CharLevelTokenizer(512), device
         blocks = (f"blocks.{index}" for index in range(len(module.blocks)))
         self._read = layers.find(name, module, layer, ["embedding_layer", *blocks])
         with torch.no_grad():
@@ -51,20 +51,20 @@ class Encoder:
                     f"encoder {self.name}: cannot read {', '.join(unknown)} of {sequence[:40]}; expected A, C, G, T, N "
                     "(see `letters`: {U: T} reads RNA as DNA)"
                 )
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(self._tokens.tokenize(sequence), dtype=torch.int64) for sequence in sequences],
+        token_ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(self._tokenizer.tokenize(sequence), dtype=torch.int64) for sequence in sequences],
             batch_first=True,
-            padding_value=self._tokens.pad_id,  # on the right, where a network that reads left to right looks last
+            padding_value=self._tokenizer.pad_id,  # on the right, so that no base sees the padding
         ).to(self.module.embedding_layer.weight.device)
-        states = layers.output(self.module, self._read, tokens).to(self._device)
+        states = layers.output(self.module, self._read, token_ids).to(self._device)
         return [row[: len(sequence)] for row, sequence in zip(states, sequences, strict=True)]
 
 
 def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
     """Evo 2 by its name, or from a folder.
 
-    Raises UserError if a package or a GPU is missing, the weights cannot be had or do not fit, or a revision or a type
-    is asked for that the package cannot give.
+    Raises UserError if a package or a GPU is missing, if the weights cannot be loaded or do not fit, and for a revision
+    or a type that the package does not support.
     """
     name = str(spec["pretrained"])
     try:
@@ -75,7 +75,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
             f"encoder {name}: the package evo2 or one that it needs is not installed ({error}). Install {INSTALL}"
         ) from None
     if spec.get("dtype", "auto") not in ("auto", "bfloat16"):
-        raise UserError(f"encoder {name}: dtype {spec['dtype']}; Evo 2 computes in bfloat16, expected that or auto")
+        raise UserError(f"encoder {name}: dtype {spec['dtype']}; expected auto or bfloat16, in which Evo 2 computes")
     if Path(name).is_dir():
         return Encoder(name, layer, _local(Path(name)).eval(), device)
     if name not in MODEL_NAMES:
@@ -86,10 +86,10 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
     if spec.get("revision") is not None:
         raise UserError(
             f"encoder {name}: the package evo2 always takes the newest revision; leave revision out, or make a folder "
-            "of the weights you want (docs/encoders.md)"
+            "with the weights (docs/encoders.md)"
         )
     if not torch.cuda.is_available():
-        raise UserError(f"encoder {name}: Evo 2 needs an NVIDIA GPU, and none is found")
+        raise UserError(f"encoder {name}: Evo 2 needs an NVIDIA GPU, and there is none")
     try:
         return Encoder(name, layer, Evo2(name).model.eval(), device)
     except (ImportError, OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
 
 
 def _local(folder: Path) -> Any:
-    """The model of a folder, its weights loaded strictly, by the steps of the package's own `load_checkpoint`."""
+    """The model of a folder, with weights loaded strictly, by the steps of the package's own `load_checkpoint`."""
     from vortex.model.model import StripedHyena
     from vortex.model.utils import dotdict
 
@@ -107,12 +107,12 @@ def _local(folder: Path) -> Any:
     options = json.loads(config.read_text())
     if not isinstance(options, dict) or options.get("use_fp8_input_projections"):
         raise UserError(
-            f"{config}: expected use_fp8_input_projections: false; the scales of FP8 weights are no tensors, so a "
-            "folder cannot hold them. Give such a model by its name"
+            f"{config}: expected use_fp8_input_projections: false; the scales of FP8 weights are not tensors, so "
+            "they cannot be in a folder. Use the name of such a model instead"
         )
     module = StripedHyena(dotdict(options))
     tensors = load_file(weights)
-    # The package would drop keys that it does not know. Transformer Engine adds the keys of its scales.
+    # The package would ignore unknown keys. Transformer Engine adds the keys of its scales.
     expected = {key for key in module.state_dict() if not key.endswith("._extra_state")}
     missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     if missing or unexpected:

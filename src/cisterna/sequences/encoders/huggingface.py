@@ -1,7 +1,7 @@
-"""Encoders of the transformers library (any masked or causal language model), and those that are made here.
+"""Encoders of the transformers library (any masked or causal language model), and encoders trained here.
 
-An encoder's tokens may hold several residues: the six bases of Nucleotide Transformer, the pieces of DNABERT-2. Each
-residue then gets the features of its token, so that a row always stands for one residue; `pool` takes the repeats away.
+One token of an encoder may be several residues, as the six bases of Nucleotide Transformer or the pieces of DNABERT-2.
+Each residue then gets the features of its token, so that there is always one row a residue; `pool` reduces the repeats.
 
     ESM-2, one token a residue        M    K    V         rows M, K, V
     Nucleotide Transformer v2         ATTGCA    C    G    rows six times ATTGCA, C, G
@@ -24,22 +24,20 @@ POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # names of learne
 
 
 class Encoder:
-    """See `cisterna.sequences.encoders.Encoder`. With `tagged` sequences are read as `<dna>ACGT</dna>`, in residue
-    tokens.
-    """
+    """See `cisterna.sequences.encoders.Encoder`. With `tagged`, sequences are read as residue tokens between tags."""
 
     def __init__(
-        self, name: str, revision: str | None, layer: int | str, module: Any, tokens: Any, tagged: bool = False
+        self, name: str, revision: str | None, layer: int | str, module: Any, tokenizer: Any, tagged: bool = False
     ) -> None:
         self.name, self.revision, self.layer, self.module = name, revision, layer, module
-        self.tokens, self.tagged = tokens, tagged
-        if tokens.pad_token is None:
-            tokens.pad_token = tokens.eos_token
-        if tokens.pad_token is None:
+        self.tokenizer, self.tagged = tokenizer, tagged
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
             raise UserError(f"encoder {name}: its tokenizer has no padding token and no end-of-text token")
         self._limit = position_limit(module)
-        special = set(tokens.all_special_ids)
-        vocabulary = tokens.get_vocab()
+        special = set(tokenizer.all_special_ids)
+        vocabulary = tokenizer.get_vocab()
         self._lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
         for token, index in vocabulary.items():
             if index not in special:
@@ -60,24 +58,24 @@ class Encoder:
         texts = list(sequences)
         if self.tagged:
             texts = [tokenization.expand(f"<{modality}>{sequence}</{modality}>") for sequence in texts]
-        batch = self.tokens(texts, padding=True, return_tensors="pt", add_special_tokens=not self.tagged)
+        batch = self.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=not self.tagged)
         count = batch["input_ids"].shape[1]
         if self._limit is not None and count > self._limit:
             raise UserError(
-                f"encoder {self.name}: reads at most {self._limit} tokens, and {count} are the "
-                f"{max(map(len, sequences))} residues of a sequence; make `flank` smaller"
+                f"encoder {self.name}: reads at most {self._limit} tokens, but a sequence of "
+                f"{max(map(len, sequences))} residues has {count}; make `flank` smaller"
             )
         batch = {key: batch[key].to(self.module.device) for key in ("input_ids", "attention_mask")}
         hidden = self._hidden(batch)
-        found = []
+        features = []
         for sequence, ids, mask, states in zip(
             sequences, batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool(), hidden, strict=True
         ):
             lengths = self._lengths[ids[mask]]
             if " " in sequence:  # words, such as the genes of a cell
                 lengths = lengths.clamp(max=1)
-            found.append(torch.repeat_interleave(states[mask.to(states.device)], lengths.to(states.device), dim=0))
-        return found
+            features.append(torch.repeat_interleave(states[mask.to(states.device)], lengths.to(states.device), dim=0))
+        return features
 
     def _hidden(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The hidden state `layer` of a batch: (sequences, tokens, width)."""
@@ -87,7 +85,7 @@ class Encoder:
 
 
 def position_limit(module: torch.nn.Module) -> int | None:
-    """Most tokens that a network reads whose positions are learned; None where they have no end (rotary, ALiBi)."""
+    """The largest number of tokens for a network with learned positions; None for others (rotary, ALiBi)."""
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
@@ -95,20 +93,20 @@ def position_limit(module: torch.nn.Module) -> int | None:
 
 
 def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
-    """A pretrained encoder. UserError if it cannot be loaded, or if weights that are read are missing.
+    """A pretrained encoder. UserError if it cannot be loaded, or if weights are missing.
 
-    Code from the hub runs only with `trust_remote_code`, and then at the revision that the config has to name.
+    Code from the hub runs only with `trust_remote_code`, and then at the revision that the config must name.
     """
     from transformers import AutoModel, AutoTokenizer
 
     name, revision = spec["pretrained"], spec.get("revision")
     options = {"revision": revision, "trust_remote_code": bool(spec.get("trust_remote_code", False))}
     try:
-        tokens = AutoTokenizer.from_pretrained(name, **options)
-        if len(tokens) <= len(set(tokens.all_special_ids)):  # the empty one that transformers makes without files
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files transformers makes an empty one
             raise ValueError("It has no tokenizer.")
         options |= {"use_safetensors": True}  # never the pickles of pytorch_model.bin, which can run code
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are errors, see below
         module, report = AutoModel.from_pretrained(name, dtype=spec.get("dtype", "float32"), **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
@@ -116,17 +114,17 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
             f"weights and a tokenizer, and trust_remote_code if it has code of its own. {str(error).splitlines()[0]}"
         ) from None
     wrong = [key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key]
-    wrong += [f"{key} of shape {tuple(found)}" for key, found, _ in report["mismatched_keys"]]
+    wrong += [f"{key} of shape {tuple(shape)}" for key, shape, _ in report["mismatched_keys"]]
     if wrong:
         raise UserError(f"encoder {name}: weights do not fit the model; missing {sorted(wrong)[:5]}")
-    return Encoder(name, revision, layer, module.to(device).eval(), tokens)
+    return Encoder(name, revision, layer, module.to(device).eval(), tokenizer)
 
 
 def load_made(folder: Path, layer: int | str, device: torch.device) -> Encoder:
-    """An encoder that `cisterna.training.encoder` made, from its (verified) checkpoint."""
+    """An encoder trained here (`cisterna.training.encoder`), from its verified checkpoint."""
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     module = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
     weights.load_full(module, folder)
-    tokens = AutoTokenizer.from_pretrained(folder)
-    return Encoder(folder.parent.name, None, layer, module.base_model.to(device).eval(), tokens, tagged=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Encoder(folder.parent.name, None, layer, module.base_model.to(device).eval(), tokenizer, tagged=True)

@@ -14,10 +14,10 @@ from cisterna.errors import UserError
 
 
 def find(encoder: str, module: nn.Module, layer: int | str, states: Sequence[str]) -> str:
-    """The name of the module whose output is hidden state `layer`; a `layer` that is a name stays what it is.
+    """The name of the module whose output is hidden state `layer`, which is its number or already the name.
 
     `states` names the modules whose outputs are hidden states 0 (the embeddings), 1, ... to the last. A negative
-    number counts from the last. Raises UserError, which begins with the name `encoder`, if there is no such layer.
+    number counts from the last. Raises UserError, which names the `encoder`, if there is no such layer.
     """
     if isinstance(layer, int):
         if not -len(states) <= layer < len(states):
@@ -32,7 +32,7 @@ def find(encoder: str, module: nn.Module, layer: int | str, states: Sequence[str
 
 
 def output(module: nn.Module, name: str, *inputs: Any, **options: Any) -> torch.Tensor:
-    """Call `module` and return what its submodule `name` gave, or the first part of it if it is not one tensor."""
+    """Call `module` and return the output of its submodule `name`, or its first part if it is not a tensor."""
     caught: list[Any] = []
     hook = module.get_submodule(name).register_forward_hook(lambda *call: caught.append(call[-1]))
     try:
