@@ -38,7 +38,7 @@ def unseen(splice, bank):
     opened = feature_bank.Bank(bank)
     for sequence in NEW:
         assert sequence.upper() not in known
-        with pytest.raises(UserError, match="holds no features"):
+        with pytest.raises(UserError, match="no features of"):
             opened.locate(sequence.upper())
 
 

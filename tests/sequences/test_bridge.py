@@ -270,7 +270,7 @@ def test_bridge_that_is_there_is_kept_and_has_to_fit(model):
     first = model.bridge
     bridge.attach(model, "mlp", 16)
     assert model.bridge is first
-    with pytest.raises(UserError, match="bridge reads features of width 16, the encoder's are 24 wide"):
+    with pytest.raises(UserError, match="bridge reads features of width 16, not 24"):
         bridge.attach(model, "linear", 24)
 
 
@@ -635,9 +635,9 @@ def trained_source(model):
     """The live source that the hook of a trained model reads."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     (hook,) = [
-        hook for hook in plain.get_decoder()._forward_pre_hooks.values() if "source" in hook.__code__.co_freevars
+        hook for hook in plain.get_decoder()._forward_pre_hooks.values() if "features" in hook.__code__.co_freevars
     ]
-    return hook.__closure__[hook.__code__.co_freevars.index("source")].cell_contents
+    return hook.__closure__[hook.__code__.co_freevars.index("features")].cell_contents
 
 
 def test_trained_encoder_goes_on_being_trained_in_rl(base, splice, esm, frame, tmp_path):

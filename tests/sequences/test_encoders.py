@@ -372,7 +372,7 @@ def test_changed_files_of_a_pretrained_encoder_are_refused(referred, changed):
         (source / "own.py").write_text("print(1)")
     else:
         shutil.rmtree(source)
-    with pytest.raises(UserError, match=rf"encoder {source}: its files are not those that {output} was made from"):
+    with pytest.raises(UserError, match=rf"encoder {source}: its files have changed since {output}"):
         encoders.load(output, -1)
 
 

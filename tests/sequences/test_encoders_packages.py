@@ -215,7 +215,7 @@ def test_esm3_from_the_hub_reports_its_revision_and_refuses_another(esm3, monkey
 def test_esm3_from_a_hub_that_cannot_be_reached_is_an_error(esm3, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"esm3-sm-open-v1: its weights cannot be had from the hub.*HF_TOKEN"):
+    with pytest.raises(UserError, match=r"esm3-sm-open-v1: .*the hub.*HF_TOKEN"):
         esm3_adapter.load({"pretrained": "esm3-sm-open-v1"}, -1, CPU)
 
 
@@ -369,7 +369,7 @@ def test_evo2_by_name_is_the_packages_model(evo2, monkeypatch):
     [
         ({"pretrained": "evo3_1t"}, "evo3_1t: expected one of evo2_40b"),
         ({"pretrained": "evo2_7b", "revision": "abc"}, "always takes the newest revision; leave revision out"),
-        ({"dtype": "float32"}, "dtype float32; Evo 2 computes in bfloat16"),
+        ({"dtype": "float32"}, "dtype float32; .*bfloat16"),
     ],
 )
 def test_evo2_refuses_what_the_package_cannot_give(evo2, changes, message):
