@@ -5,11 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cisterna import study
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.runtime import snakefile, start_up
-from clones import CONFIG
 
 
 def test_error_of_the_user_is_one_of_snakemakes_without_frames():
@@ -37,16 +35,6 @@ def test_study_is_the_default_one_unless_a_file_is_a_study(given, config, module
     monkeypatch.chdir(files.CLONE)
     workflow = SimpleNamespace(overwrite_configfiles=given, modifier=SimpleNamespace(skip_configfile=module))
     assert [str(path) for path in snakefile.config_files(workflow, config)] == [str(path) for path in expected]
-
-
-def test_target_of_no_model_is_refused_with_the_nearest():
-    loaded = study.load(CONFIG)
-    model = "results/models/tiny/base/hairpin/s0/sft-brief"
-    snakefile.check_targets(loaded, ["all", f"{model}/e2/checkpoint", f"{model}/e2/eval", "results/data/hairpin"])
-    with pytest.raises(UserError, match="Did you mean"):
-        snakefile.check_targets(loaded, [f"{model}/e3/checkpoint"])
-    with pytest.raises(UserError, match="e3/eval"):
-        snakefile.check_targets(loaded, [f"{model}/e3/eval"])
 
 
 def test_garbage_is_collected_less_often():

@@ -281,6 +281,7 @@ def test_file_of_no_model_of_the_study_is_refused_with_the_nearest(untouched: Cl
     message = untouched.snakemake("--dry-run", f"results/{BASE}/hairpin/s0/sft-brief/e3/checkpoint", code=1)
     assert "study tiny: no model" in message
     assert "Did you mean" in message
+    assert 'File "' not in message  # no frames of a traceback
 
 
 @pytest.mark.parametrize("default", [False, True], ids=["tiny", "default"])

@@ -19,6 +19,5 @@ if FILES and str(FILES[0]) not in map(str, workflow.overwrite_configfiles):
 
 with snakefile.refusing():
     STUDY = studies.load(config, SOURCE)
-    snakefile.check_targets(STUDY, workflow.dag_settings.targets if workflow.dag_settings else [])
     if trackers.chosen():
         os.environ.setdefault(trackers.PROJECT, STUDY.name)

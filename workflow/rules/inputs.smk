@@ -3,7 +3,6 @@ import functools
 from pathlib import Path
 
 from cisterna.artifacts import files
-from cisterna.errors import UserError
 from cisterna.study import inputs, jobs
 from snakemake.settings.types import SharedFSUsage
 
@@ -90,7 +89,8 @@ def corpus_files_of(wildcards):
 
 def model_of(wildcards, path):
     """The model whose checkpoint is at `path`, the output of a rule with its wildcards."""
-    return STUDY.model(path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
+    with snakefile.refusing():
+        return STUDY.model(path.format(**wildcards).removeprefix("results/").rpartition("/")[0])
 
 
 def with_lineage(named, model):
@@ -113,16 +113,14 @@ def reads(path):
 
 def evaluated(wildcards):
     """Input function: the checkpoint, the data and the features that an evaluation reads."""
-    folder = f"models/{wildcards.model}/eval"
-    if folder not in EVALUATIONS:
-        raise UserError(f"study {STUDY.name}: no evaluation {folder}; `cisterna plan` lists the stages")
-    model, task = EVALUATIONS[folder]
+    with snakefile.refusing():
+        model, task = inputs.look_up(EVALUATIONS, f"models/{wildcards.model}/eval", f"study {STUDY.name}: no evaluation")
     return with_lineage(inputs.of_evaluation(STUDY, model, task), model)
 
 
 def measured(wildcards):
     """Input function: the checkpoint whose perplexity is measured."""
-    model = STUDY.model(f"models/{wildcards.start}")
+    model = model_of(wildcards, "models/{start}/perplexity.json")
     return with_lineage({"checkpoint": inputs.checkpoint(model.path)}, model)
 
 

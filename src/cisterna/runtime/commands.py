@@ -43,8 +43,7 @@ def find(study: Study, path: Path, *kinds: str) -> Job:
     made = {job.output: job for job in jobs.jobs(study) if job.kind in kinds}
     known = {output.rpartition("/")[0]: job for output, job in made.items() if job.kind != "features"} | made
     if name not in known:
-        hint = suggest(name, made)
-        raise UserError(f"study {study.name}: {path} is not a result of {', '.join(kinds)}{hint}")
+        raise UserError(f"study {study.name}: {path} is not a result of {', '.join(kinds)}{suggest(name, made)}")
     return known[name]
 
 

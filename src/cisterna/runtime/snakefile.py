@@ -3,8 +3,7 @@
 Not for the rules' inputs and resources, which are look-ups in workflow/rules.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from snakemake.logging import logger
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.study import Study
 
 
 class StudyError(WorkflowError):
@@ -55,16 +53,6 @@ def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
     if default != files.DEFAULT_CONFIG:
         logger.info(f"No {files.DEFAULT_CONFIG} here: {default} is used.")
     return [default, *given]
-
-
-def check_targets(study: Study, targets: Iterable[str]) -> None:
-    """UserError for a checkpoint or an evaluation on Snakemake's command line that is not part of the study."""
-    evaluations = {f"results/{folder}" for folder, _, _ in study.evaluations()}
-    for target in targets:
-        if match := re.fullmatch(r"results/(models/.+)/checkpoint/?", target):
-            study.model(match[1])
-        elif re.fullmatch(r"results/models/.+/eval/?", target) and target.rstrip("/") not in evaluations:
-            raise UserError(f"study {study.name}: no evaluation {target}. `cisterna plan` lists the models.")
 
 
 def count_missing(cells: Path) -> str:

@@ -102,8 +102,7 @@ class Study:
     def model(self, path: str) -> Model:
         """The model at `path`, relative to results/. UserError if it is not part of the study."""
         if path not in self._index:
-            hint = suggest(path, self._index)
-            raise UserError(f"study {self.name}: no model {path}.{hint} `cisterna plan` lists the stages.")
+            raise UserError(f"study {self.name}: no model {path}{suggest(path, self._index)}")
         return self._index[path]
 
     def recipe(self, kind: str, name: str) -> dict[str, Any]:

@@ -8,12 +8,16 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from cisterna.errors import UserError
+from cisterna.study.config.problems import suggest
 from cisterna.study.expansion import Model, Study
 
 LONGEST = 100_000  # characters of a study in a shell line: Linux takes at most 128 KiB in one word
 PACKED = "zlib:"
+
+Entry = TypeVar("Entry")
 
 
 def checkpoint(path: str) -> str:
@@ -36,6 +40,13 @@ def of_model(study: Study, model: Model) -> dict[str, str]:
 def of_evaluation(study: Study, model: Model, task: str) -> dict[str, str]:
     """What the evaluation of a model on a task reads."""
     return {"checkpoint": checkpoint(model.path), "data": f"results/data/{task}", **features(study, model)}
+
+
+def look_up(table: Mapping[str, Entry], path: str, error: str) -> Entry:
+    """The entry of a path. UserError with the nearest path if there is none; `error` begins it."""
+    if path not in table:
+        raise UserError(f"{error} {path}{suggest(path, table)}")
+    return table[path]
 
 
 def features(study: Study, model: Model) -> dict[str, str]:
