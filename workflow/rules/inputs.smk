@@ -114,7 +114,9 @@ def reads(path):
 def evaluated(wildcards):
     """Input function: the checkpoint, the data and the features that an evaluation reads."""
     with snakefile.refusing():
-        model, task = inputs.look_up(EVALUATIONS, f"models/{wildcards.model}/eval", f"study {STUDY.name}: no evaluation")
+        model, task = inputs.look_up(
+            EVALUATIONS, f"models/{wildcards.model}/eval", f"study {STUDY.name}: no evaluation"
+        )
     return with_lineage(inputs.of_evaluation(STUDY, model, task), model)
 
 
