@@ -61,3 +61,9 @@ def test_no_module_is_too_long():
 def test_tests_mirror_the_package():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     assert {name for name in folders if not any((ROOT / "tests" / name).glob("test_*.py"))} == set()
+
+
+def test_files_of_tests_have_different_names():
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert {name for name in names if names.count(name) > 1} == set()

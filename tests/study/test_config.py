@@ -18,7 +18,7 @@ from cisterna.tasks import catalog
 from studies import OWN_TABLE, Config, adapted, featured, small
 
 HERE = Path(__file__).parent
-GONE = object()  # the value of a key that is removed
+GONE = "(removed)"  # the value of a key that is removed
 PUBLISHED = {"adapter": "kegg", "hub": "wanglab/kegg", "validation": 100}
 CELLS = {"adapter": "cells", "file": "blood.h5ad", "options": {"label": "type", "group": "donor"}, "ood": ["donor-3"]}
 BUDGET = {"sft": ["brief"], "rl": [{"recipe": "grpo"}], "budget": {"epochs": 8, "split": [[8, 0]]}}
