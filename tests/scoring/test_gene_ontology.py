@@ -124,9 +124,9 @@ def test_a_compressed_file_is_read(go, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no term with a namespace"),
-        ("protein,GO\np1,GO:0000001\n", "not readable as OBO|holds no term"),
-        (OBO.replace("namespace: ", "aspect: "), "holds no term with a namespace"),
+        ("", "has no term with a namespace"),
+        ("protein,GO\np1,GO:0000001\n", "not readable as OBO|has no term"),
+        (OBO.replace("namespace: ", "aspect: "), "has no term with a namespace"),
         (OBO.replace("is_a: GO:0000001 ! function", "is_a: GO:0000005 ! loop", 1), "its own ancestor"),
         (OBO.replace("relationship: part_of GO:0000003 ! binding", "relationship: part_of"), "not readable as OBO"),
     ],

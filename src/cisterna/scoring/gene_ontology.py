@@ -31,7 +31,7 @@ class Ontology:
     """The terms of an ontology that are not obsolete.
 
     `namespaces` has each of them, `parents` its parents within the namespace, `alternatives` the terms that an
-    alternative id stands for. `weights` is None where every term weighs 1; a term that it lacks weighs nothing.
+    alternative id was replaced by. `weights` is None if every term weighs 1; a term that is not in it weighs 0.
     """
 
     version: str
@@ -58,11 +58,11 @@ class Ontology:
         return sum(positive) / len(positive) if positive else 1.0
 
     def terms(self, identifier: str) -> tuple[str, ...]:
-        """The terms that an id stands for: itself, those of which it is an alternative id, or none."""
+        """The terms of an id: itself, those that it is an alternative id of, or none."""
         return (identifier,) if identifier in self.namespaces else self.alternatives.get(identifier, ())
 
     def weight(self, term: str) -> float:
-        """What a term weighs: 1, or its information accretion in bits."""
+        """The weight of a term: 1, or its information accretion in bits."""
         return 1.0 if self.weights is None else self.weights.get(term, 0.0)
 
     def closure(self, term: str) -> frozenset[str]:
@@ -75,11 +75,11 @@ class Ontology:
         return known
 
     def propagate(self, identifiers: Iterable[str]) -> frozenset[str]:
-        """The terms that ids stand for and all their ancestors, without the roots and without unknown ids."""
+        """The terms of ids and all their ancestors, without the roots and without unknown ids."""
         return frozenset().union(*(self.closure(term) for identifier in identifiers for term in self.terms(identifier)))
 
     def specific(self, identifiers: Iterable[str]) -> list[str]:
-        """The fewest terms that imply the same set, sorted: those of which no other is a descendant."""
+        """The fewest terms that imply the same set, sorted: those without a descendant in the set."""
         terms = self.propagate(identifiers)
         implied = {parent for term in terms for parent in self.parents[term]}
         return sorted(terms - implied)
@@ -101,7 +101,7 @@ class Ontology:
 
 
 def load(path: Path) -> Ontology:
-    """The ontology that `Ontology.write` wrote. UserError if the file is missing or is none."""
+    """The ontology that `Ontology.write` wrote. UserError if the file is missing or is not an ontology."""
     try:
         content = files.read_json(path)
         terms = {term: text.split() for term, text in content["terms"].items()}
@@ -114,7 +114,7 @@ def load(path: Path) -> Ontology:
             weights=content["weights"],
         )
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. `cisterna data` writes it beside the splits; rerun it.") from None
+        raise UserError(f"{path}: no such file. `cisterna data` writes it with the splits; rerun it.") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not the terms of an ontology ({type(error).__name__}: {error}). Delete its folder and rerun."
@@ -124,8 +124,8 @@ def load(path: Path) -> Ontology:
 def read(path: Path) -> Ontology:
     """The ontology in an OBO file, such as go-basic.obo, which may be compressed (.gz, .bz2, .xz). Every term weighs 1.
 
-    Relations other than RELATIONS, and those into another namespace, are not followed; a term without a namespace is no
-    term. UserError for a file that is missing, is no OBO, holds no terms, or has a term that is its own ancestor.
+    Relations other than RELATIONS, and those into another namespace, are not followed; terms without a namespace are
+    left out. UserError for a file that is missing, is not OBO, has no terms, or has a term that is its own ancestor.
     """
     import obonet
 
@@ -143,9 +143,7 @@ def read(path: Path) -> Ontology:
         if "namespace" in entry and term not in obsolete
     }
     if not namespaces:
-        raise UserError(
-            f"{path}: holds no term with a namespace. Give an ontology in OBO format, such as go-basic.obo."
-        )
+        raise UserError(f"{path}: has no term with a namespace. Give an ontology in OBO format, such as go-basic.obo.")
     parents: dict[str, set[str]] = {term: set() for term in namespaces}
     for term, parent, relation in graph.edges(keys=True):
         if relation in RELATIONS and term in namespaces and namespaces.get(parent) == namespaces[term]:
@@ -208,8 +206,8 @@ def read_weights(path: Path, ontology: Ontology) -> dict[str, float]:
 def information_accretion(annotations: Iterable[Iterable[str]], ontology: Ontology) -> dict[str, float]:
     """Bits that each term adds to its parents: -log2 P(term | all its parents), by the share of the proteins.
 
-    `annotations` holds one set of ids a protein, which is propagated. Clark and Radivojac 2013, Bioinformatics 29:i53,
-    doi:10.1093/bioinformatics/btt228. A term that no protein has is left out: nothing says what it would weigh.
+    `annotations` has one set of ids a protein, which is propagated. Clark and Radivojac 2013, Bioinformatics 29:i53,
+    doi:10.1093/bioinformatics/btt228. A term that no protein has is left out: its weight is unknown.
     """
     proteins = [ontology.propagate(identifiers) for identifiers in annotations]
     counted = Counter(term for terms in proteins for term in terms)
