@@ -106,7 +106,7 @@ def shown(segment, stretch, pool, flank, width):
 
 
 @given(cases(), st.sampled_from(["features", "both"]), st.integers(2, 5), st.sampled_from(bridge.KINDS), st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_position_holds_the_right_row_or_the_ordinary_embedding(base, esm, case, form, width, kind, data):
     pool, flank, modality, prompts = case
     tokenizer, model = plain(base)
@@ -478,16 +478,9 @@ def test_gradient_checkpointing_gives_the_same_loss_and_bridge(base, splice, esm
         torch.testing.assert_close(tensor, bridge_of(made[1].output)[name], atol=1e-4, rtol=0)
 
 
-def test_the_same_run_twice_gives_the_same_bytes(base, splice, reads, tmp_path):
-    made = [Run("sft", base, splice, tmp_path / name, SFT, 1, reads=reads).here() for name in "ab"]
-    assert (
-        made[0].manifest["files"]["adapter_model.safetensors"] == made[1].manifest["files"]["adapter_model.safetensors"]
-    )
-    tokens_only = Run("sft", base, splice, tmp_path / "tokens", SFT, 1).here()
-    assert tokens_only.manifest["data"]["sequences"] != made[0].manifest["data"]["sequences"]
-
-
-def test_commands_make_the_same_bank_and_models(base, splice, esm, bank, reads, tmp_path, capsys):
+def test_commands_make_the_same_bank_and_models_as_functions_and_so_does_the_same_run_again(
+    base, splice, esm, bank, reads, tmp_path, capsys
+):
     words = ["features", "--encoder", str(esm), "--data", str(splice), "--reading", json.dumps(READING)]
     words += ["--work", str(tmp_path / "w"), "--output", str(tmp_path / "bank")]
     assert cli.main(words) == 0
