@@ -1,4 +1,4 @@
-"""A job handed to the warm server is the job: same results, streams, folder, environment, signals and end.
+"""A job handed to the fork server is the job: same results, streams, folder, environment, signals and end.
 
 A job that does not end by itself is `cisterna tokenize` of a named pipe that nothing is written to.
 """
@@ -52,7 +52,7 @@ def writing_end(pipe):
 @contextlib.contextmanager
 def serving():
     """A server with a parent of its own, as Snakemake is one; gives the parent and the socket."""
-    folder = Path(tempfile.mkdtemp(prefix="warm-"))  # a socket's path has to be shorter than pytest's
+    folder = Path(tempfile.mkdtemp(prefix="fork-"))  # a socket's path has to be shorter than pytest's
     parent = subprocess.Popen(
         [sys.executable, "-c", START, *COMMAND, "fork-server", str(folder / "socket")], env=environment()
     )
@@ -116,21 +116,21 @@ def gone(process):
         return True
 
 
-def test_a_warm_job_gives_the_bytes_and_the_output_of_a_cold_one(server, base, tmp_path):
+def test_a_forked_job_gives_the_bytes_and_the_output_of_one_by_itself(server, base, tmp_path):
     made = command(make_base("checkpoint"), tmp_path, server[1])
     assert made.returncode == 0, made.stderr
     assert checkpoint.verify(tmp_path / "checkpoint")["identity"] == checkpoint.read_manifest(base)["identity"]
     (tmp_path / "text.txt").write_text("\n".join(TEXTS[0].read_text().splitlines()[:300]))
     results = {}
-    # Where the socket of a server would be, but no server is, a job runs cold.
-    for name, path in (("warm", server[1]), ("cold", tmp_path / "no-socket")):
+    # Where the socket of a server would be, but no server is, a job runs by itself.
+    for name, path in (("forked", server[1]), ("alone", tmp_path / "no-socket")):
         arguments = ["tokenize", "--corpus", "text.txt", "--modality", "text", "--base", "checkpoint", "--output", name]
         ended = command(arguments, tmp_path, path)
         assert ended.returncode == 0, ended.stderr
         results[name] = (ended.stdout, {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
-    assert results["warm"] == results["cold"]
-    assert '"documents"' in results["warm"][0]
-    assert len(results["warm"][1]) == 5
+    assert results["forked"] == results["alone"]
+    assert '"documents"' in results["forked"][0]
+    assert len(results["forked"][1]) == 5
 
 
 def test_an_error_of_the_user_comes_back_with_its_text_and_code(server, base, tmp_path):
@@ -192,7 +192,7 @@ def test_jobs_run_beside_each_other(server, endless, tmp_path):
 
 
 def test_the_socket_of_a_dead_server_does_not_stop_a_job(base, tmp_path):
-    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    folder = Path(tempfile.mkdtemp(prefix="fork-"))
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(folder / "socket"))
     arguments = ["tokenize", "--corpus", TEXTS[1], "--modality", "text", "--base", base, "--output", "tokens"]

@@ -86,7 +86,7 @@ def test_nothing_is_removed_while_snakemake_runs_or_before_it_is_unlocked(clone:
     assert "snakemake --unlock" in refused
     clone.snakemake("--unlock")
     deadline = time.monotonic() + 60
-    while "the stage of" in clone.run("cisterna", "clean"):  # it ends with the warm server that it is a fork of
+    while "the stage of" in clone.run("cisterna", "clean"):  # it ends with the fork server that started it
         assert time.monotonic() < deadline
     said = clone.run("cisterna", "clean", "--yes", "--finished")
     assert f"results/{model}/e1\n" in said

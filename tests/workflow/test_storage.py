@@ -224,10 +224,10 @@ def test_folder_that_another_process_stores_is_seen(
         return before, folder.exists()
 
     provider.s3c.create_bucket(Bucket="other")
-    assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the mend can go
+    assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the workaround can go
     monkeypatch.setattr(StorageObject, "is_dir", StorageObject.is_dir)  # so that it is put back
     s3_workaround.see_new_folders()
-    assert seen("mended") == (False, True)
+    assert seen("worked-around") == (False, True)
 
 
 def test_profile_for_kubernetes_is_read_and_plans_the_study(
