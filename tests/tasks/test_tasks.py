@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cisterna import tasks
+from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks import tables
@@ -301,7 +302,8 @@ def test_unknown_task_is_refused_with_the_names_there_are():
 
 def test_missing_shipped_table_is_a_user_error(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"resources/tasks/.*no such file.*root of the clone"):
+    monkeypatch.setattr(files, "CLONE", tmp_path)
+    with pytest.raises(UserError, match=rf"{SOURCES[name]}: no such file.*git checkout"):
         tasks.read(tasks.load(name, {}))
 
 
