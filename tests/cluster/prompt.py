@@ -1,4 +1,4 @@
-"""Snakemake that asks Slurm about its jobs every second. By itself its executor takes 10 s longer from time to time."""
+"""Snakemake that asks Slurm about its jobs every second. By default its executor waits longer and longer."""
 
 import sys
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # where the daemons are is on root's path only
+PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # the daemons are on the path of root only
 NODES = ("node1", "node2")
 LIMIT = 60  # seconds to wait for what should take a few
 
@@ -62,7 +62,7 @@ def missing() -> list[str]:
 
 
 def wait(condition: Callable[[], Any], what: str, seconds: float = LIMIT) -> Any:
-    """What `condition` returns, once that is true. AssertionError after `seconds`."""
+    """Wait until `condition` returns something true; what it returned. AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
@@ -71,7 +71,7 @@ def wait(condition: Callable[[], Any], what: str, seconds: float = LIMIT) -> Any
 
 
 class Slurm:
-    """The cluster. `environment` is what makes commands talk to it, and to no other Slurm of this machine."""
+    """The cluster. With `environment` commands use it, and no other Slurm of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class Slurm:
         programs = folder / "bin"
         programs.mkdir(parents=True)
         (folder / "state").mkdir()
-        # The executor starts srun without SLURM_CONF, which on a cluster nobody needs.
+        # The executor starts srun without SLURM_CONF, which a real cluster does not need.
         srun = programs / "srun"
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun", path=PATH)} "$@"\n')
         srun.chmod(0o755)
@@ -140,14 +140,14 @@ class Slurm:
         self._daemon("slurmd", "-D", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """What a power cut does: the node's slurmd and all that jobs run there end at once, and nobody says so."""
+        """Do what a power cut does: kill the node's slurmd and all processes of its jobs, without a word to slurmctld."""
         self.daemons[node].kill()
         for process in self._processes(SLURMD_NODENAME=node):
             process.kill()
         self.daemons[node].wait()
 
     def _processes(self, **variables: str) -> list[psutil.Process]:
-        """What jobs run whose environment has these variables, after the slurmstepd above it."""
+        """Processes of jobs whose environment has these variables, and first the slurmstepd that started them."""
         wanted = {"SLURM_CLUSTER_NAME": self.name, **variables}
         own = [process for process in psutil.process_iter() if wanted.items() <= _facts(process, "environ", {}).items()]
         above = {parent for process in own for parent in _facts(process, "parents", [])}
@@ -155,13 +155,13 @@ class Slurm:
         return [*steps, *own]
 
     def run(self, *command: str) -> str:
-        """The standard output of a command of Slurm's, which has to succeed."""
+        """Run a command of Slurm, which has to succeed; its standard output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs that there were, in the order of their numbers, as `scontrol show job` has them."""
+        """All jobs, also ended ones, by number, as `scontrol show job` prints them."""
         lines = self.run("scontrol", "--oneliner", "--details", "show", "job").splitlines()
         found = [dict(re.findall(r"(\w[\w/:]*)=(\S*)", line)) for line in lines]
         return sorted((job for job in found if "JobId" in job), key=lambda job: int(job["JobId"]))

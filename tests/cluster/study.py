@@ -1,6 +1,6 @@
-"""A study of two tasks on a real Slurm, through profiles/cluster, while everything that goes wrong on a cluster does.
+"""A study of two tasks on a real Slurm, through profiles/cluster, with each fault that a cluster may have.
 
-Run it to read what happens (docs/cluster-run.txt is what it printed): python tests/cluster/study.py
+To see what happens: python tests/cluster/study.py (its output is kept in docs/cluster-run.txt).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import clones
 from tiny import ROOT
 
 RL = clones.CONFIG["recipes"]["rl"]["grpo"]
-# Stages that run long enough to be hit in their middle, and save their state every second or so.
+# Stages that run long enough to be interrupted, and save their state about every second.
 BRISK = {"save_minutes": 0.02, "lora": None, **clones.TRAINING, "learning_rate": 3.0e-3}
 CONFIG = {
     **{key: clones.CONFIG[key] for key in ("study", "seeds", "backbones", "evaluation")},
@@ -62,7 +62,7 @@ GRPO = f"{ALONE}/e40/rl-grpo"
 
 
 class Run:
-    """The study while Snakemake runs it on Slurm, and what was done to it."""
+    """The study while Snakemake runs it on Slurm, and a list of what was done to it."""
 
     def __init__(self, slurm: Slurm, clone: clones.Clone, process: subprocess.Popen[bytes]) -> None:
         self.slurm, self.clone, self.process = slurm, clone, process
@@ -74,7 +74,7 @@ class Run:
         print(f"{time.monotonic() - self.began:5.0f} s  {text}", flush=True)
 
     def middle(self, stage: str, job: str | None = None) -> str:
-        """Wait until the job of a stage has saved a state and trains on; the job's number. Not that of `job`."""
+        """Wait until a stage has saved a state and trains on, in another job than `job`; the number of its job."""
 
         def now() -> str | None:
             try:
@@ -95,8 +95,8 @@ class Run:
         return next(job for job in self.slurm.jobs() if job["JobId"] == number)
 
     def requeued(self, number: str) -> None:
-        """Wait until Slurm has put a job back into the queue, and let it start without the usual two minutes' delay."""
-        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} in the queue again")
+        """Wait until Slurm has requeued a job, and let it start at once (Slurm waits two minutes)."""
+        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} requeued")
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def log(self) -> str:
@@ -104,7 +104,7 @@ class Run:
 
 
 def profile(clone: clones.Clone) -> Path:
-    """A lab's copy of profiles/cluster, with a lab's values: no accounting database, and results seen soon."""
+    """A copy of profiles/cluster for this Slurm: it has no accounting database, and shows new files at once."""
     text = (ROOT / "profiles" / "cluster" / "config.yaml").read_text()
     for line, ours in (
         ("latency-wait: 60", "latency-wait: 5"),
@@ -120,7 +120,7 @@ def profile(clone: clones.Clone) -> Path:
 
 @contextmanager
 def started(slurm: Slurm, clone: clones.Clone) -> Iterator[Run]:
-    """The study under way on Slurm; Snakemake's output is in snakemake.log."""
+    """The study, started on Slurm. Snakemake's output is in snakemake.log."""
     prompt = Path(__file__).with_name("prompt.py")
     command = [sys.executable, str(prompt), "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile(clone))]
     with (clone.folder / "snakemake.log").open("wb") as log:
@@ -133,11 +133,11 @@ def started(slurm: Slurm, clone: clones.Clone) -> Iterator[Run]:
 
 
 def disturb(run: Run) -> None:
-    """Every fault of a cluster, each in the middle of a stage; then wait until the study is complete."""
+    """Cause each fault in the middle of a stage, then wait until the study is complete."""
     slurm, say = run.slurm, run.say
     say("snakemake --profile profiles/cluster")
-    with ThreadPoolExecutor() as beside:
-        pair = beside.submit(limit, run)
+    with ThreadPoolExecutor() as pool:
+        pair = pool.submit(limit, run)
 
         job = run.middle(ALONE)
         say(f"scancel --signal=KILL {job}")
@@ -148,34 +148,31 @@ def disturb(run: Run) -> None:
         slurm.run("scontrol", "requeue", job)
         run.requeued(job)
 
-        job = run.middle(GRPO)
-        say(f"scancel --signal=KILL {job}")
-        slurm.run("scancel", "--signal=KILL", job)
         pair.result()
 
-    job = run.middle(GRPO, job)
+    job = run.middle(GRPO)
     node = run.job(job)["NodeList"]
-    say(f"{node}, where job {job} runs, loses power: kill -9 of its slurmd and of all that jobs run there")
+    say(f"{node}, which runs job {job}, loses power: kill -9 of its slurmd and of all processes of its jobs")
     slurm.kill_node(node)
     wait(lambda: "State=DOWN" in slurm.run("scontrol", "show", "node", node), f"{node} down")
     run.requeued(job)
     wait(lambda: run.job(job)["JobState"] == "RUNNING", f"job {job} on the other node")
-    say(f"Slurm takes {node} for down, and job {job} starts on {run.job(job)['NodeList']}; {node} starts again")
+    say(f"Slurm marks {node} as down, and job {job} starts on {run.job(job)['NodeList']}; {node} starts again")
     slurm.start_node(node)
 
     run.process.wait(400)
     say(f"snakemake ends with exit code {run.process.returncode}")
     for each in slurm.jobs():
-        again = f", put back {each['Restarts']} time" if each["Restarts"] != "0" else ""
+        again = f", requeued {each['Restarts']} time" if each["Restarts"] != "0" else ""
         say(f"job {each['JobId']:>2}  {each['JobState'].lower():<9}  {each['Comment']}{again}")
 
 
 def limit(run: Run) -> None:
-    """Let the stage on two nodes come near its time limit, and end under its next job."""
+    """Let the stage on two nodes come near its time limit; its next job completes it."""
     job = run.middle(PAIR)
     minutes = int(run.job(job)["RunTime"].split(":")[1]) + 2  # whole ones: 60 to 120 s from now
     run.say(f"scontrol update JobId={job} TimeLimit={minutes}; it runs on two nodes")
-    # Its ranks wait, so that they are still there when Slurm looks at time limits: twice a minute.
+    # Its ranks are stopped, so that they still run when Slurm checks time limits: twice a minute.
     run.slurm.run("scancel", "--signal=STOP", job)
     run.slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     published = run.clone.results / PAIR / "e12" / "checkpoint" / "manifest.json"
@@ -192,11 +189,11 @@ def results(clone: clones.Clone) -> dict[str, str]:
 
 
 def undisturbed(folder: Path) -> clones.Clone:
-    """The same study on one machine, without Slurm."""
+    """Every stage of the same study, and the last evaluation, on one machine without Slurm."""
     config: dict[str, Any] = json.loads(json.dumps(CONFIG))
     config["recipes"]["sft"]["pair"]["nodes"] = 1
     clone = clones.make(folder, config)
-    clone.snakemake("--resources", "gpu=2")
+    clone.snakemake(f"results/{GRPO}/e12/eval", f"results/{PAIR}/e12/checkpoint", "--resources", "gpu=2")
     return clone
 
 
@@ -208,9 +205,9 @@ def main() -> None:
         clone = clones.make(Path(folder) / "clone", CONFIG)
         with started(slurm, clone) as run:
             disturb(run)
-        found, expected = results(clone), results(undisturbed(Path(folder) / "undisturbed"))
-        same = sum(found.get(path) == value for path, value in expected.items())
-        run.say(f"{same} of {len(expected)} weights, histories and metrics are those of an undisturbed run")
+        made, expected = results(clone), results(undisturbed(Path(folder) / "undisturbed"))
+        same = sum(made.get(path) == value for path, value in expected.items())
+        run.say(f"{same} of {len(expected)} weights, histories and metrics equal those of an undisturbed run")
 
 
 if __name__ == "__main__":

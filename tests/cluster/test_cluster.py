@@ -1,4 +1,4 @@
-"""A study of two tasks on a real Slurm, through profiles/cluster, with everything that goes wrong on a cluster."""
+"""A study of two tasks on a real Slurm, through profiles/cluster, with each fault that a cluster may have."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -56,9 +56,9 @@ def test_the_study_completes_despite_every_fault(run):
 
 
 def test_results_are_those_of_an_undisturbed_run_on_one_machine(run, tmp_path):
-    found, expected = results(run.clone), results(undisturbed(tmp_path / "study"))
-    assert found == expected
-    assert {f"{ALONE}/e40/checkpoint/model.safetensors", f"{GRPO}/e12/eval/metrics.json"} <= set(found)
+    made, expected = results(run.clone), results(undisturbed(tmp_path / "study"))
+    assert {path: made.get(path) for path in expected} == expected
+    assert {f"{ALONE}/e40/checkpoint/model.safetensors", f"{GRPO}/e12/eval/metrics.json"} <= set(expected)
 
 
 def test_the_scheduler_sees_stages_and_three_groups_of_light_jobs(jobs):
@@ -69,9 +69,9 @@ def test_every_fault_costs_one_job_and_nothing_that_finished_runs_again(jobs):
     states = {stage: Counter(job["JobState"] for job in found) for stage, found in jobs.items()}
     assert states.pop(SFT_ALONE) == {"CANCELLED": 1, "COMPLETED": 1}
     assert states.pop(SFT_PAIR) == {"FAILED": 1, "COMPLETED": 1}  # it ended by itself before the limit
-    assert states.pop(RL) == {"CANCELLED": 1, "COMPLETED": 1}
     assert all(state == {"COMPLETED": 1} for state in states.values()), states
-    assert [stage for stage, found in jobs.items() if found[-1]["Restarts"] == "1"] == [SFT_ALONE, RL]
+    requeued = {stage for stage, found in jobs.items() if found[-1]["Restarts"] == "1"}
+    assert {SFT_ALONE, RL} <= requeued <= {SFT_ALONE, RL} | EVALUATIONS  # one may run on the node that is lost
 
 
 @pytest.mark.parametrize("stage", [f"{ALONE}/e40", f"{PAIR}/e12", f"{GRPO}/e12"])
