@@ -140,7 +140,7 @@ class Slurm:
         self._daemon("slurmd", "-D", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Do what a power cut does: kill the node's slurmd and all processes of its jobs, without a word to slurmctld."""
+        """Do what a power cut does: kill the node's slurmd and all processes of its jobs, unknown to slurmctld."""
         self.daemons[node].kill()
         for process in self._processes(SLURMD_NODENAME=node):
             process.kill()

@@ -310,7 +310,9 @@ def broken(row: tuple[Any, ...]) -> dict[str, str]:
     return problems(config)
 
 
-@pytest.mark.parametrize("row", MISTAKES, ids=lambda row: f"{row[0]}={str(row[1])[:40]}")
+@pytest.mark.parametrize(
+    "row", MISTAKES, ids=lambda row: f"{row[0]}={type(row[1]).__name__ if type(row[1]) is object else str(row[1])[:40]}"
+)
 def test_mistake_is_refused_at_its_key(row):
     expected = row[2] if len(row) > 2 else re.sub(r" (\d+)", r"[\1]", row[0]).replace(" ", ".")
     assert expected in broken(row)
