@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from clones import Clone, make
 from runs import Run, solver
 from tiny import READING, ROOT, SIZES, backbone, encoder
+
+# Modules that the tests of a folder share.
+sys.path.extend(str(folder) for folder in sorted((ROOT / "tests").iterdir()) if folder.is_dir())
 
 # Before torch is imported: one thread, so that float results do not depend on the machine, and no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
