@@ -48,11 +48,15 @@ def test_study_in_another_folder_takes_what_ships_from_the_clone_and_writes_resu
     assert list(json.loads((tmp_path / BASE / "manifest.json").read_text())["data"]) == [TEXT]
 
 
-def test_default_study_is_found_from_the_workflow(tmp_path: Path) -> None:
-    output = Clone(tmp_path).snakemake("--dry-run", "results/data/splice-donor")
-    assert f"No config/config.yaml here: {ROOT / 'config/config.yaml'} is used." in output
-    assert lines(output, "input") == [str(ROOT / "resources/tasks/splice-donor.parquet")]
-    assert "Study default: " in Clone(tmp_path).run("cisterna", "plan")
+def test_folder_without_a_config_runs_no_study(tmp_path: Path) -> None:
+    """Only in the clone is the default study the one that is meant."""
+    (tmp_path / "seeds.yaml").write_text("seeds: [0, 1]\n")
+    clone = Clone(tmp_path)
+    for files in ([], ["--configfile", "seeds.yaml"]):  # that file alone is no study
+        output = clone.snakemake("--dry-run", *files, code=1)
+        assert re.search(r"^no config/config\.yaml in .*--configfile FILE", output, re.MULTILINE), output
+    assert re.match(r"error: no config/config\.yaml in .*--config FILE", clone.run("cisterna", "plan", code=2))
+    assert {path.name for path in tmp_path.iterdir()} <= {"seeds.yaml", ".snakemake"}
 
 
 @pytest.mark.parametrize(

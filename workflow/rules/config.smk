@@ -5,9 +5,8 @@ from cisterna import study as studies
 from cisterna.runtime import snakefile
 from cisterna.training import trackers
 
-FILES = snakefile.config_files(workflow, config)
-
 with snakefile.refusing():
+    FILES = snakefile.config_files(workflow, config)
     # Unlike Snakemake, names the line of broken YAML and finds repeated keys.
     SOURCE = studies.locate(FILES) if FILES else "config of the module"
 

@@ -18,13 +18,20 @@ DEFAULT_CONFIG = Path("config/config.yaml")
 
 
 def locate(path: str | Path) -> Path:
-    """A file that a study names: in the working directory or, for one that ships with Cisterna, else in the clone.
+    """A file that a study names. It is in the working directory, or in the clone if it is below resources/.
 
-    The default config and everything below resources/ ship, so a study may run in any folder.
+    Everything below resources/ ships with Cisterna, so a study may run in any folder.
     """
     path = Path(path)
-    ships = path == DEFAULT_CONFIG or path.parts[:1] == ("resources",)
+    ships = path.parts[:1] == ("resources",)
     return CLONE / path if ships and not path.exists() and (CLONE / path).exists() else path
+
+
+def default_config(option: str) -> Path:
+    """DEFAULT_CONFIG. UserError if it is not in the working directory; `option` is the one that names another file."""
+    if not DEFAULT_CONFIG.exists():
+        raise UserError(f"no {DEFAULT_CONFIG} in {Path.cwd()}; name a study with {option} FILE, or run in its folder")
+    return DEFAULT_CONFIG
 
 
 def sha256(path: Path) -> str:

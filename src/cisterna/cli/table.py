@@ -82,7 +82,7 @@ CONFIG = option(
 
 def config_files(config: list[str] | None) -> list[Path]:
     """The files of CONFIG."""
-    return [Path(file) for file in config] if config else [files.locate(files.DEFAULT_CONFIG)]
+    return [Path(file) for file in config] if config else [files.default_config("--config")]
 
 
 def read_study(config: list[str] | None) -> "Study":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
-from snakemake.logging import logger
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
@@ -42,17 +41,14 @@ def refusing() -> Iterator[None]:
 def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
     """The files that the study is read from: those of --configfile, after the default study if they are none by itself.
 
-    Empty in a workflow that uses this one as a module and passes it a config.
+    Empty in a workflow that uses this one as a module and passes it a config. UserError if there is no default study.
     """
     if workflow.modifier.skip_configfile:
         return []
     given = [Path(path) for path in workflow.overwrite_configfiles]
     if given and "study" in config:
         return given
-    default = files.locate(files.DEFAULT_CONFIG)
-    if default != files.DEFAULT_CONFIG:
-        logger.info(f"No {files.DEFAULT_CONFIG} here: {default} is used.")
-    return [default, *given]
+    return [files.default_config("--configfile"), *given]
 
 
 def count_missing(cells: Path) -> str:
