@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cisterna import __version__
-from cisterna.cli.table import COMMANDS
+from cisterna.cli.commands import COMMANDS
 from clones import CONFIG, Clone, Config, make
 from tiny import ROOT
 

@@ -7,7 +7,7 @@ import pytest
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.runtime import snakefile, start_up
+from cisterna.runtime import snakefile
 
 
 def test_error_of_the_user_is_one_of_snakemakes_without_frames():
@@ -35,14 +35,3 @@ def test_study_is_the_default_one_unless_a_file_is_a_study(given, config, module
     monkeypatch.chdir(files.CLONE)
     workflow = SimpleNamespace(overwrite_configfiles=given, modifier=SimpleNamespace(skip_configfile=module))
     assert [str(path) for path in snakefile.config_files(workflow, config)] == [str(path) for path in expected]
-
-
-def test_garbage_is_collected_less_often():
-    import gc
-
-    before = gc.get_threshold()
-    try:
-        start_up.collect_garbage_less_often()
-        assert gc.get_threshold()[0] > before[0]
-    finally:
-        gc.set_threshold(*before)

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -13,7 +14,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from snakemake_storage_plugin_s3 import StorageObject, StorageProvider, StorageProviderSettings
 
-from cisterna.runtime import s3_workaround
+from cisterna.runtime import snakefile
 from clones import CONFIG, Clone, Config, Job, edited, make, snakemake
 from tiny import ROOT
 
@@ -226,7 +227,8 @@ def test_folder_that_another_process_stores_is_seen(
     provider.s3c.create_bucket(Bucket="other")
     assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the workaround can go
     monkeypatch.setattr(StorageObject, "is_dir", StorageObject.is_dir)  # so that it is put back
-    s3_workaround.see_new_folders()
+    unshared = SimpleNamespace(default_storage_provider="s3", shared_fs_usage=frozenset())
+    snakefile.see_new_s3_folders(SimpleNamespace(storage_settings=unshared))
     assert seen("worked-around") == (False, True)
 
 

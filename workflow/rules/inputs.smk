@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cisterna.artifacts import files
 from cisterna.study import inputs, jobs
+from cisterna.study.config.problems import suggest
 from snakemake.settings.types import SharedFSUsage
 
 # With results in a storage (docs/storage.md) a job has on its disk only what its rule names as input.
@@ -113,10 +114,10 @@ def reads(path):
 
 def evaluated(wildcards):
     """Input function: the checkpoint, the data and the features that an evaluation reads."""
-    with snakefile.refusing():
-        model, task = inputs.look_up(
-            EVALUATIONS, f"models/{wildcards.model}/eval", f"study {STUDY.name}: no evaluation"
-        )
+    folder = f"models/{wildcards.model}/eval"
+    if folder not in EVALUATIONS:
+        raise snakefile.StudyError(f"study {STUDY.name}: no evaluation {folder}{suggest(folder, EVALUATIONS)}")
+    model, task = EVALUATIONS[folder]
     return with_lineage(inputs.of_evaluation(STUDY, model, task), model)
 
 

@@ -7,11 +7,11 @@ Not for jobs that train or evaluate nothing: `snakemake PATH` runs those.
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cisterna.errors import UserError
 from cisterna.runtime import launch
-from cisterna.study import Model, Study, inputs, jobs
+from cisterna.study import Study, inputs, jobs
 from cisterna.study.config.problems import suggest
 from cisterna.study.inputs import as_json
 from cisterna.study.jobs import Job
@@ -38,48 +38,44 @@ def run(study: Study, path: Path, *kinds: str) -> NoReturn:
 
 
 def find(study: Study, path: Path, *kinds: str) -> Job:
-    """The job of one of these kinds that makes `path`, given as such or by its folder. UserError if there is none."""
+    """The job of one of these kinds that makes `path`, or the checkpoint or evaluation in it; else UserError."""
     name = Path(os.path.relpath(path, RESULTS)).as_posix()
-    made = {job.output: job for job in jobs.jobs(study) if job.kind in kinds}
-    known = {output.rpartition("/")[0]: job for output, job in made.items() if job.kind != "features"} | made
+    by_output = {job.output: job for job in jobs.jobs(study) if job.kind in kinds}
+    by_folder = {output.rpartition("/")[0]: job for output, job in by_output.items() if job.kind != "features"}
+    known = by_folder | by_output
     if name not in known:
-        raise UserError(f"study {study.name}: {path} is not a result of {', '.join(kinds)}{suggest(name, made)}")
+        raise UserError(f"study {study.name}: {path} is not a result of {', '.join(kinds)}{suggest(name, by_output)}")
     return known[name]
 
 
 def command(study: Study, job: Job) -> list[str]:
     """The words of the command that makes the first output of `job`, as its rule runs it."""
-    start, reads = ["cisterna"], []
-    amount: list[str] = []
+    start = ["cisterna"]
     if job.kind == "base":
-        reads = ["--spec", as_json(study.config["backbones"][job.name.removesuffix("/base")])]
+        options = ["--spec", as_json(study.config["backbones"][job.name.removesuffix("/base")])]
     elif job.kind == "encoder":
-        reads = ["--spec", as_json(study.encoder(job.name)), "--corpora", as_json(inputs.corpora(study, job.name))]
+        options = ["--spec", as_json(study.encoder(job.name)), "--corpora", as_json(inputs.corpora(study, job.name))]
     elif job.kind == "features":
         encoder, _, task = job.name.partition("/")
-        reads = ["--encoder", inputs.encoder(encoder), "--data", f"results/data/{task}"]
-        reads += ["--reading", as_json(study.reading(encoder))]
+        options = ["--encoder", inputs.checkpoint(f"encoders/{encoder}"), "--data", f"results/data/{task}"]
+        options += ["--reading", as_json(study.reading(encoder))]
     elif job.kind == "evaluate":
-        (evaluation,) = [found for found in study.evaluations() if found[0] == job.output]
-        named = inputs.of_evaluation(study, study.model(evaluation[1]), evaluation[2])
-        reads = inputs.options(named, "checkpoint", "data", "bank")
-        reads += ["--options", as_json(study.config["evaluation"])]
+        path, task = next((path, task) for folder, path, task in study.evaluations() if folder == job.output)
+        named = inputs.of_evaluation(study, study.model(path), task)
+        options = inputs.options(named, "checkpoint", "data", "bank")
+        options += ["--options", as_json(study.config["evaluation"])]
     else:
         model = study.model(job.output.removesuffix("/checkpoint"))
         recipe = study.recipe(model.kind, str(model.recipe))
         start = launch.command(recipe["processes"], recipe["nodes"]).split()
-        amount = _amount(study, model, recipe)
+        seed, epochs = model.seed, model.epochs
         if job.kind == "cpt":
+            seed, epochs = recipe["seed"], recipe["num_train_epochs"]
             tokens = [f"results/{need}" for need in job.needs if need.startswith("tokens/")]
-            reads = ["--parent", inputs.checkpoint(str(model.parent)), "--tokens", *tokens]
+            options = ["--parent", inputs.checkpoint(str(model.parent)), "--tokens", *tokens]
         else:
-            reads = inputs.options(inputs.of_model(study, model), "parent", "data", "previous", "bank", "encoder")
-            reads += inputs.sequences(study, model)
+            options = inputs.options(inputs.of_model(study, model), "parent", "data", "previous", "bank", "encoder")
+            options += inputs.sequences(study, model)
+        options += ["--recipe", as_json(study.stage(model)), "--seed", str(seed), "--epochs", str(epochs)]
     work = ["--work", str(RESULTS / job.work)] if job.work else []
-    return [*start, job.kind, *reads, *amount, *work, "--output", str(RESULTS / job.output)]
-
-
-def _amount(study: Study, model: Model, recipe: dict[str, Any]) -> list[str]:
-    cpt = model.kind == "cpt"
-    seed, epochs = (recipe["seed"], recipe["num_train_epochs"]) if cpt else (model.seed, model.epochs)
-    return ["--recipe", as_json(study.stage(model)), "--seed", str(seed), "--epochs", str(epochs)]
+    return [*start, job.kind, *options, *work, "--output", str(RESULTS / job.output)]

@@ -3,7 +3,8 @@
 Importing torch, transformers and TRL takes 5 to 8 seconds of CPU, longer than a stage of the default study trains.
 Bigger jobs would import less often, but cache and rerun less exactly, so the jobs stay small and share the import:
 
-1. `start`, at the start of a local run, starts `cisterna fork-server` and sets CISTERNA_FORK_SERVER to its socket.
+1. At the start of a local run the Snakefile starts `cisterna fork-server` and sets CISTERNA_FORK_SERVER to its socket
+   (`cisterna.runtime.snakefile`).
 2. `cisterna sft ...` with that variable (`run`) sends its arguments, environment, working directory and output streams
    to the server.
 3. The server (`serve`) forks. The fork runs the code that `cisterna sft ...` would run by itself, and sends back the
@@ -19,42 +20,21 @@ never runs torch, so forking is safe. Jobs that use a GPU are not sent to it: CU
 import gc
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cisterna.study import Study
+from typing import Any, BinaryIO
 
 VARIABLE = "CISTERNA_FORK_SERVER"
-LOG = Path("results/logs/fork_server.log")
 KILLED = 137
 _BACKLOG = 64
 
 Main = Callable[[Sequence[str]], int]
-
-
-def start(workflow: Any, study: "Study") -> None:
-    """Start a server for the jobs of a run, where it can serve them: on this machine, in this environment, on CPUs."""
-    local = workflow.executor_plugin.common_settings.local_exec
-    gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in study.config["resources"].values())
-    if not local or gpu or workflow.deployment_settings.deployment_method:
-        return
-    path = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    # Its output goes to a file: a pipe behind Snakemake would stay open until the server ends.
-    with LOG.open("w") as log:
-        command = [sys.executable, "-m", "cisterna", "fork-server", str(path)]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    os.environ[VARIABLE] = str(path)
 
 
 def serve(path: Path, main: Main) -> None:
@@ -66,8 +46,7 @@ def serve(path: Path, main: Main) -> None:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(path))
     path.chmod(0o600)
-    # Clients may connect before the imports are done: then they wait for them.
-    server.listen(_BACKLOG)
+    server.listen(_BACKLOG)  # before the imports: a client that connects waits for them
     _import()
     gc.collect()
     gc.freeze()
@@ -97,9 +76,9 @@ def run(arguments: list[str]) -> int | None:
         connection.connect(path)
     except OSError:
         return None
-    request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    socket.send_fds(connection, [len(request).to_bytes(8, "big")], [sys.stdout.fileno(), sys.stderr.fileno()])
-    connection.sendall(request)
+    request = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)})
+    socket.send_fds(connection, [b"\n"], [sys.stdout.fileno(), sys.stderr.fileno()])
+    connection.sendall(f"{request}\n".encode())
 
     def forward(number: int, _: Any) -> None:
         connection.sendall(bytes([number]))
@@ -142,8 +121,10 @@ def _work(connection: socket.socket, main: Main) -> None:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
-        size, streams = _receive_streams(connection)
-        request = json.loads(_receive(connection, size))
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does; the server ends at it, as all light commands
+        _, streams, _, _ = socket.recv_fds(connection, 1, 2)
+        received = connection.makefile("rb")
+        request = json.loads(received.readline())
         for source, target in zip(streams, (1, 2), strict=True):
             os.dup2(source, target)
             os.close(source)
@@ -155,41 +136,22 @@ def _work(connection: socket.socket, main: Main) -> None:
             import torch
 
             torch.set_num_threads(int(threads))
-        threading.Thread(target=_obey, args=(connection,), daemon=True).start()
+        threading.Thread(target=_obey, args=(received,), daemon=True).start()
 
         code = main(request["arguments"])
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # a bug: the client shows the traceback
-        import traceback
-
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # the fork has to end, whatever happens here
                 stream.flush()
-        connection.sendall(bytes([code & 0xFF]))
-        os._exit(code & 0xFF)
+        with suppress(OSError):
+            connection.sendall(bytes([code]))
+        os._exit(code)
 
 
-def _obey(connection: socket.socket) -> None:
+def _obey(received: BinaryIO) -> None:
     """Send the client's signals to this process, and kill it when the client is gone."""
-    while number := connection.recv(1):
+    while number := received.read(1):
         os.kill(os.getpid(), number[0])
     os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def _receive_streams(connection: socket.socket) -> tuple[int, list[int]]:
-    head, streams, _, _ = socket.recv_fds(connection, 8, 2)
-    return int.from_bytes(head, "big"), streams
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        part = connection.recv(min(size, 1 << 20))
-        if not part:
-            raise ConnectionError("the client is gone")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)

@@ -1,21 +1,31 @@
-"""What the Snakefile needs besides its rules: the study of a run, and errors as Snakemake reports them.
+"""What the Snakefile needs besides its rules: its config files, errors as Snakemake reports them, and two workarounds.
 
 Not for the rules' inputs and resources, which are look-ups in workflow/rules.
 """
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import SharedFSUsage
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
+from cisterna.runtime import fork_server
+from cisterna.study import Study
+
+FORK_SERVER_LOG = Path("results/logs/fork_server.log")
 
 
 class StudyError(WorkflowError):
-    """A mistake of the user's, which ends Snakemake with exit code 1. Whoever embeds Snakemake can catch it.
+    """A mistake of the user's, which ends Snakemake with exit code 1. A program that embeds Snakemake can catch it.
 
     Snakemake prints the frames of Snakefiles in an exception's traceback. Here they would only hide the message.
     """
@@ -46,9 +56,7 @@ def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
     if workflow.modifier.skip_configfile:
         return []
     given = [Path(path) for path in workflow.overwrite_configfiles]
-    if given and "study" in config:
-        return given
-    return [files.default_config("--configfile"), *given]
+    return given if given and "study" in config else [files.default_config("--configfile"), *given]
 
 
 def count_missing(cells: Path) -> str:
@@ -57,3 +65,36 @@ def count_missing(cells: Path) -> str:
 
     states = list(pd.read_parquet(cells, columns=["state"])["state"]) if cells.is_file() else []
     return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
+
+
+def start_fork_server(workflow: Any, study: Study) -> None:
+    """Start a fork server for the jobs of a run, if they run on this machine, in this environment, on CPUs."""
+    local = workflow.executor_plugin.common_settings.local_exec
+    gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in study.config["resources"].values())
+    if not local or gpu or workflow.deployment_settings.deployment_method:
+        return
+    socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
+    FORK_SERVER_LOG.parent.mkdir(parents=True, exist_ok=True)
+    # Its output goes to a file: a pipe behind Snakemake would stay open until the server ends.
+    with FORK_SERVER_LOG.open("w") as log:
+        command = [sys.executable, "-m", "cisterna", "fork-server", str(socket)]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    os.environ[fork_server.VARIABLE] = str(socket)
+
+
+def see_new_s3_folders(workflow: Any) -> None:
+    """Let the S3 plugin see folders that other processes store, in runs without a shared disk (Kubernetes).
+
+    The plugin asks once whether a folder is in the bucket and keeps the answer (snakemake-storage-plugin-s3 0.3.6,
+    `StorageObject.is_dir`). A folder that a pod stores later, such as a checkpoint, would stay missing for the process
+    that waits for it. With the replacement it asks each time.
+    """
+    settings = workflow.storage_settings
+    if settings.default_storage_provider != "s3" or SharedFSUsage.INPUT_OUTPUT in settings.shared_fs_usage:
+        return
+    from snakemake_storage_plugin_s3 import StorageObject
+
+    def is_dir(self: StorageObject) -> bool:
+        return any(self.get_subkeys())
+
+    StorageObject.is_dir = is_dir

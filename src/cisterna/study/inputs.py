@@ -1,4 +1,4 @@
-"""What a job of a study reads, by the names that its rule and its command give it. Paths are relative to the clone.
+"""What a job of a study reads: paths relative to the clone, by the names that its rule and its command have for them.
 
 The rules (workflow/rules) and `cisterna train PATH` (cisterna.runtime.commands) share this. Which job makes what is in
 cisterna.study.jobs.
@@ -8,33 +8,24 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from cisterna.errors import UserError
-from cisterna.study.config.problems import suggest
 from cisterna.study.expansion import Model, Study
 
 LONGEST = 100_000  # characters of a study in a shell line: Linux takes at most 128 KiB in one word
 PACKED = "zlib:"
 
-Entry = TypeVar("Entry")
-
 
 def checkpoint(path: str) -> str:
-    """The checkpoint of the model at `path`."""
+    """The checkpoint of the model or encoder at `path`, relative to results/."""
     return f"results/{path}/checkpoint"
-
-
-def encoder(name: str) -> str:
-    """The checkpoint of an encoder."""
-    return f"results/encoders/{name}/checkpoint"
 
 
 def of_model(study: Study, model: Model) -> dict[str, str]:
     """What SFT or RL of a model reads: its parent, in a ladder the rung before it, its data and its features."""
+    named = {"parent": checkpoint(str(model.parent)), "data": f"results/data/{model.task}"}
     previous = {"previous": checkpoint(model.previous)} if model.previous else {}
-    data = {"data": f"results/data/{model.task}"}
-    return {"parent": checkpoint(str(model.parent)), **previous, **data, **features(study, model)}
+    return named | previous | features(study, model)
 
 
 def of_evaluation(study: Study, model: Model, task: str) -> dict[str, str]:
@@ -42,25 +33,18 @@ def of_evaluation(study: Study, model: Model, task: str) -> dict[str, str]:
     return {"checkpoint": checkpoint(model.path), "data": f"results/data/{task}", **features(study, model)}
 
 
-def look_up(table: Mapping[str, Entry], path: str, error: str) -> Entry:
-    """The entry of a path. UserError with the nearest path if there is none; `error` begins it."""
-    if path not in table:
-        raise UserError(f"{error} {path}{suggest(path, table)}")
-    return table[path]
-
-
 def features(study: Study, model: Model) -> dict[str, str]:
     """What a model reads features from: its bank, or the encoder that runs inside each step."""
     if model.encoder is None:
         return {}
     bank = study.bank(model)
-    return {"bank": f"results/{bank}"} if bank else {"encoder": encoder(model.encoder)}
+    return {"bank": f"results/{bank}"} if bank else {"encoder": checkpoint(f"encoders/{model.encoder}")}
 
 
 def lineage(study: Study, model: Model) -> list[str]:
     """The checkpoints that a model is loaded with: those it was made from, and its encoder."""
-    encoders = [encoder(model.encoder)] if model.encoder else []
-    return [checkpoint(path) for path in study.lineage(model)] + encoders
+    encoders = [f"encoders/{model.encoder}"] if model.encoder else []
+    return [checkpoint(path) for path in (*study.lineage(model), *encoders)]
 
 
 def tokens(study: Study, backbone: str) -> list[str]:
@@ -80,7 +64,7 @@ def tokenizer_texts(study: Study, backbone: str) -> list[str]:
 
 
 def options(names: Mapping[str, str], *wanted: str) -> list[str]:
-    """The words `--NAME PATH` of a command line for those of the `wanted` names that a job has."""
+    """The words `--NAME PATH` of a command line for those of the `wanted` inputs that a job has."""
     return [word for name in wanted if name in names for word in (f"--{name}", names[name])]
 
 

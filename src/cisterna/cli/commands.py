@@ -1,0 +1,447 @@
+"""The commands of `cisterna`: first those that people run, then those of the workflow's rules.
+
+Each is a function, which `command` puts into COMMANDS with its options. It imports what it needs when it runs, so that
+`cisterna --help` imports no library.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cisterna.artifacts import files
+from cisterna.artifacts.work_folder import SAVE_MINUTES
+from cisterna.errors import UserError
+
+if TYPE_CHECKING:
+    from cisterna.study import Study
+
+JSON = dict[str, Any]
+Config = list[str] | None  # the value of CONFIG
+Option = tuple[str, dict[str, Any]]  # of argparse's add_argument
+
+
+class Command(NamedTuple):
+    """A command; `run` takes its options by name.
+
+    `by_rule`: whether only a rule of the workflow runs it. `heavy`: whether it imports torch and such, so that a job of
+    the workflow is a fork of the fork server.
+    """
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+    run: Callable[..., None]
+    by_rule: bool
+    heavy: bool
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    *options: Option, by_rule: bool = False, heavy: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Put the decorated function into COMMANDS, under its name, with its docstring as the help."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        name = function.__name__.replace("_", "-")
+        COMMANDS[name] = Command(name, str(function.__doc__), options, function, by_rule, heavy)
+        return function
+
+    return add
+
+
+def option(flag: str, **settings: Any) -> Option:
+    """An option, as argparse's `add_argument` takes it, but required if it has neither a default nor an action."""
+    if flag.startswith("--") and not {"default", "action"} & settings.keys():
+        settings["required"] = True
+    return flag, settings
+
+
+def path(flag: str, **settings: Any) -> Option:
+    """An option that is a path."""
+    return option(flag, type=Path, **settings)
+
+
+def mapping(flag: str, **settings: Any) -> Option:
+    """An option that is a JSON object."""
+    return option(flag, type=_json, metavar="JSON", **settings)
+
+
+def _json(text: str) -> JSON:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object, {...}")
+    return value
+
+
+def config_files(config: Config) -> list[Path]:
+    """The files of CONFIG."""
+    return [Path(file) for file in config] if config else [files.default_config("--config")]
+
+
+def read_study(config: Config) -> "Study":
+    """The study of CONFIG. The rules give it as one word with the whole config (cisterna.study.inputs.pack)."""
+    from cisterna import study
+    from cisterna.study import inputs
+
+    if config and config[0].startswith(("{", inputs.PACKED)):
+        try:
+            return study.load(inputs.unpack(config[0]))
+        except ValueError as error:
+            raise UserError(f"--config: not JSON: {error}") from None
+    return study.read(*config_files(config))
+
+
+CONFIG = option(
+    "--config",
+    nargs="+",
+    action="extend",
+    metavar="FILE",
+    help=f"the study (default: {files.DEFAULT_CONFIG}); each further file changes the keys that it names",
+)
+RESULTS = path("--results", default=Path("results"), help="(default: %(default)s)")
+DATA = path("--data", help="folder made by `data`")
+EVALUATION = mapping("--options", help="the config's evaluation block")
+WORK = path("--work", help="folder for state that a later run resumes from")
+OUTPUT = path("--output", help="what to write")
+SEED = option("--seed", type=int, default=0)
+STAGE = (
+    path("--parent", help="checkpoint to start from"),
+    mapping("--recipe", help="the recipe's block of the config"),
+    SEED,
+    option("--epochs", type=float),
+    path("--previous", default=None, help="the rung before, in a ladder"),
+    WORK,
+    OUTPUT,
+)
+SEQUENCES = (
+    DATA,
+    option("--sequences", choices=["tokens", "features", "both"], default="tokens"),
+    path("--bank", default=None, help="folder made by `features`"),
+    path("--encoder", default=None, help="instead of a bank: the encoder, to run in every step"),
+    mapping("--reading", default=None, help="with --encoder: how it is read"),
+)
+
+
+# --- Run by people ---
+
+
+@command(CONFIG)
+def plan(config: Config) -> None:
+    """Print what a study would train: models, jobs, shared stages, examples, tokens."""
+    from cisterna.ops import plan
+
+    plan.main(*config_files(config))
+
+
+@command(path("path", help="e.g. results/models/.../e2/checkpoint"), CONFIG)
+def train(path: Path, config: Config) -> None:
+    """Make one checkpoint or feature bank of a study, as its rule does, from what the study says."""
+    from cisterna.runtime import commands
+
+    commands.run(read_study(config), path, *commands.TRAINING)
+
+
+@command(
+    path("path", nargs="?", help="e.g. results/models/.../e2/eval; a rule gives the options below instead"),
+    CONFIG,
+    path("--checkpoint", default=None),
+    path("--data", default=None, help="folder made by `data`"),
+    path("--bank", default=None, help="feature bank of the task (default: run the encoder)"),
+    mapping("--options", default=None, help="the config's evaluation block"),
+    path("--work", default=None, help="folder for answers until all are published (default: none)"),
+    path("--output", default=None),
+    heavy=True,
+)
+def evaluate(
+    path: Path | None,
+    config: Config,
+    checkpoint: Path | None,
+    data: Path | None,
+    bank: Path | None,
+    options: JSON | None,
+    work: Path | None,
+    output: Path | None,
+) -> None:
+    """Evaluate a checkpoint on the id and ood splits of its task."""
+    if path:
+        from cisterna.runtime import commands
+
+        commands.run(read_study(config), path, "evaluate")
+    if checkpoint is None or data is None or options is None or output is None:
+        raise UserError("evaluate: expected a PATH, or --checkpoint, --data, --options and --output")
+    from cisterna.evaluation import evaluate
+    from cisterna.study.config import evaluation_options
+
+    evaluate.evaluate(checkpoint, data, output, evaluation_options(options), bank, work)
+
+
+@command(
+    path("data", help="a folder results/data/TASK"),
+    path("--output", default=None, help="JSON file for what was checked"),
+)
+def audit(data: Path, output: Path | None) -> None:
+    """Check the splits of a prepared task for leakage."""
+    from cisterna.data.audit import audit_folder
+
+    checked = audit_folder(data)
+    print(json.dumps(checked, indent=1))
+    if output:
+        files.write_json(output, checked)
+
+
+@command(
+    path("checkpoint", metavar="CHECKPOINT"),
+    path("--input", help="csv, tsv, Parquet or JSON lines with the sequences; cells also .h5ad"),
+    path("--output", help="Parquet file, a row a sequence"),
+    mapping("--options", default={}, help="keys of the config's evaluation block that differ from their defaults"),
+    heavy=True,
+)
+def predict(checkpoint: Path, input: Path, output: Path, options: JSON) -> None:
+    """Answer new sequences with a checkpoint of SFT or RL."""
+    from cisterna.evaluation import predict
+    from cisterna.study.config import evaluation_options
+
+    predict.predict(checkpoint, input, output, evaluation_options(options))
+
+
+@command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)
+def report(partial: bool, config: Config) -> None:
+    """Write the tables and figures of a study into results/studies/NAME."""
+    from cisterna.report import figures, findings, gather
+
+    study = read_study(config)
+    results = Path("results")
+    folder = results / "studies" / study.name
+    if partial:
+        folder /= "partial"
+    gather.gather(study, results, folder, partial)
+    figures.figures(study, folder, folder / "figures")
+    if not partial:
+        findings.findings(study, results, folder)
+    print(f"The report is at {folder / 'figures' / 'table.html'}")
+
+
+@command(
+    CONFIG,
+    option("--budget-epochs", type=int, metavar="N", default=None, help="epochs to divide between SFT and RL"),
+    RESULTS,
+    path("--output", default=None, help="JSON file for the same (default: none)"),
+)
+def advise(config: Config, budget_epochs: int | None, results: Path, output: Path | None) -> None:
+    """Print what a study's answers say about a choice, and how surely."""
+    from cisterna.report import advice
+
+    advice.main(config_files(config), budget_epochs, results, output)
+
+
+@command(
+    path("path", nargs="?", default=Path("results"), help="only jobs below this folder"),
+    CONFIG,
+    option("--watch", action="store_true", help="keep it up to date, until Ctrl-C"),
+)
+def status(path: Path, config: Config, watch: bool) -> None:
+    """Print what a running study does: stages under way, jobs done and failed."""
+    from cisterna.ops import status
+
+    status.main(config_files(config), path, watch)
+
+
+@command(path("path", nargs="?", default=Path("results"), help="(default: %(default)s)"))
+def verify(path: Path) -> None:
+    """Check every manifest, hash and parent below a folder; exit code 2 if one is broken."""
+    from cisterna.ops import verify
+
+    print(verify.verify(path))
+
+
+@command(
+    option(
+        "--config",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help=f"every study whose results stay, one a file (default: {files.DEFAULT_CONFIG})",
+    ),
+    option("--finished", action="store_true", help="also the state of ladders that will get no further rung"),
+    option("--yes", action="store_true", help="remove what is listed"),
+)
+def clean(config: Config, finished: bool, yes: bool) -> None:
+    """List what no config refers to and what killed processes left in results/."""
+    from cisterna.ops import clean
+
+    clean.clean(config_files(config), yes=yes, finished=finished)
+
+
+# --- Run by the rules of the workflow, as `evaluate` above, which also takes a path ---
+
+
+@command(option("--task"), mapping("--spec", help="the task's block of the config"), SEED, OUTPUT, by_rule=True)
+def data(task: str, spec: JSON, seed: int, output: Path) -> None:
+    """Split a task's examples into train, validation, id, ood and audit them for leakage."""
+    from cisterna.data import splits
+
+    splits.prepare(task, spec, seed, output)
+
+
+@command(DATA, EVALUATION, OUTPUT, by_rule=True, heavy=True)
+def baselines(data: Path, options: JSON, output: Path) -> None:
+    """Majority, k-NN and logistic regression on a task's splits."""
+    from cisterna.evaluation import baselines
+    from cisterna.scoring import answers
+    from cisterna.study.config import evaluation_options
+
+    chosen = evaluation_options(options)
+    card = files.read_json(data / "card.json")
+    baselines.run(
+        data,
+        output,
+        space=answers.load_space(card, data),
+        modality=card["modality"],
+        seed=int(chosen.get("seed", 0)),
+        bootstrap=int(chosen["bootstrap"]),
+    )
+
+
+@command(mapping("--spec", help="the backbone's block of the config"), OUTPUT, by_rule=True, heavy=True)
+def base(spec: JSON, output: Path) -> None:
+    """Make a backbone's base checkpoint and tokenizer."""
+    from cisterna import models
+
+    models.make_base(spec, output)
+
+
+@command(
+    path("--corpus", help="sequences or text; the ending says in which form"),
+    option("--modality", choices=["dna", "rna", "protein", "text"]),
+    mapping("--options", default={}, help="the corpus's other keys of the config"),
+    path("--base", help="base checkpoint, for its tokenizer"),
+    OUTPUT,
+    by_rule=True,
+    heavy=True,
+)
+def tokenize(corpus: Path, modality: str, options: JSON, base: Path, output: Path) -> None:
+    """Tokenize a corpus into a memory-mapped stream."""
+    from cisterna.data.tokenized import tokenize_corpus
+
+    print(json.dumps(tokenize_corpus(corpus, modality, base, output, options), indent=1))
+
+
+@command(
+    mapping("--spec", help="what makes the encoder"),
+    mapping("--corpora", default={}, help="name -> file and modality"),
+    WORK,
+    OUTPUT,
+    by_rule=True,
+    heavy=True,
+)
+def encoder(spec: JSON, corpora: JSON, work: Path, output: Path) -> None:
+    """Make an encoder, or publish which pretrained one it is."""
+    if "pretrained" in spec:
+        from cisterna.sequences import encoders
+
+        encoders.refer(spec, output)
+        return
+    from cisterna.training import encoder
+
+    encoder.train(spec, corpora, work, output)
+
+
+@command(
+    path("--encoder", help="checkpoint folder made by `encoder`"),
+    DATA,
+    mapping("--reading", help="how the encoder is read"),
+    WORK,
+    option("--save-minutes", type=float, default=SAVE_MINUTES, help="how often to save (default: %(default)s)"),
+    OUTPUT,
+    by_rule=True,
+    heavy=True,
+)
+def features(encoder: Path, data: Path, reading: JSON, work: Path, save_minutes: float, output: Path) -> None:
+    """Compute the feature bank (embedding cache) of a task's sequences."""
+    from cisterna.sequences import feature_bank
+
+    feature_bank.build_for_task(encoder, data, reading, work, output, save_minutes)
+
+
+@command(path("--tokens", nargs="+", help="folders made by `tokenize`"), *STAGE, by_rule=True, heavy=True)
+def cpt(tokens: list[Path], **stage: Any) -> None:
+    """Continue pre-training on corpora."""
+    from cisterna.training import cpt
+    from cisterna.training.arguments import StageArguments
+
+    cpt.train(StageArguments(kind="cpt", **stage), tokens)
+
+
+@command(*SEQUENCES, *STAGE, by_rule=True, heavy=True)
+def sft(**options: Any) -> None:
+    """Fine-tune on a task's reasoning traces and answers."""
+    from cisterna.training import sft
+
+    sft.train(*_stage("sft", **options))
+
+
+@command(*SEQUENCES, *STAGE, by_rule=True, heavy=True)
+def rl(**options: Any) -> None:
+    """Train by GRPO on a task's verifiable rewards."""
+    from cisterna.training import rl
+
+    rl.train(*_stage("rl", **options))
+
+
+def _stage(
+    kind: str, data: Path, sequences: str, bank: Path | None, encoder: Path | None, reading: JSON | None, **stage: Any
+) -> tuple[Any, Path, Any]:
+    """What SFT and RL are called with: the options STAGE, the task's data, and the source of its sequences."""
+    from cisterna.sequences.source import open_source
+    from cisterna.training.arguments import StageArguments
+    from cisterna.training.run import one_gpu
+
+    one_gpu()
+    modality = files.read_json(data / "card.json")["modality"]
+    return StageArguments(kind=kind, **stage), data, open_source(sequences, modality, bank, encoder, reading)
+
+
+@command(
+    path("--checkpoint"),
+    path("--tokens", nargs="+", help="folders made by `tokenize`"),
+    option("--block-size", type=int, default=256),
+    OUTPUT,
+    by_rule=True,
+    heavy=True,
+)
+def perplexity(checkpoint: Path, tokens: list[Path], block_size: int, output: Path) -> None:
+    """Measure a checkpoint's perplexity on held-out corpora."""
+    from cisterna.evaluation import perplexity
+
+    perplexity.perplexity(checkpoint, tokens, output, block_size)
+
+
+@command(RESULTS, CONFIG, OUTPUT, by_rule=True)
+def gather(results: Path, config: Config, output: Path) -> None:
+    """Collect a study's metrics into one table."""
+    from cisterna.report import gather
+
+    gather.gather(read_study(config), results, output)
+
+
+@command(path("--metrics", help="folder made by `gather`"), CONFIG, OUTPUT, by_rule=True)
+def figures(metrics: Path, config: Config, output: Path) -> None:
+    """Draw a study's figures and results table."""
+    from cisterna.report import figures
+
+    figures.figures(read_study(config), metrics, output)
+
+
+@command(RESULTS, CONFIG, OUTPUT, by_rule=True)
+def findings(results: Path, config: Config, output: Path) -> None:
+    """Test the paper's claims on a study's answers."""
+    from cisterna.report import findings
+
+    findings.findings(read_study(config), results, output)
