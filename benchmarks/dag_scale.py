@@ -1,12 +1,12 @@
-"""How long a big study takes before its first job starts, and when nothing is left to do.
+"""How long a large study takes before its first job starts, and when nothing is left to do.
 
     .venv/bin/python benchmarks/dag_scale.py
 
-Synthetic studies of 10, 100 and 1,000 lineages, about five jobs each, are expanded, planned, dry-run, and dry-run again
-when all of their outputs exist with Snakemake's records of code, params and inputs. Beside each of Snakemake's timings
-stands a bare workflow of five one-line rules with the same number of jobs, the two in turns. Prints a table and writes
-it into benchmarks/RESULTS.md; benchmarks/README.md says what the columns mean. Not for the jobs: none is run, and the
-outputs are empty.
+Synthetic studies of 10, 100 and 1,000 lineages, with about five jobs per lineage, are expanded, planned and dry-run.
+They are dry-run again when all outputs exist, with Snakemake's records of code, params and inputs. Each dry run is
+compared with that of a bare workflow: five one-line rules with the same number of jobs. The two run alternately.
+Prints a table and writes it into benchmarks/RESULTS.md; benchmarks/README.md defines the columns. Not for the time of
+the jobs: none is run, and the outputs are empty.
 """
 
 import argparse
@@ -34,13 +34,14 @@ from cisterna.study.jobs import count_jobs
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TITLE = "## dag_scale.py: studies of thousands of jobs"
-LIMIT = 1.5  # the dry run of the biggest study, over that of bare Snakemake
+LIMIT = 1.5  # for the largest study: seconds of its dry run / seconds of the dry run of bare Snakemake
 COLUMNS = ("what", "lineages", "jobs", "seconds", "bare, seconds", "ratio", "peak memory", "bare, peak memory")
 CONFIG = "config/config.yaml"
 
 TASKS = 5
-STAGES = 5  # of bare Snakemake
-SIZES = {10: (1, 1), 100: (2, 5), 1000: (10, 10)}  # lineages: seeds, recipes of each kind; two lineages a task of both
+STAGES = 5  # rules of the bare workflow
+# Number of lineages: seeds, pairs of SFT recipes. There is one lineage for each task, seed and SFT recipe.
+SIZES = {10: (1, 1), 100: (2, 5), 1000: (10, 10)}
 
 RULE = """
 rule stage_{number}:
@@ -49,7 +50,7 @@ rule stage_{number}:
     shell: "cp {{input}} {{output}}"
 """
 
-# Snakemake's --touch waits 0.1 s in each job, so that times of files differ also on coarse disks.
+# Snakemake's --touch waits 0.1 s in each job, so that file times differ on disks that store them coarsely. Not here.
 TOUCH = """
 import sys
 from snakemake.cli import main
@@ -68,12 +69,14 @@ print(time.perf_counter() - start)
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Time expansion, plan, dry run and no-op rerun of big studies, beside bare Snakemake.",
+        description="Time expansion, plan, dry run and no-op rerun of large studies, and of bare Snakemake.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--lineages", nargs="+", type=int, choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="Markdown file with a section for this")
+    parser.add_argument(
+        "--lineages", nargs="+", type=int, choices=list(SIZES), default=list(SIZES), help="sizes to measure"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the table has the medians")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="Markdown file to write the section into")
     options = parser.parse_args()
     rows = [row for lineages in options.lineages for row in measure(lineages, options.repeats)]
     text = report(rows, options.repeats)
@@ -81,7 +84,7 @@ def main() -> None:
     write_section(options.output, text)
     largest = max((row for row in rows if row.what == "dry run"), key=lambda row: row.lineages)
     if largest.ratio and largest.ratio > LIMIT:
-        sys.exit(f"error: {largest.ratio:.2f} times bare Snakemake's dry run; expected at most {LIMIT}")
+        sys.exit(f"error: the dry run takes {largest.ratio:.2f} times that of bare Snakemake; expected at most {LIMIT}")
 
 
 # --- Measuring ---
@@ -89,7 +92,7 @@ def main() -> None:
 
 @dataclass
 class Row:
-    """Each run of one thing: wall seconds and peak memory (MiB), and those of bare Snakemake beside it."""
+    """Wall seconds and peak memory (MiB) of each run of one command, for the study and for bare Snakemake."""
 
     what: str
     lineages: int
@@ -103,53 +106,55 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Over bare Snakemake; each run over the one beside it, so that a busy moment of the machine meets both."""
+        """Median of study / bare Snakemake, each run over the one next to it: a busy moment affects both."""
         pairs = zip(self.ours, self.bare, strict=True)
         return statistics.median(ours[0] / bare[0] for ours, bare in pairs) if self.bare else None
 
 
 def measure(lineages: int, repeats: int) -> Iterator[Row]:
-    """All that is timed at one size."""
-    with tempfile.TemporaryDirectory() as place:
-        ours, bare = Path(place) / "ours", Path(place) / "bare"
+    """Time everything at one size."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, bare = Path(folder) / "ours", Path(folder) / "bare"
         jobs = write_study(ours, lineages)
         write_bare(bare, jobs)
         expand = [sys.executable, "-c", EXPAND, CONFIG]
-        planned = [sys.executable, "-m", "cisterna", "plan", "--config", CONFIG]
+        plan = [sys.executable, "-m", "cisterna", "plan", "--config", CONFIG]
         yield Row("study.read", lineages, jobs, [(float(run(expand, ours).output), 0.0) for _ in range(repeats)])
-        yield Row("cisterna plan", lineages, jobs, [run(planned, ours)[1:] for _ in range(repeats)])
-        yield beside("DAG build", lineages, jobs, repeats, (ours, bare), ["--quiet", "all"])
-        yield beside("dry run", lineages, jobs, repeats, (ours, bare), [])
+        yield Row("cisterna plan", lineages, jobs, [run(plan, ours)[1:] for _ in range(repeats)])
+        yield dry_runs("DAG build", lineages, jobs, repeats, (ours, bare), ["--quiet", "all"])
+        yield dry_runs("dry run", lineages, jobs, repeats, (ours, bare), [])
         for folder in (ours, bare):
             make_outputs(folder)
-        yield beside("no-op rerun", lineages, jobs, repeats, (ours, bare), [])
+        yield dry_runs("no-op rerun", lineages, jobs, repeats, (ours, bare), [])
 
 
-def beside(what: str, lineages: int, jobs: int, repeats: int, folders: tuple[Path, Path], options: list[str]) -> Row:
-    """Dry runs of the study and of bare Snakemake in turns."""
+def dry_runs(what: str, lineages: int, jobs: int, repeats: int, folders: tuple[Path, Path], options: list[str]) -> Row:
+    """Dry runs of the study and of bare Snakemake, alternately."""
     row = Row(what, lineages, jobs)
     for number in range(repeats):
         for folder in folders if number % 2 == 0 else folders[::-1]:
-            done = run([sys.executable, "-m", "snakemake", *target(folder), "--dry-run", *options], folder)
-            (row.ours if folder == folders[0] else row.bare).append(done[1:])
-            count = re.search(r"^total +(\d+)$", done.output, re.MULTILINE)
-            found = int(count[1]) - 1 if count else 0  # without the rule all
+            finished = run([sys.executable, "-m", "snakemake", *target(folder), "--dry-run", *options], folder)
+            (row.ours if folder == folders[0] else row.bare).append(finished[1:])
+            total = re.search(r"^total +(\d+)$", finished.output, re.MULTILINE)
+            count = int(total[1]) - 1 if total else 0  # without the rule all
             expected = 0 if what == "no-op rerun" else jobs
-            if "quiet" not in " ".join(options) and found != expected:
-                sys.exit(f"error: {what} of {folder.name}: {found} jobs, expected {expected}\n{done.output[-2000:]}")
+            if "--quiet" not in options and count != expected:
+                sys.exit(
+                    f"error: {what} of {folder.name}: {count} jobs, expected {expected}\n{finished.output[-2000:]}"
+                )
     return row
 
 
-class Done(NamedTuple):
-    """A process that ended well: what it printed, its wall seconds and its peak memory in MiB."""
+class Finished(NamedTuple):
+    """A process that succeeded: what it printed, its wall seconds and its peak memory in MiB."""
 
     output: str
     seconds: float
     memory: float
 
 
-def run(command: list[str], folder: Path) -> Done:
-    """Run a command in a folder, its output in a file as in a log."""
+def run(command: list[str], folder: Path) -> Finished:
+    """Run a command in a folder, with its output in a file, as in the log of a job."""
     with tempfile.TemporaryFile("w+") as stream:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT)
@@ -160,7 +165,7 @@ def run(command: list[str], folder: Path) -> Done:
         output = stream.read()
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {process.returncode}\n{output[-2000:]}")
-    return Done(output, seconds, usage.ru_maxrss / 1024)  # Linux counts in KiB
+    return Finished(output, seconds, usage.ru_maxrss / 1024)  # Linux counts in KiB
 
 
 def target(folder: Path) -> list[str]:
@@ -175,8 +180,8 @@ def target(folder: Path) -> list[str]:
 def write_study(folder: Path, lineages: int) -> int:
     """Write a study and the files that it names; returns its number of jobs.
 
-    Half of the lineages are one rung of SFT and RL from it, half two rungs and RL from the second: two or three
-    checkpoints, each evaluated. One task in five is read as features of an encoder.
+    Half of the lineages have one rung of SFT and RL from it, half two rungs and RL from the second one. Every
+    checkpoint is evaluated. One task in five is read as features of an encoder.
     """
     seeds, recipes = SIZES[lineages]
     files = [f"tables/{number}.csv" for number in range(TASKS)] + ["tables/protein.fasta", "tables/text.txt"]
@@ -190,7 +195,7 @@ def write_study(folder: Path, lineages: int) -> int:
     tasks = {f"task-{number}": table | {"file": files[number], "question": "Which?"} for number in range(TASKS)}
     tasks["task-0"] |= {"sequences": ["features"], "encoder": "esm"}
     names = [
-        (f"{kind}-{number}", rungs) for number in range(recipes) for kind, rungs in (("one", [1]), ("two", [1, 2]))
+        (f"{size}-{number}", rungs) for number in range(recipes) for size, rungs in (("one", [1]), ("two", [1, 2]))
     ]
     config = {
         "study": "synthetic",
@@ -216,18 +221,18 @@ def write_study(folder: Path, lineages: int) -> int:
 
 
 def write_bare(folder: Path, jobs: int) -> None:
-    """Write a workflow of five one-line rules and the same number of jobs; what 5 does not divide is a rule more."""
+    """Write a workflow of five one-line rules with so many jobs: chains of five, and single jobs of the first rule."""
     chains, rest = divmod(jobs, STAGES)
     folder.mkdir()
     rules = [RULE.format(number=number, before=number - 1) for number in range(1, STAGES + 1)]
     rules[0] = rules[0].replace('    input: "results/0/{n}.txt"\n', "").replace("cp {input}", "touch")
-    last = [f'expand("results/{STAGES}/{{n}}.txt", n=range({chains}))']
-    last += [f'expand("results/1/{{n}}.txt", n=range({chains}, {chains + rest}))']
-    (folder / "Snakefile").write_text(f"rule all:\n    input: {', '.join(last)}\n" + "".join(rules))
+    targets = [f'expand("results/{STAGES}/{{n}}.txt", n=range({chains}))']
+    targets += [f'expand("results/1/{{n}}.txt", n=range({chains}, {chains + rest}))']
+    (folder / "Snakefile").write_text(f"rule all:\n    input: {', '.join(targets)}\n" + "".join(rules))
 
 
 def make_outputs(folder: Path) -> None:
-    """Make all outputs, empty, and have Snakemake record that they are its own."""
+    """Make all outputs as empty files and folders, and let Snakemake record them as made by their rules."""
     output = run([sys.executable, "-m", "snakemake", *target(folder), "--dry-run"], folder).output
     for line in re.findall(r"^    output: (.*)$", output, re.MULTILINE):
         for path in (folder / name for name in line.split(", ")):
@@ -241,20 +246,20 @@ def make_outputs(folder: Path) -> None:
 
 def report(rows: list[Row], repeats: int) -> str:
     """The section: how it was measured, the table, and how time grows with the size."""
-    made = (
+    setting = (
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, Snakemake "
         f"{version('snakemake')}. `.venv/bin/python benchmarks/dag_scale.py`, median of {repeats}."
     )
     lines = [
         COLUMNS,
         ["---"] * len(COLUMNS),
-        *[cells(row) for what in things(rows) for row in rows if row.what == what],
+        *[cells(row) for what in measured(rows) for row in rows if row.what == what],
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([TITLE, made, table, "\n".join(growth(rows))]) + "\n"
+    return "\n\n".join([TITLE, setting, table, "\n".join(growth(rows))]) + "\n"
 
 
-def things(rows: list[Row]) -> list[str]:
+def measured(rows: list[Row]) -> list[str]:
     """What was timed, in the order of the measurements."""
     return list(dict.fromkeys(row.what for row in rows))
 
@@ -269,8 +274,8 @@ def cells(row: Row) -> list[str]:
 
 
 def growth(rows: list[Row]) -> Iterator[str]:
-    """For each thing, k of seconds = a + b jobs^k through the three sizes: 1 is linear, whatever the start-up a."""
-    for what in things(rows):
+    """The exponent k of seconds = a + b lineages^k through the three sizes: 1 is linear, and a is the start-up."""
+    for what in measured(rows):
         sizes = sorted((row for row in rows if row.what == what), key=lambda row: row.lineages)
         for name, seconds in (
             ("", [row.seconds for row in sizes]),
@@ -282,7 +287,7 @@ def growth(rows: list[Row]) -> Iterator[str]:
 
 
 def write_section(path: Path, text: str) -> None:
-    """Put `text`, which begins with its title, in the place of the section of that title, or at the end."""
+    """Replace the section of the file that has the title of `text` (its first line), or add `text` at the end."""
     before = path.read_text() if path.is_file() else "# Measured speeds\n"
     title = text.partition("\n")[0]
     kept = re.sub(rf"^{re.escape(title)}\n(?:(?!## ).*\n?)*", "", before, flags=re.MULTILINE).rstrip("\n")

@@ -1,16 +1,17 @@
-"""What is lost when a stage is killed: each stage killed for real many times, finished by the same command, compared.
+"""How much work a killed stage loses: each stage is killed many times, rerun with the same command, and compared.
 
     .venv/bin/python benchmarks/faults.py [--kills 20] [--terms 3]
 
-Prints a Markdown table; benchmarks/README.md defines its columns. The exit code is 1 if a stage did not end with the
-result of an undisturbed run. Stages, kills and comparison are those of tests/kills.py. Not for Slurm, whose own
-faults are in tests/cluster.
+Prints a Markdown table; benchmarks/README.md defines its columns. The exit code is 1 if the result of a killed stage
+differs from that of an undisturbed run. Stages, kills and comparison are in tests/kills.py. Not for faults of Slurm,
+which are in tests/cluster.
 """
 
 import argparse
 import contextlib
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,68 +19,68 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: one thread and no GPU, where results are bit-identical; no network.
+# Set before torch is imported: one thread and no GPU, so that results are bit-identical; no network.
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import kills
 
-PUBLISHING = ("sft", "features", "evaluate")  # all of training publishes in one place
-HEAD = ("fault", "stage", "tried", "recovered", "identical", "went on", "lost, mean", "lost, most", "run")
+PUBLISHING = ("sft", "features", "evaluate")  # CPT, SFT and RL publish with the same code
+RESUMED = re.compile("resuming from step|done already|are there")  # printed by training, features, evaluation
+HEAD = ("fault", "stage", "tried", "recovered", "identical", "resumed", "lost, mean", "lost, most", "run")
 
 
 @dataclass
 class Fault:
-    """A row of the table."""
+    """A row of the table: what happened after each fault of one kind."""
 
     name: str
     stage: str
-    seconds: float
+    seconds: float  # of the undisturbed run
     recovered: list[bool] = field(default_factory=list)
     identical: list[bool] = field(default_factory=list)
-    went_on: list[bool] = field(default_factory=list)
-    lost: list[float] = field(default_factory=list)
+    resumed: list[bool] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)  # seconds
 
     def finish(self, stage: kills.Stage, folder: Path, expected: dict[str, Any], lost: float | None) -> None:
-        """Run the same command again and note how it went; `lost` are seconds, None where no work was under way."""
-        visible = stage.contents(folder) in (None, expected)
+        """Run the same command again and record the outcome; `lost` is in seconds, None if no work was under way."""
+        all_or_nothing = stage.contents(folder) in (None, expected)
         self.recovered.append(stage.run(folder) == 0)
-        self.identical.append(visible and stage.contents(folder) == expected and not stage.leftovers(folder))
-        said = kills.log(folder)
-        self.went_on.append("resuming from step" in said or " there\n" in said)
+        self.identical.append(all_or_nothing and stage.contents(folder) == expected and not stage.leftovers(folder))
+        self.resumed.append(bool(RESUMED.search(kills.log(folder))))
         if lost is not None:
             self.lost.append(lost)
 
     def __str__(self) -> str:
         tried = len(self.recovered)
         lost = [f"{sum(self.lost) / tried:.2f} s", f"{max(self.lost):.2f} s"] if self.lost else ["-", "-"]
-        counts = [str(sum(found)) for found in (self.recovered, self.identical, self.went_on)]
+        counts = [str(sum(outcomes)) for outcomes in (self.recovered, self.identical, self.resumed)]
         return row(self.name, self.stage, str(tried), *counts, *lost, f"{self.seconds:.1f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="random moments of each stage (default: %(default)s)")
-    parser.add_argument("--terms", type=int, default=3, help="SIGTERMs to each stage (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="of each stage, at random moments (default: %(default)s)")
+    parser.add_argument("--terms", type=int, default=3, help="SIGTERMs sent to each stage (default: %(default)s)")
     options = parser.parse_args()
     print(row(*HEAD), row(*["---"] * len(HEAD)), sep="\n", flush=True)
-    good = True
+    all_good = True
     with tempfile.TemporaryDirectory() as folder:
         for fault in faults(Path(folder), options.kills, options.terms):
             print(fault, flush=True)
-            good = good and all(fault.recovered) and all(fault.identical)
-    sys.exit(not good)
+            all_good = all_good and all(fault.recovered) and all(fault.identical)
+    sys.exit(not all_good)
 
 
 def faults(root: Path, moments: int, terms: int) -> Iterator[Fault]:
-    """Every fault tried: SIGKILL at random moments, SIGTERM, SIGKILL before each change of the publishing."""
-    with contextlib.redirect_stdout(sys.stderr):  # it trains what RL starts from
-        stages = kills.prepare(root / "read")
+    """Try SIGKILL at random moments, SIGTERM, and SIGKILL before each file-system change of publishing."""
+    with contextlib.redirect_stdout(sys.stderr):  # of the training of the model that RL starts from
+        stages = kills.prepare(root / "inputs")
     draw = random.Random(0)
     expected: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
     for name, stage in stages.items():
-        kills.undisturbed(stage, root / f"{name}-first")  # the first run of a kind is slower
+        kills.undisturbed(stage, root / f"{name}-first")  # the first run of a stage is slower
         expected[name], seconds[name] = kills.undisturbed(stage, root / f"{name}-undisturbed")
         fault = Fault("kill -9 at a random moment", name, seconds[name])
         for number in range(moments):

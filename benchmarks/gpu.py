@@ -1,13 +1,12 @@
-"""Times the two trainers that a study spends its hours in, on the device found here.
+"""Time SFT and GRPO on the GPU, or on the CPU if there is none.
 
     python benchmarks/gpu.py --output benchmarks/RESULTS.md        # defaults for the device
     python benchmarks/gpu.py --stages sft --length 4096 --lora 0   # full fine-tuning
 
-SFT is `trl.SFTTrainer` on packed blocks, GRPO is `trl.GRPOTrainer` with generation by transformers.
-Both get the backbone that the workflow itself makes from a config (config/config.yaml on a CPU,
-config/gpu.yaml on a GPU), bf16 where the GPU has it, and biological text from the clone. The first
-steps warm up and are not counted. The weights are random, so the numbers are speeds, never
-qualities. benchmarks/README.md defines every column.
+SFT is `trl.SFTTrainer` on packed blocks; GRPO is `trl.GRPOTrainer` with generation by transformers. Both train the
+backbone that the workflow makes from a config (config/config.yaml on a CPU, config/gpu.yaml on a GPU), in bf16 if the
+GPU supports it, on text from resources/corpora. The first steps are for warm-up and are not counted. The weights are
+random, so the numbers say nothing about quality. benchmarks/README.md defines every column.
 
 Not for several processes or GPUs: it times one.
 """
@@ -36,10 +35,10 @@ from cisterna.sequences import tokenization
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "resources" / "corpora" / "text.txt"
 
-# Peak dense bf16 rate in FLOP/s by the driver's name of the device; the first key that occurs in it
-# counts. Sources: NVIDIA's data sheets of the H200, the H100 (SXM, NVL, PCIe), the L40S and the L4,
-# whose figures are with sparsity, so half of them stand here; of the A100 and the A10, without; and
-# "NVIDIA Ada GPU Architecture" for the RTX 4090 (accumulation in fp32, no sparsity).
+# Peak dense bf16 rate in FLOP/s, by the name that the driver reports; the first key that is part of the name counts.
+# Sources: NVIDIA's data sheets. Those of the H200, the H100 (SXM, NVL, PCIe), the L40S and the L4 give rates with
+# sparsity, so the values here are half of them; those of the A100 and the A10 give rates without. For the RTX 4090,
+# "NVIDIA Ada GPU Architecture" (accumulation in fp32, no sparsity).
 PEAK_BF16 = {
     "H200": 989.5e12,
     "H100 NVL": 835.5e12,
@@ -57,7 +56,7 @@ COLUMNS = (
     "checkpointing, s/step, tokens/s, rollout tokens/s, update tokens/s, MFU, peak memory"
 ).split(", ")
 
-# Where the command line says nothing: small on a CPU, a fair load for one data-centre GPU.
+# Defaults of the command line: small on a CPU, a realistic load for one data-centre GPU.
 DEFAULTS = {
     "cpu": {"config": "config/config.yaml", "steps": 5, "batch": 8, "length": 256}
     | {"groups": 4, "prompt_length": 64, "completion_length": 96},
@@ -69,26 +68,26 @@ DEFAULTS = {
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(
-        description="Time SFT and GRPO on the device found here; prints rows of a Markdown table.",
+        description="Time SFT and GRPO on the GPU, or on the CPU if there is none; print rows of a Markdown table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--stages", nargs="+", choices=["sft", "grpo"], default=["sft", "grpo"])
     add("--config", help="config whose backbone is timed")
-    add("--backbone", help="name in the config's `backbones`; by default its first")
-    add("--steps", type=int, help="optimizer steps that count")
-    add("--warmup", type=int, default=2, help="optimizer steps before them")
-    add("--batch", type=int, help="SFT: packed blocks in a step")
-    add("--length", type=int, help="SFT: tokens in a packed block")
-    add("--lora", type=int, default=64, help="SFT: rank, 0 for full fine-tuning")
-    add("--rl-lora", type=int, default=8, help="GRPO: rank, 0 for full fine-tuning")
-    add("--groups", type=int, help="GRPO: prompts in a step")
-    add("--group-size", type=int, default=8, help="GRPO: completions of a prompt")
-    add("--prompt-length", type=int, help="GRPO: tokens of a prompt")
-    add("--completion-length", type=int, help="GRPO: most tokens of a completion")
+    add("--backbone", help="name of a backbone of the config; by default the first")
+    add("--steps", type=int, help="optimizer steps that are timed")
+    add("--warmup", type=int, default=2, help="optimizer steps before the timed ones")
+    add("--batch", type=int, help="SFT: packed blocks per step")
+    add("--length", type=int, help="SFT: tokens per packed block")
+    add("--lora", type=int, default=64, help="SFT: LoRA rank, 0 for full fine-tuning")
+    add("--rl-lora", type=int, default=8, help="GRPO: LoRA rank, 0 for full fine-tuning")
+    add("--groups", type=int, help="GRPO: prompts per step")
+    add("--group-size", type=int, default=8, help="GRPO: completions per prompt")
+    add("--prompt-length", type=int, help="GRPO: tokens per prompt")
+    add("--completion-length", type=int, help="GRPO: maximum tokens per completion")
     add("--attention", default="sdpa", help="attention implementation of transformers")
     add("--checkpointing", action="store_true", help="recompute activations to save memory")
-    add("--output", type=Path, help="also append the rows to this file")
+    add("--output", type=Path, help="also add the rows to the table in this file")
     parser.set_defaults(**DEFAULTS[device])
     options = parser.parse_args()
 
@@ -122,8 +121,8 @@ def main() -> None:
 
 
 def read_backbone(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
-    """Name and value of a backbone of a config, by default its first."""
-    os.chdir(ROOT)  # the files named in a config are relative to the clone
+    """Name and value of a backbone of a config, by default the first one."""
+    os.chdir(ROOT)  # the paths in a config are relative to the clone
     backbones = yaml.safe_load(path.read_text())["backbones"]
     name = name or next(iter(backbones))
     if name not in backbones:
@@ -133,7 +132,7 @@ def read_backbone(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
 
 @dataclass
 class Clock(TrainerCallback):
-    """Seconds of every optimizer step, from its batch to after its update."""
+    """Seconds of every optimizer step, from fetching its batch to the end of its update."""
 
     seconds: list[float] = field(default_factory=list)
     started: float = 0.0
@@ -146,7 +145,7 @@ class Clock(TrainerCallback):
 
 
 class TimedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that notes for every generation its seconds, and the tokens it read and wrote."""
+    """GRPOTrainer that records for every generation the seconds, the prompt tokens and the completion tokens."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.rollouts: list[tuple[float, int, int]] = []
@@ -155,15 +154,14 @@ class TimedGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> Any:
         started = now()
         completion_ids, logprobs = super()._generate_single_turn(prompt_ids, *arguments, **options)
-        read, written = sum(map(len, prompt_ids)), sum(map(len, completion_ids))
-        self.rollouts.append((now() - started, read, written))
+        self.rollouts.append((now() - started, sum(map(len, prompt_ids)), sum(map(len, completion_ids))))
         return completion_ids, logprobs
 
 
-def measure_sft(model: Any, tokens: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
+def measure_sft(model: Any, tokenizer: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Tokens per second and MFU of packed SFT with the loss on every token."""
     steps = options.warmup + options.steps
-    ids = text_ids(tokens, steps * options.batch * options.length)
+    ids = text_ids(tokenizer, steps * options.batch * options.length)
     clock = Clock()
     trainer = SFTTrainer(
         model=model,
@@ -178,7 +176,7 @@ def measure_sft(model: Any, tokens: Any, options: argparse.Namespace, folder: Pa
             **common_options(folder, options),
         ),
         train_dataset=Dataset.from_dict({"input_ids": [ids]}),
-        processing_class=tokens,
+        processing_class=tokenizer,
         peft_config=lora(options.lora),
         callbacks=[clock],
     )
@@ -194,11 +192,11 @@ def measure_sft(model: Any, tokens: Any, options: argparse.Namespace, folder: Pa
     }
 
 
-def measure_grpo(model: Any, tokens: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """Rollout speed (completion tokens written per second of generation) and update speed.
+def measure_grpo(model: Any, tokenizer: Any, options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """Rollout speed (completion tokens per second of generation) and update speed.
 
-    The update is everything in a step that is not generation: reward, log-probabilities, loss,
-    backward pass, optimizer. Its tokens are prompts and completions together.
+    The update is everything in a step that is not generation: reward, log-probabilities, loss, backward pass and
+    optimizer. Its tokens are prompts and completions together.
     """
     steps = options.warmup + options.steps
     clock = Clock()
@@ -215,30 +213,28 @@ def measure_grpo(model: Any, tokens: Any, options: argparse.Namespace, folder: P
             **common_options(folder, options),
         ),
         reward_funcs=distinct_words,
-        train_dataset=Dataset.from_dict({"prompt": prompts(tokens, steps * options.groups, options.prompt_length)}),
-        processing_class=tokens,
+        train_dataset=Dataset.from_dict({"prompt": prompts(tokenizer, steps * options.groups, options.prompt_length)}),
+        processing_class=tokenizer,
         peft_config=lora(options.rl_lora),
         callbacks=[clock],
     )
     trainer.train()
-    counted = trainer.rollouts[options.warmup :]
     step_seconds = sum(clock.seconds[options.warmup :])
-    rollout_seconds = sum(seconds for seconds, _, _ in counted)
-    read, written = sum(read for _, read, _ in counted), sum(written for _, _, written in counted)
-    update_seconds = step_seconds - rollout_seconds
+    rollout_seconds, prompt_tokens, completion_tokens = map(sum, zip(*trainer.rollouts[options.warmup :], strict=True))
+    all_tokens = prompt_tokens + completion_tokens
     lengths = f"({options.prompt_length} + {options.completion_length})"
     return describe(trainer.model) | {
         "batch x length": f"{options.groups} x {options.group_size} x {lengths}",
         "steps": str(options.steps),
         "s/step": f"{step_seconds / options.steps:.3f}",
-        "tokens/s": f"{(read + written) / step_seconds:,.0f}",
-        "rollout tokens/s": f"{written / rollout_seconds:,.0f}",
-        "update tokens/s": f"{(read + written) / update_seconds:,.0f}",
+        "tokens/s": f"{all_tokens / step_seconds:,.0f}",
+        "rollout tokens/s": f"{completion_tokens / rollout_seconds:,.0f}",
+        "update tokens/s": f"{all_tokens / (step_seconds - rollout_seconds):,.0f}",
     }
 
 
 def common_options(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Options of both trainers; nothing is saved, and bf16 is used where a GPU has it."""
+    """Options of both trainers: nothing is saved, and bf16 is used if the GPU supports it."""
     gpu = torch.cuda.is_available()
     return {
         "output_dir": str(folder),
@@ -259,53 +255,53 @@ def lora(rank: int) -> Any:
     return models.lora_config({"r": rank, "lora_alpha": 2 * rank}) if rank else None
 
 
-def text_ids(tokens: Any, count: int) -> list[int]:
-    """The first `count` token ids of the shipped text, which begins again where it ends."""
+def text_ids(tokenizer: Any, count: int) -> list[int]:
+    """The first `count` token ids of the shipped text, repeated if it is too short."""
     lines = [line for line in TEXT.read_text().splitlines() if line.strip()]
-    ids = [token for line in tokens(lines)["input_ids"] for token in line]
+    ids = [token_id for line_ids in tokenizer(lines)["input_ids"] for token_id in line_ids]
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def prompts(tokens: Any, count: int, length: int) -> list[str]:
+def prompts(tokenizer: Any, count: int, length: int) -> list[str]:
     """`count` prompts of about `length` tokens each, cut from the shipped text."""
-    ids = text_ids(tokens, count * length)
-    return tokens.batch_decode([ids[i : i + length] for i in range(0, len(ids), length)])
+    ids = text_ids(tokenizer, count * length)
+    return tokenizer.batch_decode([ids[i : i + length] for i in range(0, len(ids), length)])
 
 
 def distinct_words(completions: list[str], **_: Any) -> list[float]:
-    """A reward that differs between completions, so that every group has a gradient."""
+    """A reward that differs between completions, so that every group of completions has a gradient."""
     return [float(len(set(text.split()))) for text in completions]
 
 
 def matrix_parameters(model: Any) -> tuple[int, int]:
-    """Parameters that a token is multiplied with, as (all, trained).
+    """Numbers of parameters in matrix products, as (all, trained).
 
     The input embedding is a look-up and does not count, unless it is tied to the output projection.
     """
-    looked_up = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().weight
     output = model.get_output_embeddings()
-    tied = output is not None and output.weight is looked_up
-    every = [weight for weight in model.parameters() if tied or weight is not looked_up]
-    return sum(w.numel() for w in every), sum(w.numel() for w in every if w.requires_grad)
+    tied = output is not None and output.weight is embedding
+    weights = [weight for weight in model.parameters() if tied or weight is not embedding]
+    return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
 
 def flops_per_token(model: Any, length: int) -> float:
     """Floating-point operations to train on one token of a causal block of `length` tokens.
 
-    A trained parameter takes 6 (2 forward, 2 for the gradient of its input, 2 for its own), a
-    frozen one 4 (Kaplan et al., arXiv:2001.08361, section 2.1, which counts the first 6). Attention
-    adds 12 L H Q T (PaLM, arXiv:2204.02311, appendix B: L layers, H heads of width Q, T tokens), of
-    which a causal mask leaves half. What checkpointing computes twice is not counted.
+    A trained parameter takes 6 operations: 2 in the forward pass, 2 for the gradient of its input and 2 for its own
+    gradient (Kaplan et al., arXiv:2001.08361, section 2.1). A frozen one takes 4. Attention adds 12 L H Q T (PaLM,
+    arXiv:2204.02311, appendix B: L layers, H heads of width Q, T tokens); a causal mask halves this. What activation
+    checkpointing computes a second time is not counted.
     """
     config = model.config
-    every, trained = matrix_parameters(model)
+    all_parameters, trained = matrix_parameters(model)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 6 * config.num_hidden_layers * config.num_attention_heads * head * length
-    return 6 * trained + 4 * (every - trained) + attention
+    return 6 * trained + 4 * (all_parameters - trained) + attention
 
 
 def utilization(rate: float) -> str:
-    """`rate` (FLOP/s) as a share of the device's peak, or n/a where that is not in the table."""
+    """`rate` (FLOP/s) as a share of the peak of the device, or n/a if the peak is not in PEAK_BF16."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         for part, peak in PEAK_BF16.items():
@@ -315,20 +311,21 @@ def utilization(rate: float) -> str:
 
 
 def describe(model: Any) -> dict[str, str]:
-    every = sum(weight.numel() for weight in model.parameters())
+    """The numbers of all parameters and of the trained ones, in millions."""
+    total = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"parameters": f"{every / 1e6:.1f} M", "trained": f"{trained / 1e6:.1f} M"}
+    return {"parameters": f"{total / 1e6:.1f} M", "trained": f"{trained / 1e6:.1f} M"}
 
 
 def now() -> float:
-    """Seconds, after everything queued on the GPU is done."""
+    """The time in seconds, after the GPU has finished everything that is queued."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_memory() -> str:
-    """Of the GPU's allocator for the stage, or of the whole process on a CPU."""
+    """The most memory allocated on the GPU in this stage; on a CPU, the most memory of the whole process."""
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -340,8 +337,8 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = found[0] if found else platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
     return f"CPU ({name}, {torch.get_num_threads()} threads), no GPU found"
 
 
@@ -355,10 +352,13 @@ def header() -> list[str]:
 
 
 def append(path: Path, lines: list[str]) -> None:
-    """Add rows at the end of the file, which is its table; a new file starts with the header."""
-    start = [] if path.is_file() else ["# Measured speeds", "", *header()]
-    with path.open("a") as file:
-        file.write("\n".join([*start, *lines]) + "\n")
+    """Add rows to the table with these columns, which a file without it gets at its end."""
+    text = path.read_text() if path.is_file() else "# Measured speeds\n"
+    if header()[-1] not in text:
+        text += "\n" + "\n".join(header()) + "\n"
+    end = text.find("\n\n", text.index(header()[-1]))
+    end = len(text) - 1 if end < 0 else end
+    path.write_text(text[:end] + "\n" + "\n".join(lines) + text[end:])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What sharing the import of the heavy libraries saves: the same small job, cold and warm, in one run.
+"""How much time the fork server saves: the same small job with its own imports (cold) and as a fork (warm).
 
     .venv/bin/python benchmarks/startup.py [--repeats 5]
 
-Needs the default study's results (the job measures the base model's perplexity on one corpus). Cold jobs import torch,
-transformers and the rest by themselves; warm jobs are forks of a server that did (`cisterna.runtime.fork_server`).
-Printed: the median wall seconds of both and their ratio, and from the study's own benchmark files the seconds that all
-its jobs took, with
-what they would have taken cold. Not for the speed of training: see `gpu.py`.
+Needs the results of the default study; the job measures the base model's perplexity on one corpus. A cold job imports
+torch, transformers and the rest itself; a warm job is a fork of a server that has imported them
+(`cisterna.runtime.fork_server`). Prints the median wall seconds of both and their ratio. From the benchmark files of
+the study it prints the seconds that all jobs took, and what they would have taken cold. Not for the speed of training:
+see `gpu.py`.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder of the default study")
     options = parser.parse_args()
     corpus = next((options.results / "tokens" / "nano").iterdir())
     with tempfile.TemporaryDirectory() as folder:
@@ -37,21 +37,24 @@ def main() -> None:
             time.sleep(0.05)
         warm_environment = os.environ | {"CISTERNA_FORK_SERVER": str(socket), "OMP_NUM_THREADS": "1"}
         cold_environment = {key: value for key, value in warm_environment.items() if key != "CISTERNA_FORK_SERVER"}
-        seconds(command, warm_environment)  # waits for the server's own imports
+        seconds(command, warm_environment)  # waits until the server has imported the libraries
         imports = time.perf_counter() - started
         cold, warm = [], []
-        for _ in range(options.repeats):  # alternating, so that a busy moment of the machine meets both
+        for _ in range(options.repeats):  # alternating, so that a busy moment of the machine affects both
             cold.append(seconds(command, cold_environment))
             warm.append(seconds(command, warm_environment))
         server.terminate()
         server.wait()
-    slow, fast = statistics.median(cold), statistics.median(warm)
-    print(f"one job, median of {len(cold)}: cold {slow:.2f} s, warm {fast:.2f} s, ratio {slow / fast:.1f}")
-    saved = slow - fast
+    cold_job, warm_job = statistics.median(cold), statistics.median(warm)
+    print(
+        f"one job, median of {len(cold)}: cold {cold_job:.2f} s, warm {warm_job:.2f} s, ratio {cold_job / warm_job:.1f}"
+    )
     jobs = heavy_jobs(options.results / "benchmarks")
-    print(f"the study in {options.results}: {len(jobs)} jobs that import, {sum(jobs):.0f} s of them in all")
-    print(f"imports: {imports:.0f} s once = {imports / (imports + sum(jobs)):.1%} of job time")
-    print(f"cold it would be {saved * len(jobs):.0f} s = {saved * len(jobs) / (saved * len(jobs) + sum(jobs)):.1%}")
+    total = sum(jobs)
+    print(f"the study in {options.results}: {len(jobs)} jobs that need the libraries, {total:.0f} s in all")
+    print(f"imports, warm: {imports:.0f} s once = {imports / (imports + total):.1%} of job time")
+    saved = (cold_job - warm_job) * len(jobs)
+    print(f"imports, if each job had imported: {saved:.0f} s = {saved / (saved + total):.1%}")
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> float:
@@ -62,8 +65,8 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
 
 
 def heavy_jobs(folder: Path) -> list[float]:
-    """Wall seconds of every job that imports the heavy libraries, from Snakemake's benchmark files."""
-    files = [path for kind in ("models", "tokens", "baselines") for path in (folder / kind).rglob("*.tsv")]
+    """Wall seconds of every job that needs the heavy libraries, from Snakemake's benchmark files."""
+    files = [path for name in ("models", "tokens", "baselines") for path in (folder / name).rglob("*.tsv")]
     return [float(next(csv.DictReader(path.open(), delimiter="\t"))["s"]) for path in files]
 
 
