@@ -1,4 +1,4 @@
-"""Write what is made from the models of the config (src/cisterna/study/config): key tables and a JSON schema.
+"""Write the key tables and the JSON schema that are generated from the config's models (src/cisterna/study/config).
 
     python scripts/build_config.py
 
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "config" / "README.md"
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 RULE = "| --- | --- | --- | --- |\n"
-# Sections whose entries are of several kinds: each model has a table of its own keys, in this order.
-KINDS: dict[str, list[type[Section]]] = {
+# Sections whose entries can have different models: each model gets a table of its own keys, in this order.
+MODELS: dict[str, list[type[Section]]] = {
     "backbones": [backbones.MadeBackbone, backbones.PretrainedBackbone],
     "encoders": [encoders.Reading, encoders.MadeEncoder, encoders.PretrainedEncoder],
     "tasks": [
@@ -46,9 +46,9 @@ def tables() -> dict[str, str]:
     top = {name: list(_rows(shape.Config, only=name)) for name in shape.Config.model_fields}
     made = {name: _table(rows) for name, rows in top.items()}
     made["study"] = _table(top["study"] + top["seeds"])
-    for section, models in KINDS.items():
+    for section, models in MODELS.items():
         made[section] = _table(top[section][:1])
-        seen: set[str] = set()  # rows of keys inside keys are not repeated
+        seen: set[str] = set()  # rows of nested keys, which are not repeated
         for model in models:
             rows = [row for row in _rows(model, f"{section}.NAME", own=True) if row not in seen]
             seen |= {row for row in rows if row.split("`")[1].count(".") > 2}
@@ -71,7 +71,10 @@ def _table(rows: list[str]) -> str:
 
 
 def _rows(model: type[Section], prefix: str = "", only: str | None = None, own: bool = False) -> Iterator[str]:
-    """A row for each key of a model, or each of its own, and below it those of the models in it."""
+    """A row for each key of a model, each followed by the rows of the models nested in it.
+
+    `only`: take only this key. `own`: take only keys that the model itself defines, without inherited ones.
+    """
     for name, field in model.model_fields.items():
         if only in (None, name) and (not own or name in model.__annotations__):
             key = f"{prefix}.{field.alias or name}".lstrip(".")
@@ -81,7 +84,7 @@ def _rows(model: type[Section], prefix: str = "", only: str | None = None, own: 
 
 
 def _inside(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """The models in a type, each with how keys go on: .NAME, [] or nothing."""
+    """The models in a type, each with the suffix of its keys: .NAME, [] or nothing."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield suffix, annotation
     else:
@@ -103,7 +106,7 @@ def _row(key: str, field: FieldInfo) -> str:
 
 
 def readme() -> str:
-    """config/README.md with its tables made anew."""
+    """config/README.md with new tables."""
     made = tables()
     pattern = r"(<!-- keys: (\w+) -->\n\n).*?(\n<!-- end -->)"
     replace = lambda match: match[1] + made[match[2]] + match[3]  # noqa: E731
@@ -111,7 +114,7 @@ def readme() -> str:
 
 
 def schema() -> str:
-    """The JSON schema of a config, as YAML with a line for each model and key."""
+    """The JSON schema of a config, as YAML with one line for each model and key."""
     lines = ["# Made by scripts/build_config.py from the models in src/cisterna/study/config. For editors."]
     for name, value in _tidy(shape.Config.model_json_schema()).items():
         if isinstance(value, dict):
@@ -124,8 +127,8 @@ def schema() -> str:
 def _tidy(value: Any, names: bool = False) -> Any:
     """A schema without titles, which repeat the keys, and without what only the tables use.
 
-    An entry may match several of the models that it may be, as the schema does not say how one is chosen. `names`: the
-    keys of the mapping are names of models or keys of the config.
+    `oneOf` becomes `anyOf`, because the schema does not say how a model is chosen, and an entry may match several.
+    `names`: the keys of the mapping are names of models or keys of the config.
     """
     if isinstance(value, dict):
         unused = ("UnknownAdapter",) if names else ("title", "shown")

@@ -4,23 +4,21 @@
     python scripts/build_corpora.py --packages DIR          # rebuild the files in the clone
     python scripts/build_corpora.py --packages DIR --check  # write nothing, compare with the clone
 
-A package that DIR lacks is fetched with `apt-get download`; every package is checked against its
-SHA-256 before it is read. Needs Debian or Ubuntu (`dpkg-deb`), Biopython (EMBL, Swiss-Prot, FASTA)
-and pronto (OBO); both are in the project's `dev` extra. What the files hold, their licences and
-their limits: resources/DATASHEET.md.
+A package that is not in DIR is downloaded with `apt-get download`; every package is checked against its SHA-256 before
+it is read. Needs Debian or Ubuntu (`dpkg-deb`), Biopython (EMBL, Swiss-Prot, FASTA) and pronto (OBO); both are in the
+project's `dev` extra. resources/DATASHEET.md describes the files, their licences and their limits.
 
-The rules, so that nothing here is a matter of taste:
+The rules:
 
-1. Sequences are real: cut, spliced or reverse-complemented, never altered or generated. A piece
-   with any letter other than ACGT (ACGU, the 20 amino acids) is left out, not repaired.
+1. Sequences are real: cut, spliced or reverse-complemented, never altered or generated. A piece with any letter other
+   than ACGT (ACGU, the 20 amino acids) is left out, not repaired.
 2. DNA and RNA come from different EMBL entries.
-3. Near-repeats go: a piece is left out if more than half of its k-mers (31 bases, 10 residues)
-   were seen in pieces kept before it. Held-out perplexity would otherwise measure memory.
-4. Nothing from the tasks' assays: a piece that shares 15 bases (either strand) with the lac
-   promoter, or 8 residues with protein GB1, is left out, and so is every E. coli lac operon entry
-   as a whole.
+3. Near-repeats are left out: a piece is dropped if more than half of its k-mers (31 bases, 10 residues) were seen in
+   pieces kept before it. Otherwise held-out perplexity would measure memorization.
+4. Nothing comes from the assays of the tasks: a piece that shares 15 bases (on either strand) with the lac promoter, or
+   8 residues with protein GB1, is left out, and so is every E. coli lac operon entry as a whole.
 
-Not for the tasks' tables: those have a script of their own.
+Not for the tables of the tasks: see build_tasks.py.
 """
 
 import argparse
@@ -67,8 +65,7 @@ PACKAGES = (
     ),
 )
 
-# EMBL divisions of emboss-test that hold natural sequences: no vectors (syn), no scaffold without
-# bases (condiv).
+# EMBL divisions of emboss-test with natural sequences: no vectors (syn), no scaffold without bases (condiv).
 EMBL = [
     f"usr/share/EMBOSS/test/embl/{name}.dat"
     for name in ("est", "fun", "hum1", "inv", "pln", "pro", "rod", "sts", "vrl", "vrt", "wgs")
@@ -77,26 +74,24 @@ SWISSPROT = [
     f"usr/share/EMBOSS/test/{name}"
     for name in ("swiss/seq.dat", "swnew/trembl.dat", "data/amir.swiss", "data/uniprotft.sw")
 ]
-# RefSeq proteomes. The package's third proteome, Escherichia, comes from EcoCyc, which has terms
-# of its own: not used.
+# RefSeq proteomes. The third proteome of the package, Escherichia, is not used: it comes from EcoCyc, which has its own
+# terms of use.
 PROTEOMES = [f"usr/share/prokka/db/genus/{name}" for name in ("Enterococcus", "Staphylococcus")]
 ONTOLOGIES = [f"usr/share/EMBOSS/data/OBO/{name}.obo" for name in ("so", "go")]
 
-RNA_ENTRIES = {
-    "BA000025.2",
-    "Z69719.1",
-}  # annotated human loci, 6p21.3 and 16p13.3: their transcripts are the RNA
-SAME_LOCUS = {"AF129756.1"}  # lies within BA000025.2: in DNA it would repeat the RNA's genes
+# Annotated human loci, 6p21.3 and 16p13.3. Their transcripts are part of the RNA corpus.
+RNA_ENTRIES = {"BA000025.2", "Z69719.1"}
+SAME_LOCUS = {"AF129756.1"}  # part of BA000025.2: in the DNA corpus it would repeat genes of the RNA corpus
 LAC_OPERON = {"J01636.1", "X51872.1", "V00294.1", "V00295.1", "V00296.1"}
 
-# Wild types of the tasks' assays: lac promoter positions -75 to -1 (Kinney et al. 2010, PNAS
-# 107:9158) and protein GB1 (Olson et al. 2014, Curr Biol 24:2643).
+# Wild types of the tasks' assays: lac promoter positions -75 to -1 (Kinney et al. 2010, PNAS 107:9158) and protein GB1
+# (Olson et al. 2014, Curr Biol 24:2643).
 LAC_PROMOTER = "AATTAATGTGAGTTAGCTCACTCATTAGGCACCCCAGGCTTTACACTTTATGCTTCCGGCTCGTATGTTGTGTGG"
 GB1 = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 
 LETTERS = {"dna": set("ACGT"), "rna": set("ACGU"), "protein": set("ACDEFGHIKLMNPQRSTVWY")}
 PIECE = 400  # bases in a DNA or mature RNA document
-SHORTEST = 60  # bases: shorter remainders are left out
+SHORTEST = 60  # bases; shorter pieces are left out
 FLANK = 100  # bases of exon, and of intron, around a 5' splice site
 PROTEIN_LENGTHS = range(50, 401)  # residues: whole proteins only, none cut
 PROTEIN_RESIDUES = 320_000
@@ -108,11 +103,11 @@ Document = tuple[str, str]  # name, sequence
 
 
 def fetch(folder: Path) -> dict[str, Path]:
-    """Package name -> its checked .deb in `folder`, downloaded there if absent."""
+    """Package name -> its checked .deb in `folder`, downloaded if it is not there."""
     if shutil.which("dpkg-deb") is None:
         sys.exit("error: dpkg-deb is not installed; run this on Debian or Ubuntu")
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    debs = {}
     for name, version, file, digest in PACKAGES:
         path = folder / file
         if not path.exists():
@@ -125,12 +120,12 @@ def fetch(folder: Path) -> dict[str, Path]:
         actual = hashlib.sha256(path.read_bytes()).hexdigest()
         if actual != digest:
             sys.exit(f"error: {path}: SHA-256 is {actual}, expected {digest}")
-        found[name] = path
-    return found
+        debs[name] = path
+    return debs
 
 
 def unpack(package: Path, members: Iterable[str], folder: Path) -> list[Path]:
-    """Extract `members` of a .deb into `folder`, in the order given."""
+    """Extract `members` of a .deb into `folder`; returns their paths in the same order."""
     command = ["dpkg-deb", "--fsys-tarfile", str(package)]
     wanted = set(members)
     with (
@@ -154,7 +149,7 @@ def reverse_complement(sequence: str) -> str:
 
 
 def assay_kmers(modality: str) -> set[str]:
-    """The k-mers of the tasks' wild types that no document of `modality` may hold."""
+    """The k-mers of the tasks' wild types that no document of `modality` may contain."""
     if modality == "protein":
         return kmers(GB1, 8)
     promoter = kmers(LAC_PROMOTER, 15) | kmers(reverse_complement(LAC_PROMOTER), 15)
@@ -162,9 +157,9 @@ def assay_kmers(modality: str) -> set[str]:
 
 
 def clean(documents: Iterable[Document], modality: str) -> Iterator[Document]:
-    """Documents in the modality's letters, without near-repeats and the tasks' assays.
+    """Documents in the modality's letters, without near-repeats and without the tasks' assays.
 
-    The order is the one given; of near-repeats the first stays.
+    The order is kept; the first of several near-repeats stays.
     """
     size = 10 if modality == "protein" else 31
     forbidden = assay_kmers(modality)
@@ -181,7 +176,7 @@ def clean(documents: Iterable[Document], modality: str) -> Iterator[Document]:
 
 
 def pieces(name: str, sequence: str) -> Iterator[Document]:
-    """`sequence` in pieces of PIECE letters; a last piece under SHORTEST letters is left out."""
+    """`sequence` in pieces of PIECE letters; a last piece of less than SHORTEST letters is left out."""
     for start in range(0, len(sequence), PIECE):
         piece = sequence[start : start + PIECE]
         if len(piece) >= SHORTEST:
@@ -200,8 +195,8 @@ def dna(records: Iterable["SeqRecord"]) -> Iterator[Document]:
 def rna(records: Iterable["SeqRecord"]) -> Iterator[Document]:
     """Mature transcripts, then 5' splice sites of their precursors.
 
-    Mature: mRNA entries, and spliced mRNA and CDS features of RNA_ENTRIES. Precursor: FLANK bases
-    of exon and FLANK of intron around each 5' splice site of those features.
+    Mature: mRNA entries, and spliced mRNA and CDS features of RNA_ENTRIES. Precursor: FLANK bases of exon and FLANK
+    bases of intron around each 5' splice site of those features.
     """
     records = list(records)
     features = [
@@ -212,9 +207,9 @@ def rna(records: Iterable["SeqRecord"]) -> Iterator[Document]:
         )
         for record in records
         if record.id in RNA_ENTRIES
-        for kind in ("mRNA", "CDS")
+        for feature_type in ("mRNA", "CDS")
         for feature in record.features
-        if feature.type == kind
+        if feature.type == feature_type
         and "pseudo" not in feature.qualifiers
         and not any(part.ref for part in feature.location.parts)  # exons that lie in another entry
     ]
@@ -227,7 +222,7 @@ def rna(records: Iterable["SeqRecord"]) -> Iterator[Document]:
         for name, piece in pieces(transcript, transcribed(feature.extract(record.seq))):
             yield f"{name} {record.annotations['organism']}, mature", piece
     for record, feature, gene in features:
-        for exon in feature.location.parts[:-1]:  # parts stand in the order of transcription
+        for exon in feature.location.parts[:-1]:  # parts are in the order of transcription
             forward = exon.strand == 1
             site = int(exon.end if forward else exon.start)
             window = record.seq[site - FLANK : site + FLANK]
@@ -249,23 +244,23 @@ def by_hash(names: Iterable[str]) -> list[str]:
 
 
 def proteins(swissprot: Iterable[Path], proteomes: Iterable[Path]) -> Iterator[Document]:
-    """UniProt entries in file order, then RefSeq proteins in the order of a hash of their names."""
+    """UniProt entries in the order of the files, then RefSeq proteins in the order of a hash of their names."""
     from Bio import SeqIO, SwissProt
 
     for path in swissprot:
         with path.open() as stream:
             for record in SwissProt.parse(stream):
                 yield f"{record.accessions[0]} {record.organism.rstrip('.')}", record.sequence
-    found = {}
+    refseq = {}
     for path in proteomes:
         for record in SeqIO.parse(path, "fasta"):
-            found[f"{record.id} {path.name}"] = str(record.seq).upper()
-    for name in by_hash(found):
-        yield name, found[name]
+            refseq[f"{record.id} {path.name}"] = str(record.seq).upper()
+    for name in by_hash(refseq):
+        yield name, refseq[name]
 
 
 def whole_proteins(documents: Iterable[Document]) -> Iterator[Document]:
-    """Proteins of PROTEIN_LENGTHS until PROTEIN_RESIDUES are reached."""
+    """Proteins with a length in PROTEIN_LENGTHS, until there are PROTEIN_RESIDUES residues."""
     total = 0
     for name, sequence in clean((pair for pair in documents if len(pair[1]) in PROTEIN_LENGTHS), "protein"):
         if total >= PROTEIN_RESIDUES:
@@ -279,18 +274,18 @@ def definitions(path: Path) -> dict[str, str]:
     import pronto
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old releases carry clauses that pronto reports and skips
+        warnings.simplefilter("ignore")  # old releases have clauses that pronto warns about and skips
         terms = list(pronto.Ontology(str(path)).terms())
-    found = {}
+    texts_by_id = {}
     for term in terms:
         text = str(term.definition or "").strip()
         if text and not term.obsolete and not text.upper().startswith("OBSOLETE"):
-            found[term.id] = f"{(term.name or '').replace('_', ' ')}: {text}"
-    return found
+            texts_by_id[term.id] = f"{(term.name or '').replace('_', ' ')}: {text}"
+    return texts_by_id
 
 
 def texts(ontologies: Iterable[Path]) -> Iterator[str]:
-    """All SO definitions, then GO definitions in the order of a hash of their ids, to GO_BYTES."""
+    """All SO definitions, then GO definitions in the order of a hash of their ids, up to GO_BYTES bytes."""
     sequence_ontology, gene_ontology = (definitions(path) for path in ontologies)
     yield from (sequence_ontology[term] for term in sorted(sequence_ontology))
     openings: Counter[str] = Counter()
@@ -305,12 +300,12 @@ def texts(ontologies: Iterable[Path]) -> Iterator[str]:
 
 
 def plain(text: str) -> str:
-    """One line, single spaces."""
+    """The text on one line, with single spaces."""
     return " ".join(text.split())
 
 
 def lines(documents: Iterable[str]) -> Iterator[str]:
-    """One-line ASCII documents of TEXT_LENGTHS characters, each definition once, in order."""
+    """One-line ASCII documents with a length in TEXT_LENGTHS, in order; repeated definitions are left out."""
     seen = set()
     for text in map(plain, documents):
         definition = text.split(": ", 1)[1]
@@ -320,7 +315,7 @@ def lines(documents: Iterable[str]) -> Iterator[str]:
 
 
 def fasta(documents: Iterable[Document]) -> bytes:
-    """Gzipped FASTA, one line a sequence, without a time stamp or a file name in the header."""
+    """Gzipped FASTA, one line per sequence, without time stamp and file name in the gzip header."""
     stream = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=9, mtime=0) as packed:
         for name, sequence in documents:
@@ -329,7 +324,7 @@ def fasta(documents: Iterable[Document]) -> bytes:
 
 
 def build(packages: Path) -> dict[str, bytes]:
-    """File name -> contents of everything in resources/corpora/."""
+    """File name -> contents, for every file of resources/corpora/."""
     from Bio import BiopythonParserWarning, SeqIO
 
     debs = fetch(packages)
@@ -348,14 +343,14 @@ def build(packages: Path) -> dict[str, bytes]:
             "protein": list(whole_proteins(proteins(swissprot, proteomes))),
         }
         text = list(lines(texts(ontologies)))
-    contents = {f"{modality}.fasta.gz": fasta(found) for modality, found in sequences.items()}
+    contents = {f"{modality}.fasta.gz": fasta(documents) for modality, documents in sequences.items()}
     contents["text.txt"] = "".join(f"{line}\n" for line in text).encode()
     counts = {
         f"{modality}.fasta.gz": {
-            "documents": len(found),
-            "residues": sum(len(sequence) for _, sequence in found),
+            "documents": len(documents),
+            "residues": sum(len(sequence) for _, sequence in documents),
         }
-        for modality, found in sequences.items()
+        for modality, documents in sequences.items()
     }
     counts["text.txt"] = {
         "documents": len(text),
@@ -373,12 +368,12 @@ def build(packages: Path) -> dict[str, bytes]:
 
 
 def unpacked(data: bytes) -> bytes:
-    """The bytes inside, if `data` is gzipped; else `data`."""
+    """The unpacked bytes of gzipped `data`; other `data` as it is."""
     return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
 
 
 def compare(path: Path, data: bytes) -> str:
-    """How the file at `path` relates to `data`. Another zlib may pack the same contents anew."""
+    """Whether the file at `path` is `data`. Another version of zlib may pack the same contents to other bytes."""
     if not path.is_file():
         return "MISSING"
     shipped = path.read_bytes()
@@ -391,15 +386,10 @@ def compare(path: Path, data: bytes) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--packages",
-        type=Path,
-        required=True,
-        help="folder with the .deb files (filled if need be)",
+        "--packages", type=Path, required=True, help="folder for the .deb files; missing ones are downloaded"
     )
     parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit 1 if a file differs from the clone's",
+        "--check", action="store_true", help="write nothing; exit code 1 if a file in the clone differs"
     )
     arguments = parser.parse_args()
     states = []

