@@ -11,7 +11,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from cisterna.artifacts import files
-from cisterna.report import results_page, tables
+from cisterna.report import pages, tables
 from cisterna.report.figures import DRAWINGS, style
 from cisterna.report.gather import gather
 from cisterna.scoring import gene_ontology, metrics
@@ -73,7 +73,7 @@ class Planted:
     @cached_property
     def page(self) -> str:
         """The page of all results."""
-        return results_page.page(self.tables, self.study.name)
+        return pages.results(self.tables, self.study.name)
 
 
 def plant(study: Study, results: Path, size: int = SIZE) -> None:

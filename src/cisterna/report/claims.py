@@ -306,11 +306,7 @@ def allocations(study: Study) -> Budgets:
 
 
 def _fill(
-    budgets: Budgets,
-    unit: str,
-    words: str,
-    origin: tuple[Any, ...],
-    models: Iterable[tuple[int, int, Model]],
+    budgets: Budgets, unit: str, words: str, origin: tuple[Any, ...], models: Iterable[tuple[int, int, Model]]
 ) -> None:
     """Add the budgets of one setting that can be split in two ways or more, one of them with both stages."""
     totals: dict[int, dict[tuple[int, int], Model]] = defaultdict(dict)

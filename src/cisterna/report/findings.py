@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cisterna.artifacts import files
-from cisterna.report import findings_page, statistics
+from cisterna.report import pages, statistics
 from cisterna.report.claims import Arm, Claim, Contrast, Part, claims
 from cisterna.report.statistics import HALVINGS, LEVEL, METRICS, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values
 from cisterna.study import Study
@@ -64,7 +64,7 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(output / FINDINGS, found)
     with files.replacing(output / PAGE) as temporary:
-        temporary.write_text(findings_page.page(found), encoding="utf-8")
+        temporary.write_text(pages.findings(found), encoding="utf-8")
     return found
 
 

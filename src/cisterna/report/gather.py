@@ -47,22 +47,9 @@ IDENTITY = {
     "rl": "string",
     "rl_epochs": "int64",
 }
-NUMBERS = {
-    "split": "string",
-    "metric": "string",
-    "value": "float64",
-    "low": "float64",
-    "high": "float64",
-    "n": "int64",
-}
+NUMBERS = {"split": "string", "metric": "string", "value": "float64", "low": "float64", "high": "float64", "n": "int64"}
 GROUP = {"group": "string"}
-CELL = {
-    "parent": "string",
-    "cell": "string",
-    "state": "string",
-    "reason": "string",
-    "log": "string",
-}
+CELL = {"parent": "string", "cell": "string", "state": "string", "reason": "string", "log": "string"}
 LOGGED = {
     "step": "int64",
     "epoch": "float64",

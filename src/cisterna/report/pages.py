@@ -1,12 +1,39 @@
-"""HTML pages from the templates in ``templates/``. A page needs no other file, and values in it are escaped."""
+"""The pages of a report: all results of a study, and its findings. A page is one HTML file that needs no other file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+import pandas as pd
+
+from cisterna.report import tables
+from cisterna.report.tables import (
+    BASELINE_NAMES,
+    FORM_NAMES,
+    LABEL_METRICS,
+    SPLIT_NAMES,
+    STAGE_COLUMNS,
+    TERM_METRICS,
+    StageNames,
+    Tables,
+)
+
+GAINS = {
+    "accuracy": "accuracy",
+    "prior_accuracy": "prior shift",
+    "skill": "skill",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+}
+METRIC_NAMES = LABEL_METRICS | {"skill": "skill"}  # of the metrics of findings
+PICTURE = 220  # pixels, the width of the picture of an interval
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template makes of values; jinja2.UndefinedError for a value that the template misses."""
+    """The page that a template in ``templates/`` makes of values, which are escaped.
+
+    Raises jinja2.UndefinedError for a value that the template misses.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cisterna.report"),
         autoescape=True,
@@ -16,3 +43,97 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template).render(values)
+
+
+# --- All results ---
+
+
+def results(of: Tables, study: str) -> str:
+    """What is missing, every model x task x split with baselines, what RL adds, perplexities."""
+    names = StageNames(of.metrics[of.metrics.kind != "baseline"])
+    terms = tables.tasks_of_terms(of.metrics)
+    places = {name: place for place, name in enumerate(BASELINE_NAMES.values())}  # baselines first
+    return render(
+        "results.html.j2",
+        study=study,
+        note=tables.intervals(of.metrics, dots=False),
+        splits=SPLIT_NAMES,
+        expected=len(of.cells),
+        missing=_missing(of.cells),
+        results=[
+            {
+                "task": task,
+                "modality": rows.modality.iloc[0],
+                "sizes": tables.split_sizes(rows),
+                "columns": TERM_METRICS if task in terms else LABEL_METRICS,
+                "rows": sorted(_rows(rows, names), key=lambda row: places.get(row["name"], len(places))),
+            }
+            for task, rows in of.metrics.groupby("task", sort=False)
+        ],
+        gains=[
+            {"task": task, "columns": TERM_METRICS if task in terms else GAINS, "rows": _rows(rows, names)}
+            for task, rows in of.gains.groupby("task", sort=False)
+        ],
+        corpora=tables.unique(of.perplexity.task),
+        perplexities=[
+            (model, rows.set_index("task").to_dict("index"))
+            for model, rows in of.perplexity.groupby("model", sort=False)
+        ],
+    )
+
+
+def _rows(numbers: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:
+    """A row for each stage and baseline; ``cells`` has the value with its interval for each split and metric."""
+    rows = []
+    for (model, kind, *stage), mine in numbers.groupby(["model", "kind", *STAGE_COLUMNS], sort=False):
+        name = tables.baseline_name(str(model)) if kind == "baseline" else names.without_form(stage)
+        cells = mine.set_index(["split", "metric"])[["value", "low", "high"]].to_dict("index")
+        rows.append({"name": name, "form": _form(mine), "kind": kind, "cells": cells})
+    return rows
+
+
+def _form(numbers: pd.DataFrame) -> str:
+    """The form of a model's sequences, with the encoder; empty for a baseline."""
+    form, encoder = numbers.sequences.iloc[0], numbers.encoder.iloc[0]
+    if form == "none":
+        return ""
+    return FORM_NAMES[form] if encoder == "none" else f"{FORM_NAMES[tables.base_form(form)]} ({encoder})"
+
+
+def _missing(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """The results that are not there, by state and reason."""
+    return [
+        {
+            "state": state,
+            "reason": str(reason),
+            "log": next(iter(rows.log.dropna()), None),
+            "cells": [f"{row.cell} {row.model}, {row.task}" for row in rows.itertuples()],
+        }
+        for (state, reason), rows in cells[cells.state != "done"].groupby(["state", "reason"], sort=False)
+    ]
+
+
+# --- Findings ---
+
+
+def findings(content: Mapping[str, Any]) -> str:
+    """The content of findings.json, for people."""
+    primary = content["method"]["primary_metric"]
+    measured = [part for claim in content["claims"] for part in claim["parts"] if part["status"] == "measured"]
+    largest = max([abs(part["effect"][primary][end]) for part in measured for end in ("low", "high")] + [0.02])
+
+    def place(value: float) -> float:
+        """Pixels from the left of the picture of an interval, on one scale for the page with 0 in the middle."""
+        return round(PICTURE / 2 * (1 + 0.96 * value / largest), 1)
+
+    return render(
+        "findings.html.j2",
+        **content,
+        primary=primary,
+        metric_names={metric: METRIC_NAMES[metric] for metric in content["method"]["metrics"]},
+        split_names=SPLIT_NAMES,
+        tests=len(measured),
+        one_seed=any(part["n"]["seeds"] == 1 for part in measured),
+        width=PICTURE,
+        place=place,
+    )

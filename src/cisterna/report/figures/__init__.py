@@ -1,4 +1,4 @@
-"""Draws the figures of a study from its tables. One module a figure; ``style`` and ``marks`` have what they share.
+"""Draws the figures of a study from its tables. ``style`` has what they share.
 
 With several seeds a mark is the mean over seeds and its interval the mean of their intervals: it covers other test
 examples, not other training seeds, which small dots (one a seed) show. The same tables give the same bytes.
@@ -12,30 +12,20 @@ from matplotlib.figure import Figure
 
 from cisterna import report
 from cisterna.artifacts import files
-from cisterna.report import results_page, tables
-from cisterna.report.figures import (
-    generalization_gap,
-    label_prior,
-    lineage,
-    rl_gain,
-    rl_reward,
-    sequences,
-    sft_accuracy,
-    style,
-    sweeps,
-)
+from cisterna.report import pages, tables
+from cisterna.report.figures import label_prior, ladders, lineage, rl_reward, stages, style
 from cisterna.report.tables import Tables
 from cisterna.study import Study
 
 DRAWINGS: dict[str, Callable[[Study, Tables], Figure]] = {
-    "sft_accuracy": lambda study, of: sft_accuracy.draw(of.metrics, "accuracy"),
-    "sft_balanced_accuracy": lambda study, of: sft_accuracy.draw(of.metrics, "balanced_accuracy"),
-    "rl_gain": lambda study, of: rl_gain.draw(of.gains),
-    "rl_reward": lambda study, of: rl_reward.draw(rl_reward.last_rungs(of.rewards, study), study.tasks),
-    "generalization_gap": lambda study, of: generalization_gap.draw(of.metrics),
+    "sft_accuracy": lambda study, of: ladders.accuracy(of.metrics, "accuracy"),
+    "sft_balanced_accuracy": lambda study, of: ladders.accuracy(of.metrics, "balanced_accuracy"),
+    "rl_gain": lambda study, of: stages.rl_gain(of.gains),
+    "rl_reward": lambda study, of: rl_reward.draw(of.rewards, study),
+    "generalization_gap": lambda study, of: ladders.generalization_gap(of.metrics),
     "label_prior": lambda study, of: label_prior.draw(of.metrics),
-    "sequences": lambda study, of: sequences.draw(of.metrics),
-    "sweeps": lambda study, of: sweeps.draw(of.metrics, study),
+    "sequences": lambda study, of: ladders.sequences(of.metrics),
+    "sweeps": lambda study, of: stages.sweeps(of.metrics, study),
     "lineage": lambda study, of: lineage.draw(study),
 }
 """How each figure of ``cisterna.report.FIGURES`` is drawn."""
@@ -53,7 +43,7 @@ def figures(study: Study, folder: Path, output: Path) -> None:
         for name in report.FIGURES:
             _save(DRAWINGS[name](study, of), output / name)
     with files.replacing(output / report.RESULTS_PAGE) as path:
-        path.write_text(results_page.page(of, study.name), encoding="utf-8")
+        path.write_text(pages.results(of, study.name), encoding="utf-8")
 
 
 def _save(figure: Figure, stem: Path) -> None:

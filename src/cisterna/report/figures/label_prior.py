@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cisterna.constants import FORMS
-from cisterna.report import tables, words
+from cisterna.report import tables
 from cisterna.report.figures import style
-from cisterna.report.words import SPLIT_NAMES, STAGE_COLUMNS, StageNames, base_form
+from cisterna.report.tables import SPLIT_NAMES, STAGE_COLUMNS, StageNames, base_form
 
 LABEL_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 
@@ -40,7 +40,7 @@ def draw(metrics: pd.DataFrame) -> Figure:
                 mixes.append([values[(*stage, f"predicted:{name}")] for name in [*labels, "malformed"]])
             _stacks(axes, np.array(mixes), labels)
             axes.set_yticks(np.arange(len(bars))[::-1], bars if axes is row[0] else [])
-            axes.set_title(f"{task} · {split_name}, {words.split_size(here)}", loc="left", pad=20)
+            axes.set_title(f"{task} · {split_name}, {tables.split_size(here)}", loc="left", pad=20)
         row[0].get_yticklabels()[0].set_fontweight("bold")
         row[0].legend(
             loc="lower left",
@@ -53,14 +53,13 @@ def draw(metrics: pd.DataFrame) -> Figure:
             borderpad=0.1,
             borderaxespad=0.1,
         )
-    for axes in panels[-1]:
-        axes.set_xlabel("share of the examples")
+    style.label_x(panels, "share of the examples")
     style.heading(
         figure,
         "Which labels the models answer, against the gold labels",
         "Dotted lines continue the gold shares. A bar that moves while skill does not is a shift "
         "of the label prior, not\nknowledge. Of each SFT ladder the first and the last rung. "
-        f"{words.seeds(metrics, dots=False)}",
+        f"{tables.seeds(metrics, dots=False)}",
     )
     return figure
 

@@ -1,6 +1,5 @@
 """Reward against step while RL trained."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cisterna.report import tables
-from cisterna.report.figures import marks, style
-from cisterna.report.figures.marks import EdgeLabel
-from cisterna.report.words import FORM_NAMES, STAGE_COLUMNS, StageNames, base_form
+from cisterna.report.figures import style
+from cisterna.report.figures.style import EdgeLabel
+from cisterna.report.tables import FORM_NAMES, STAGE_COLUMNS, StageNames, base_form
 from cisterna.study import Study
 
 FORM_DASHES = {"tokens": "──", "features": "╌╌", "both": "····"}  # style.FORM_LINES as letters
 
 
-def draw(rewards: pd.DataFrame, tasks: Sequence[str]) -> Figure:
-    """A panel a task, a line a run; ``rewards`` has the last rung of each run (``last_rungs``)."""
-    tasks = [task for task in tasks if task in set(rewards.task)]
+def draw(rewards: pd.DataFrame, study: Study) -> Figure:
+    """A panel a task, a line a run."""
+    rewards = last_rungs(rewards, study)
+    tasks = [task for task in study.tasks if task in set(rewards.task)]
     if not tasks:
         return style.empty("This study has no RL stage.")
     runs = {task: tables.distinct(rewards[rewards.task == task], STAGE_COLUMNS) for task in tasks}
@@ -44,7 +44,7 @@ def draw(rewards: pd.DataFrame, tasks: Sequence[str]) -> Figure:
         axes.set_xlim(0, lengths["max"].max())
         axes.set_ylabel("mean reward")
         axes.grid(axis="y", color=style.PALE)
-        marks.edge_labels(axes, labels)
+        style.edge_labels(axes, labels)
     panels[-1, 0].set_xlabel("training step")
     seeds = rewards.seed.nunique()
     several = f"Thick lines and numbers: means of {seeds} training seeds." if seeds > 1 else "One training seed."

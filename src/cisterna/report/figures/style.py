@@ -1,4 +1,4 @@
-"""What all figures look like: colours, size, margins, titles.
+"""What figures share: colours, sizes, titles, labels at the edge of a panel.
 
 Figures are 10 inches wide (about 1000 pixels in a browser). Colours are those of Okabe and Ito
 (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; marks, line styles and words repeat what colour
@@ -6,13 +6,16 @@ says.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
-from cisterna.report.words import SPLIT_NAMES
+from cisterna.report.tables import SPLIT_NAMES
 
 WIDTH = 10.0  # inches
 INK, GREY, PALE, STRIPE = "#222222", "#767676", "#ececec", "#f6f6f6"
@@ -22,6 +25,8 @@ STAGE_COLOURS = {"base": "#6b6b6b", "cpt": "#E69F00", "sft": "#009E73", "rl": "#
 FORM_LINES: dict[str, Any] = {"tokens": "-", "features": "--", "both": ":"}
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#555555")
 GLYPHS = {("o", False): "○", ("o", True): "●", ("s", False): "□", ("s", True): "■"}  # by mark and whether it is filled
+LABEL_DISTANCE = 11.2 / 72  # inches between the middles of two labels of 8 points
+LABEL_MARGIN = 0.05  # of the panel's height: labels may be this far above and below it
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -41,13 +46,7 @@ RC: dict[Any, Any] = {
 
 
 def grid(
-    heights: Sequence[float],
-    columns: int,
-    left: float,
-    between: float,
-    right: float,
-    gap: float,
-    top: float = 1.3,
+    heights: Sequence[float], columns: int, left: float, between: float, right: float, gap: float, top: float = 1.3
 ) -> tuple[Figure, np.ndarray]:
     """Rows of panels with these heights and margins, all in inches; the axes have shape (rows, columns)."""
     bottom = 0.6
@@ -74,24 +73,18 @@ def heading(figure: Figure, title: str, note: str) -> None:
 
 def key(figure: Figure, colours: dict[str, str]) -> None:
     """Words at the top right, each in the colour of the marks that it names."""
-    right = WIDTH - 0.3
+    right, y = WIDTH - 0.3, 1 - 0.18 / figure.get_figheight()
     for text, colour in reversed(colours.items()):
-        figure.text(
-            right / WIDTH,
-            1 - 0.18 / figure.get_figheight(),
-            text,
-            color=colour,
-            fontweight="bold",
-            ha="right",
-            va="top",
-        )
+        figure.text(right / WIDTH, y, text, color=colour, fontweight="bold", ha="right", va="top")
         right -= 0.085 * len(text)
 
 
 def split_key(figure: Figure) -> None:
     """Name the marks and colours of the splits at the top right."""
-    words = {split: f"{GLYPHS[SPLIT_MARKS[split], True]} {name}" for split, name in SPLIT_NAMES.items()}
-    key(figure, {word: SPLIT_COLOURS[split] for split, word in words.items()})
+    key(
+        figure,
+        {f"{GLYPHS[SPLIT_MARKS[split], True]} {SPLIT_NAMES[split]}": SPLIT_COLOURS[split] for split in SPLIT_NAMES},
+    )
 
 
 def empty(text: str) -> Figure:
@@ -103,12 +96,13 @@ def empty(text: str) -> Figure:
 
 def row_name(axes: Axes, text: str) -> None:
     """Write the name of a row of panels above the titles of the panels."""
-    axes.text(0, 1 + 0.34 / panel_height(axes), text, transform=axes.transAxes, fontweight="bold")
+    axes.text(0, 1 + 0.34 / _height(axes), text, transform=axes.transAxes, fontweight="bold")
 
 
-def panel_height(axes: Axes) -> float:
-    """Height of a panel in inches."""
-    return axes.bbox.height / axes.figure.dpi
+def label_x(panels: np.ndarray, text: str) -> None:
+    """Write what x is below each panel of the last row."""
+    for axes in panels[-1]:
+        axes.set_xlabel(text)
 
 
 def text_width(words: Iterable[str]) -> float:
@@ -116,8 +110,62 @@ def text_width(words: Iterable[str]) -> float:
     return max(1.05, 0.25 + 0.073 * max(len(word) for word in words))
 
 
-def share_y(panels: Sequence[Axes]) -> None:
-    """Give panels one scale: the smallest range of y that has the ranges of all."""
-    limits = np.array([axes.get_ylim() for axes in panels])
-    for axes in panels:
-        axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+def interval_arms(frame: pd.DataFrame) -> np.ndarray:
+    """Lengths of the intervals below and above the values, shape (2, rows), for error bars."""
+    return np.maximum([frame.value - frame.low, frame.high - frame.value], 0)
+
+
+def _height(axes: Axes) -> float:
+    """Height of a panel in inches."""
+    return axes.bbox.height / axes.figure.dpi
+
+
+@dataclass(frozen=True)
+class EdgeLabel:
+    """A word at the right edge of a panel, next to the value that it names."""
+
+    value: float
+    text: str
+    colour: str
+    bold: bool = False
+
+
+def edge_labels(axes: Axes, labels: Sequence[EdgeLabel]) -> None:
+    """Write labels at the right edge, each at the height of its value or as near as its neighbours allow."""
+    low, high = axes.get_ylim()
+    ranked = sorted(labels, key=lambda label: label.value)
+    wanted = np.array([(label.value - low) / (high - low) for label in ranked])
+    places = spread(wanted, LABEL_DISTANCE / _height(axes), -LABEL_MARGIN, 1 + LABEL_MARGIN)
+    for label, value, place in zip(ranked, wanted, places, strict=True):
+        axes.annotate(
+            label.text,
+            (1.0, value),
+            (1.045, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=label.colour,
+            fontsize=8,
+            fontweight="bold" if label.bold else "normal",
+            va="center_baseline",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": label.colour,
+                "linewidth": 0.5,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
+    """Places between ``low`` and ``high``, ``distance`` apart, with the least squared distance from those wanted.
+
+    ``wanted`` is ascending. With its rank times ``distance`` subtracted, each place only has to be no lower than the
+    one before, so the best places are an isotonic regression. Places that do not fit are put closer together.
+    """
+    if len(wanted) < 2:
+        return np.clip(wanted, low, high)
+    ranks = min(distance, (high - low) / (len(wanted) - 1)) * np.arange(len(wanted))
+    return np.clip(isotonic_regression(wanted - ranks).x, low, high - ranks[-1]) + ranks
