@@ -177,7 +177,7 @@ def cells(packages: Path) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows)
-    frame = frame[frame["annotation"].isin(cell_type.KINDS)]
+    frame = frame[frame["annotation"].isin(cell_type.CELL_TYPES)]
     shown = frame["genes"].map(lambda genes: frozenset(genes.split()[: cell_type.GENES]))
     return frame[~shown.duplicated()]
 
