@@ -113,8 +113,8 @@ class Row:
 
 def measure(lineages: int, repeats: int) -> Iterator[Row]:
     """Time everything at one size."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours, bare = Path(folder) / "ours", Path(folder) / "bare"
+    with tempfile.TemporaryDirectory() as root:
+        ours, bare = Path(root) / "ours", Path(root) / "bare"
         jobs = write_study(ours, lineages)
         write_bare(bare, jobs)
         expand = [sys.executable, "-c", EXPAND, CONFIG]

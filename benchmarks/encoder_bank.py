@@ -190,7 +190,7 @@ def prepare(study: Study, folder: Path) -> Prepared:
 def train(study: Study, folder: Path, stage: str, mode: str) -> Run:
     """Train a stage with features from the bank or from the live encoder, and read its manifest and history."""
     model = next(model for model in study.models if model.kind == stage)
-    source = {"bank": folder / "bank"}
+    source: dict[str, Any] = {"bank": folder / "bank"}
     if mode == "live":
         source = {"encoder": folder / "encoder", "reading": study.reading("deep")}
     output = folder / stage / mode

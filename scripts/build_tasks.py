@@ -214,8 +214,8 @@ def text(tables: dict[str, pd.DataFrame]) -> str:
     for name, table in tables.items():
         rows = load(name, {}).examples(table)
         rows = draw(rows[~rows["ood"] & rows["id"].map(quotable)], "id", TEXT_ROWS)
-        for label, row in zip(itertools.cycle(LABELS[name]), rows.itertuples()):
-            for line in (row.prompt.strip(), row.reasoning, f"Answer: {label}"):
+        for label, prompt, reasoning in zip(itertools.cycle(LABELS[name]), rows["prompt"], rows["reasoning"]):
+            for line in (prompt.strip(), reasoning, f"Answer: {label}"):
                 line = re.sub(r"<(dna|rna|protein)>[A-Z]*</\1>", "", line)
                 lines.append(re.sub(r" +", " ", line))
     return "\n".join(lines) + "\n"
