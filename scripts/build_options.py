@@ -93,11 +93,7 @@ def build() -> str:
 
     content = {
         "versions": {"transformers": transformers.__version__, "trl": trl.__version__},
-        "classes": {
-            "cpt": "transformers.TrainingArguments",
-            "sft": "trl.SFTConfig",
-            "rl": "trl.GRPOConfig",
-        },
+        "classes": {"cpt": "transformers.TrainingArguments", "sft": "trl.SFTConfig", "rl": "trl.GRPOConfig"},
         "options": {
             "cpt": options(transformers.TrainingArguments),
             "sft": options(trl.SFTConfig),

@@ -68,20 +68,10 @@ def test_rungs_count_what_they_add_to_the_rung_before(config, tmp_path):
     config["lineages"] = [{"sft": ["brief"]}]
     config["recipes"]["sft"]["brief"]["fraction"] = 0.5
     table = rows(plan.plan(study.load(config), tmp_path))
-    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
-        "50",
-        "50",
-        "100",
-        "200",
-    ]
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == ["50", "50", "100", "200"]
     config["recipes"]["sft"]["brief"]["lr_scheduler_type"] = "cosine"
     table = rows(plan.plan(study.load(config), tmp_path))
-    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == [
-        "50",
-        "100",
-        "200",
-        "400",
-    ]
+    assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == ["50", "100", "200", "400"]
 
 
 def test_estimates_say_what_they_rest_on(config, tmp_path, monkeypatch):

@@ -147,10 +147,7 @@ def test_evaluation_that_has_no_result_and_no_error_is_missing_and_so_is_the_gai
     name = f"{SFT}/e8"
     lose(study, results, f"models/{name}/eval", log)
     found = absent(gathered(study, results))
-    assert set(found) == {
-        ("evaluation", f"{name} splice-donor"),
-        ("rl_gain", f"{name}/rl-grpo/e1 splice-donor"),
-    }
+    assert set(found) == {("evaluation", f"{name} splice-donor"), ("rl_gain", f"{name}/rl-grpo/e1 splice-donor")}
     for state, said, where in found.values():
         assert (state, where) == ("missing", f"logs/models/{name}/eval.log" if log else None)
         assert said.startswith(reason.format(name=name))

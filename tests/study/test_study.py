@@ -48,11 +48,7 @@ def test_default_study_has_exactly_these_paths_for_one_task():
         "models/nano/base/splice-donor/eval",
         "models/nano/base/splice-donor/s0/sft-brief/e1/eval",
     ]
-    assert (
-        "models/nano/cpt-bio/splice-donor/eval",
-        "models/nano/cpt-bio",
-        "splice-donor",
-    ) in default.evaluations()
+    assert ("models/nano/cpt-bio/splice-donor/eval", "models/nano/cpt-bio", "splice-donor") in default.evaluations()
 
 
 def test_rung_resumes_from_the_rung_before_and_starts_from_one_parent():
@@ -113,12 +109,7 @@ def below(loaded: study.Study) -> list[str]:
 
 
 def test_fixed_budget_of_independent_runs_trains_its_splits_alone():
-    assert below(budget("cosine")) == [
-        "sft-brief/e8",
-        "sft-brief/e4",
-        "sft-brief/e4/rl-grpo/e4",
-        "rl-grpo/e8",
-    ]
+    assert below(budget("cosine")) == ["sft-brief/e8", "sft-brief/e4", "sft-brief/e4/rl-grpo/e4", "rl-grpo/e8"]
 
 
 def test_fixed_budget_of_ladders_includes_the_rungs_below():
@@ -167,10 +158,7 @@ def test_options_are_the_recipe_without_cisternas_keys():
     given = small()
     given["recipes"]["sft"]["brief"] |= {"learning_rate": 1e-4, "lora": {"r": 4, "lora_alpha": 8}}
     loaded = study.load(given)
-    assert loaded.options("sft", "brief") == {
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-    }
+    assert loaded.options("sft", "brief") == {"learning_rate": 1e-4, "lr_scheduler_type": "constant"}
     assert loaded.recipe("sft", "brief")["lora"]["r"] == 4
 
 
@@ -280,10 +268,7 @@ def test_data_of_a_task_do_not_depend_on_its_forms():
 def test_stage_gets_the_keys_of_the_bridge_only_where_it_reads_features():
     loaded = study.load(featured())
     folder = "models/nano/base/splice-donor"
-    for form, sft, rl in (
-        ("features-nano-esm/", {"bridge"}, {"bridge", "train_bridge"}),
-        ("", set(), set()),
-    ):
+    for form, sft, rl in (("features-nano-esm/", {"bridge"}, {"bridge", "train_bridge"}), ("", set(), set())):
         for path, bridge in (("e1", sft), ("e1/rl-grpo/e1", rl)):
             given = loaded.stage(loaded.model(f"{folder}/{form}s0/sft-brief/{path}"))
             assert {"bridge", "train_bridge"} & set(given) == bridge
@@ -407,10 +392,7 @@ def configs(draw: st.DrawFn) -> Config:
             "cpt": draw(st.sampled_from([["none"], ["bio"], ["none", "bio"]])),
             "sft": chosen,
             "rl": [
-                {
-                    "recipe": name,
-                    "from": draw(st.lists(starts, min_size=1, unique=True, max_size=3)),
-                }
+                {"recipe": name, "from": draw(st.lists(starts, min_size=1, unique=True, max_size=3))}
                 for name in draw(st.lists(st.sampled_from(sorted(rl)), max_size=2))
             ],
         }

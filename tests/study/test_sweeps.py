@@ -157,10 +157,7 @@ def test_budget_is_in_epochs_or_in_examples() -> None:
 # --- Parts of the data ---
 
 
-@given(
-    st.integers(1, 300),
-    st.lists(st.one_of(st.integers(1, 400), st.floats(0.001, 1.0)), min_size=2, max_size=4),
-)
+@given(st.integers(1, 300), st.lists(st.one_of(st.integers(1, 400), st.floats(0.001, 1.0)), min_size=2, max_size=4))
 def test_smaller_parts_lie_in_larger_ones_for_sft_and_rl(rows: int, parts: list[float]) -> None:
     frame = pd.DataFrame({"id": range(rows)})
     recipes = [{"examples": part} if isinstance(part, int) else {"fraction": part} for part in parts]

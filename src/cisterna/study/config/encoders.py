@@ -56,8 +56,7 @@ class Reading(t.Section):
     )
     flank: t.Count = t.default(1024, "residues that are kept on each side of the variant.")
     letters: dict[Letter, Letter] = t.default(
-        {},
-        "upper-case letters that are replaced before the encoder reads, such as `{U: T}` for RNA in a model of DNA.",
+        {}, "upper-case letters that are replaced before the encoder reads, such as `{U: T}` for RNA in a model of DNA."
     )
     storage: Annotated[Literal["float16", "bfloat16"], t.Choice] = t.default(
         "float16", "type of the features on disk; with `bank: false` they are rounded to it too."

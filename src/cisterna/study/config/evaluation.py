@@ -17,8 +17,7 @@ class Evaluation(t.Section):
     batch_size: t.Count = t.default(200, "outputs generated at a time.")
     bootstrap: t.Count = t.default(2000, "resamples behind every 95% interval.")
     samples: t.Natural = t.default(
-        0,
-        "further outputs of each example, drawn at random, for accuracy at k samples (`pass@k`, `maj@k`).",
+        0, "further outputs of each example, drawn at random, for accuracy at k samples (`pass@k`, `maj@k`)."
     )
     sample_temperature: t.Positive = t.default(
         1.0, "their temperature; they are drawn from the whole distribution (no top-k, no top-p)."

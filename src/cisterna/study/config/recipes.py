@@ -80,8 +80,7 @@ class SftRecipe(Recipe):
         "a number of training examples instead of `fraction`; smaller parts lie in larger ones, for SFT and RL alike."
     )
     bridge: Bridge = t.default(
-        "linear",
-        "the bridge that is made for `features` and `both` if the parent has none: one layer, or two.",
+        "linear", "the bridge that is made for `features` and `both` if the parent has none: one layer, or two."
     )
 
 
