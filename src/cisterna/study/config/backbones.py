@@ -1,9 +1,7 @@
 """The section `backbones`: causal language models, made here or pretrained."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from cisterna.study.config import library
 from cisterna.study.config import types as t
 
 
@@ -12,12 +10,9 @@ class Architecture(t.Open):
     restart, which packed CPT needs.
     """
 
-    model_type: Annotated[Literal["llama", "mistral", "qwen2", "qwen3"], t.Choice] = t.required("the architecture.")
+    library_options: ClassVar = "architectures"
 
-    @classmethod
-    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Open.options`."""
-        return library.known()["architectures"].get(str(values.get("model_type")), {})
+    model_type: Annotated[Literal["llama", "mistral", "qwen2", "qwen3"], t.Choice] = t.required("the architecture.")
 
 
 class Tokenizer(t.Section):
@@ -58,6 +53,6 @@ def _model(entry: dict[str, Any]) -> type[t.Section] | None:
 
 
 Backbone = Annotated[
-    Annotated[MadeBackbone, t.tag(MadeBackbone)] | Annotated[PretrainedBackbone, t.tag(PretrainedBackbone)],
-    t.choose(_model, "either `architecture` (a backbone made here) or `pretrained` (a hub id or a folder)"),
+    MadeBackbone | PretrainedBackbone,
+    t.OneModel(_model, "either `architecture` (a backbone made here) or `pretrained` (a hub id or a folder)"),
 ]

@@ -1,11 +1,9 @@
 """The section `encoders`: models of sequences whose features a backbone reads, made here or pretrained."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cisterna.study.config import library
 from cisterna.study.config import types as t
 
 Letter = Annotated[str, Field(pattern="^[A-Z]$"), t.Expected("one upper-case letter")]
@@ -14,17 +12,15 @@ Letter = Annotated[str, Field(pattern="^[A-Z]$"), t.Expected("one upper-case let
 class EncoderArchitecture(t.Open):
     """Keys of a transformers config."""
 
-    model_type: Annotated[Literal["esm"], t.Choice] = t.required("the architecture.")
+    library_options: ClassVar = "encoders"
 
-    @classmethod
-    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Open.options`."""
-        return library.known()["encoders"].get(str(values.get("model_type")), {})
+    model_type: Annotated[Literal["esm"], t.Choice] = t.required("the architecture.")
 
 
 class EncoderTraining(t.Open):
     """The training of an encoder."""
 
+    kind: ClassVar = "cpt"
     library_defaults: ClassVar = {"num_train_epochs": 1.0}
 
     corpora: t.Names = t.required("the corpora it is trained on. Sequences only: a corpus of text is an error.")
@@ -36,11 +32,6 @@ class EncoderTraining(t.Open):
     save_minutes: t.Positive = t.default(
         10.0, "minutes between saves of the state from which a killed training resumes."
     )
-
-    @classmethod
-    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Open.options`."""
-        return library.known()["options"]["cpt"]
 
 
 class Reading(t.Section):
@@ -107,6 +98,6 @@ def _model(entry: dict[str, Any]) -> type[t.Section] | None:
 
 
 Encoder = Annotated[
-    Annotated[MadeEncoder, t.tag(MadeEncoder)] | Annotated[PretrainedEncoder, t.tag(PretrainedEncoder)],
-    t.choose(_model, "either `architecture` and `training` (an encoder made here) or `pretrained`"),
+    MadeEncoder | PretrainedEncoder,
+    t.OneModel(_model, "either `architecture` and `training` (an encoder made here) or `pretrained`"),
 ]

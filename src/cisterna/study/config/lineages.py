@@ -14,7 +14,7 @@ class Start(t.Section):
     """An entry of `rl`."""
 
     recipe: t.Text = t.required("the RL recipe.")
-    from_: Annotated[list[Rung], t.Some, t.Unique()] = t.optional(
+    from_: Annotated[list[Rung], t.Some, t.UNIQUE] = t.optional(
         "rungs of the SFT recipes to start from, e.g. `[1, 8]`; `cold` starts from the base or CPT model.",
         "required without `budget`",
         alias="from",
@@ -30,7 +30,7 @@ class Budget(t.Section):
         "the split are taken.",
         "this or `epochs`",
     )
-    split: Annotated[list[Pair], t.Some, t.Unique()] = t.required(
+    split: Annotated[list[Pair], t.Some, t.UNIQUE] = t.required(
         "pairs `[SFT, RL]`, each adding up to the budget and each number of epochs a rung of its recipe, or 0 for no "
         "such stage. In a ladder the rungs below are trained and evaluated too."
     )
@@ -43,11 +43,11 @@ class Lineage(t.Section):
         "what the entry is for (`sft-epochs`); `cisterna plan` counts models by it. It changes no result."
     )
     tasks: t.Selection = t.default("all", "")
-    sequences: Annotated[list[t.Form], t.Some, t.Unique(), t.AllOr()] = t.default(
+    sequences: Annotated[list[t.Form], t.Some, t.UNIQUE, t.ALL_OR] = t.default(
         "all", "which [forms](#encoders) of the tasks; each must be one that every task of the entry lists."
     )
     backbones: t.Selection = t.default("all", "")
     cpt: t.Names = t.default(["none"], "CPT recipes; `none` starts from the base model.")
-    sft: Annotated[list[t.Text], t.Unique()] = t.default([], "SFT recipes.")
+    sft: Annotated[list[t.Text], t.UNIQUE] = t.default([], "SFT recipes.")
     rl: list[Start] = t.default([], "RL recipes and where they start.")
     budget: Budget = t.optional("a fixed number of epochs or of examples, divided between SFT and RL. Replaces `from`.")

@@ -1,11 +1,9 @@
 """The section `recipes`: Cisterna's own keys of a stage's recipe. The others are options of the library that trains."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from cisterna.study.config import library
 from cisterna.study.config import types as t
 
 Epochs = Annotated[list[t.Count], t.Some]
@@ -19,7 +17,7 @@ class Lora(t.Section):
     r: t.Count = t.required("rank. SFT and RL may differ.")
     lora_alpha: t.Count = t.required("scale; the update is weighted by `lora_alpha / r`.")
     lora_dropout: t.BelowOne = t.default(0.0, "dropout before the adapter.")
-    target_modules: Annotated[list[t.Text], t.Some, t.OneOrMore()] = t.default(
+    target_modules: Annotated[list[t.Text], t.Some, t.ONE_OR_MORE] = t.default(
         "all-linear", "modules that get an adapter, one text or a list."
     )
     modules_to_save: Annotated[list[t.Text], t.Some] | None = t.default(
@@ -32,8 +30,6 @@ class Lora(t.Section):
 
 class Recipe(t.Open):
     """The keys of every recipe."""
-
-    kind: ClassVar[str]
 
     lora: Lora | None = t.default(None, "train a LoRA adapter; null trains all weights.")
     deepspeed: Deepspeed | None = t.default(None, "`config/deepspeed/NAME.json`.")
@@ -48,11 +44,6 @@ class Recipe(t.Open):
         "Slurm ([docs/cluster.md](../docs/cluster.md)). It changes no result.",
     )
     save_minutes: t.Positive = t.default(10.0, "minutes between saves of the state from which a killed stage resumes.")
-
-    @classmethod
-    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Open.options`."""
-        return library.known()["options"][cls.kind]
 
 
 class CptRecipe(Recipe):

@@ -15,9 +15,20 @@ from cisterna.study.config.lineages import Lineage
 from cisterna.study.config.problems import Key, Problems, one_of
 from cisterna.study.config.recipes import Recipes
 from cisterna.study.config.tasks import AnyTask
-from cisterna.study.config.types import Expected, Name, Natural, Section, Some, Unique, default, plain, required
+from cisterna.study.config.types import (
+    UNIQUE,
+    Expected,
+    ListRule,
+    Name,
+    Natural,
+    Section,
+    Some,
+    default,
+    plain,
+    required,
+)
 
-SeedList = Annotated[list[Natural], Some, Unique()]
+SeedList = Annotated[list[Natural], Some, UNIQUE]
 
 
 class Config(Section):
@@ -100,17 +111,17 @@ def _explain(root: type[Section], given: Mapping[str, Any], error: ErrorDetails,
     key, kind, value = _key(error), error["type"], error["input"]
     if kind == "extra_forbidden":
         model = _model(root, error["loc"][:-1])
-        problems.unknown(key, one_of(model.keys()), model.keys(), f" of {model.what()}")
+        problems.unknown(key, one_of(model.keys()), model.keys(), f" of {_title(model)}")
     elif kind == "missing":
         model = _model(root, error["loc"][:-1])
-        field = next(field for name, field in model.model_fields.items() if (field.alias or name) == key[-1])
-        problems.missing(key, article(words(field.annotation, field.metadata)), f" in {model.what()}")
+        field = model.keys()[str(key[-1])]
+        problems.missing(key, _article(words(field.annotation, field.metadata)), f" in {_title(model)}")
     else:
         expected = error["msg"].removeprefix("Input should be ")
         if kind == "expected":
             near = expected.split("`")[1::2]
             quote = expected in ("text", "path", "name") and isinstance(value, bool | int | float)
-            expected = article(expected) + (" (put it in quotes)" if quote else "")
+            expected = _article(expected) + (" (put it in quotes)" if quote else "")
         else:
             near = []
             expected = EXPECTED.get(kind, expected).format(**error.get("ctx", {}))
@@ -151,34 +162,26 @@ def _remove(config: Any, key: Key) -> None:
 
 
 def _model(root: type[Section], location: tuple[int | str, ...]) -> type[Section]:
-    """The model at a location, which has a tag (`types.tag`) where an entry may be one of several."""
-    current: Any = root
+    """The model at a location, which has a tag (`types.OneModel`) where an entry may be one of several."""
+    models = [(0, root)]
     for part in location:
         if isinstance(part, str) and part.startswith("<"):
-            current = next(model for model in _models(current) if f"<{model.__name__}>" == part)
-        elif isinstance(current, type) and issubclass(current, Section):
-            fields = current.model_fields.items()
-            current = next(field.annotation for name, field in fields if (field.alias or name) == part)
+            models = [(depth, model) for depth, model in models if f"<{model.__name__}>" == part]
+        elif models[0][0]:  # an entry of a list or a mapping
+            models = [(depth - 1, model) for depth, model in models]
         else:
-            current = next(_inner(current))
-    return next(_models(current))
+            models = list(_models(models[0][1].keys()[str(part)].annotation))
+    return models[0][1]
 
 
-def _models(annotation: Any) -> Iterator[type[Section]]:
+def _models(annotation: Any, depth: int = 0) -> Iterator[tuple[int, type[Section]]]:
+    """The models in a type, each with the number of lists and mappings that it is in."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    elif get_origin(annotation) is not dict and get_origin(annotation) is not list:
-        for argument in get_args(annotation):
-            yield from _models(argument)
-
-
-def _inner(annotation: Any) -> Iterator[Any]:
-    """What a list or a mapping holds."""
-    if get_origin(annotation) in (dict, list):
-        yield get_args(annotation)[-1]
+        yield depth, annotation
     else:
+        depth += get_origin(annotation) in (dict, list)
         for argument in get_args(annotation):
-            yield from _inner(argument)
+            yield from _models(argument, depth)
 
 
 # --- Types in words ---
@@ -195,9 +198,7 @@ def words(annotation: Any, metadata: list[Any] | None = None) -> str:
     if origin is list:
         first, _, rest = words(arguments[0]).partition(" ")
         inner = f"{first}s {rest}".strip() if first.isalpha() and rest[:1] != "(" else f"{first} {rest}".strip()
-        entries = f"list of {inner}"
-        notes = {type(note).__name__ for note in metadata or []}
-        return f"{'`all` or ' if 'AllOr' in notes else ''}{entries}"
+        return "".join(note.prefix for note in metadata or [] if isinstance(note, ListRule)) + f"list of {inner}"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, Section)):
         return "mapping"
     if annotation is type(None):
@@ -205,8 +206,14 @@ def words(annotation: Any, metadata: list[Any] | None = None) -> str:
     return " or ".join(words(argument) for argument in arguments) if arguments else str(annotation)
 
 
-def article(text: str) -> str:
+def _article(text: str) -> str:
     """Words of a type with an article, where they begin with a noun."""
     if not text.split()[0].isalpha() or text.startswith(("true", "one ")):
         return text
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+
+
+def _title(model: type[Section]) -> str:
+    """The first line of a model's docstring, as part of a sentence."""
+    text = (model.__doc__ or "").partition("\n")[0].rstrip(".")
+    return text[:1].lower() + text[1:]

@@ -31,7 +31,7 @@ Date = Annotated[
 ]
 Group = Annotated[str | int, t.Expected("text or integer")]
 Groups = Annotated[
-    Annotated[list[Group], t.Some, t.Unique()], t.Expected("list of groups to hold out, e.g. [kinase, gpcr]")
+    Annotated[list[Group], t.Some, t.UNIQUE], t.Expected("list of groups to hold out, e.g. [kinase, gpcr]")
 ]
 AdapterName = Literal[tuple(ADAPTERS)]  # type: ignore[valid-type]
 
@@ -45,12 +45,12 @@ class Task(t.Section):
     seed: t.Natural = t.default(
         0, "of the split. The same for every seed of the study, so that all models see the same data."
     )
-    sequences: Annotated[list[t.Form], t.Some, t.Unique(), t.OneOrMore(listed=True)] = t.default(
+    sequences: Annotated[list[t.Form], t.Some, t.UNIQUE, t.LISTED] = t.default(
         ["tokens"],
         "the [forms](#encoders) in which models get the sequences, one or a list. `cell-type` and `cells` have no "
         "residues, so only `tokens`.",
     )
-    encoder: Annotated[t.Names, t.OneOrMore()] | None = t.default(
+    encoder: Annotated[t.Names, t.ONE_OR_MORE] | None = t.default(
         None, "the encoder, or a list of them; required for `features` and `both`."
     )
 
@@ -106,7 +106,7 @@ class Table(Task):
     file: t.Path = t.required("your table: `.csv`, `.tsv`, `.parquet` or `.jsonl`.")
     modality: t.Modality = t.required("letters that are allowed in the sequence.")
     columns: Columns = t.required("which column holds what.")
-    labels: Annotated[list[Label], Field(min_length=2), t.Unique()] = t.required(
+    labels: Annotated[list[Label], Field(min_length=2), t.UNIQUE] = t.required(
         "the answer space, 2 or more. One line each, without `<`."
     )
     question: t.Text = t.optional(
@@ -147,7 +147,7 @@ class Adapter(Task):
     revision: t.Text | None = t.optional(
         "commit, tag or branch of the data set; null is the newest.", "`null` with `hub`"
     )
-    file: Annotated[list[t.Path], t.Some, t.Unique(), t.OneOrMore()] = t.optional(
+    file: Annotated[list[t.Path], t.Some, t.UNIQUE, t.ONE_OR_MORE] = t.optional(
         "the files of the adapter, one or a list.", "this or `hub`"
     )
     options: dict[str, Any] = t.default({}, "options of the adapter ([below](#adapters)).", "the adapter's")
@@ -202,12 +202,6 @@ def _model(entry: dict[str, Any]) -> type[t.Section]:
 
 
 AnyTask = Annotated[
-    Annotated[BuiltinTask, t.tag(BuiltinTask)]
-    | Annotated[GroupedTable, t.tag(GroupedTable)]
-    | Annotated[SplitTable, t.tag(SplitTable)]
-    | Annotated[UnknownAdapter, t.tag(UnknownAdapter)]
-    | Annotated[PublishedSplits, t.tag(PublishedSplits)]
-    | Annotated[GroupedData, t.tag(GroupedData)]
-    | Annotated[SplitData, t.tag(SplitData)],
-    t.choose(_model, "a mapping"),
+    BuiltinTask | GroupedTable | SplitTable | UnknownAdapter | PublishedSplits | GroupedData | SplitData,
+    t.OneModel(_model, "a mapping"),
 ]

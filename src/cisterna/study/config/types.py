@@ -6,9 +6,9 @@ in an error and "integer >= 1" in a table have one source.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,11 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core.core_schema import ValidatorFunctionWrapHandler
+
+from cisterna.study.config import library
 
 # Names become folders, so they must not look like the folders that Cisterna makes next to them.
 RESERVED = {"all", "base", "checkpoint", "cold", "eval", "manifest.json", "none", "perplexity.json"}
@@ -54,53 +58,20 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class OneOrMore:
-    """On a list type: one entry may be written without the list. `listed`: it becomes a list of one."""
+class ListRule:
+    """What else a list type takes or refuses: `check` gets a value and the validator of the list, `schema` its JSON
+    schema. `prefix` comes before its words.
+    """
 
-    listed: bool = False
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        def check(value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            entries = inner(value if isinstance(value, list) else [value])
-            return entries if self.listed or isinstance(value, list) else entries[0]
-
-        return core_schema.no_info_wrap_validator_function(check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        several = handler(schema)
-        return {"anyOf": [several["items"], several]}
-
-
-class AllOr:
-    """On a list type: the word `all` is allowed too."""
+    check: Callable[[Any, ValidatorFunctionWrapHandler], Any]
+    schema: Callable[[dict[str, Any]], dict[str, Any]]
+    prefix: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        def check(value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            if isinstance(value, list):
-                return inner(value)
-            if value == "all":
-                return value
-            raise rule("`all` or a list")
-
-        return core_schema.no_info_wrap_validator_function(check, handler(source))
+        return core_schema.no_info_wrap_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"const": "all"}, handler(schema)]}
-
-
-class Unique:
-    """On a list type: no entry is there twice."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        def check(entries: list[Any]) -> list[Any]:
-            if any(entry in entries[:index] for index, entry in enumerate(entries)):
-                raise rule("no entry twice")
-            return entries
-
-        return core_schema.no_info_after_validator_function(check, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return handler(schema) | {"uniqueItems": True}
+        return self.schema(handler(schema))
 
 
 def rule(expected: str) -> PydanticCustomError:
@@ -108,7 +79,28 @@ def rule(expected: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{expected}", {"expected": expected})
 
 
-def _spelled(name: str) -> str:
+def _one_or_more(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return check(value) if isinstance(value, list) else check([value])[0]
+
+
+def _listed(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return check(value if isinstance(value, list) else [value])
+
+
+def _all_or_list(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    if value == "all" or isinstance(value, list):
+        return value if value == "all" else check(value)
+    raise rule("`all` or a list")
+
+
+def _unique(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    entries = check(value)
+    if any(entry in entries[:index] for index, entry in enumerate(entries)):
+        raise rule("no entry twice")
+    return entries
+
+
+def _name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", name) or ".." in name:
         raise rule(NAME_RULE)
     return name
@@ -131,14 +123,18 @@ def _path(path: str) -> str:
     return path
 
 
-def _number(value: Any, check: Any) -> Any:
-    """Keep an integer as it is; read 1e-3 without a dot, which YAML 1.1 takes for text, as a number."""
+def _number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """An integer stays one; 1e-3 without a dot, which YAML 1.1 takes for text, is a number."""
     if isinstance(value, str) and SCIENTIFIC.fullmatch(value):
         value = float(value)
     check(value)
     return value
 
 
+ONE_OR_MORE = ListRule(_one_or_more, lambda schema: {"anyOf": [schema["items"], schema]})
+LISTED = ListRule(_listed, ONE_OR_MORE.schema)  # one entry without the list becomes a list of one
+ALL_OR = ListRule(_all_or_list, lambda schema: {"anyOf": [{"const": "all"}, schema]}, prefix="`all` or ")
+UNIQUE = ListRule(_unique, lambda schema: schema | {"uniqueItems": True})
 Choice = Expected()
 Flag = Annotated[bool, Expected("true or false")]
 Count = Annotated[int, Field(ge=1), Expected("integer >= 1")]
@@ -150,11 +146,11 @@ ShareOrAll = Annotated[float, Field(gt=0, le=1), WrapValidator(_number), Expecte
 BelowOne = Annotated[float, Field(ge=0, lt=1), WrapValidator(_number), Expected("number in [0, 1)")]
 Text = Annotated[str, Field(min_length=1), Expected("text")]
 Path = Annotated[Annotated[str, Field(min_length=1), Expected("path")], AfterValidator(_path)]
-PlainName = Annotated[Annotated[str, Expected("name")], AfterValidator(_spelled)]
+PlainName = Annotated[Annotated[str, Expected("name")], AfterValidator(_name)]
 Name = Annotated[PlainName, AfterValidator(_not_reserved)]
 Some = Field(min_length=1)
-Names = Annotated[list[Annotated[str, Field(min_length=1), Expected("name")]], Some, Unique()]
-Selection = Annotated[Names, AllOr()]
+Names = Annotated[list[Annotated[str, Field(min_length=1), Expected("name")]], Some, UNIQUE]
+Selection = Annotated[Names, ALL_OR]
 Rows = Annotated[Count | Literal["all"], Expected("integer >= 1 or `all`")]
 Form = Annotated[Literal["tokens", "features", "both"], Choice]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Choice]
@@ -192,43 +188,33 @@ class Section(BaseModel):
 
     def filled(self) -> dict[str, Any]:
         """Plain dicts and lists: the keys of the config and every default."""
-        fields = type(self).model_fields
         keys = {
             field.alias or name: plain(getattr(self, name))
-            for name, field in fields.items()
+            for name, field in type(self).model_fields.items()
             if name in self.model_fields_set or field.default_factory is not absent
         }
         return keys | plain(self.model_extra or {})
 
     @classmethod
-    def what(cls) -> str:
-        """The model in words, from its docstring, for errors and tables."""
-        text = (cls.__doc__ or "").partition("\n")[0].rstrip(".")
-        return text[:1].lower() + text[1:]
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The keys that the model names, as a config spells them."""
-        return [field.alias or name for name, field in cls.model_fields.items()]
+    def keys(cls) -> dict[str, FieldInfo]:
+        """The keys that the model names, as a config spells them, with their fields."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 class Open(Section):
     """A mapping that also takes options of a library, by their published names (`cisterna.study.config.library`)."""
 
     model_config = ConfigDict(extra="allow")
+    library_options: ClassVar[str] = "options"  # the part of library_options.json that has them, ...
+    kind: ClassVar[str | None] = None  # ... and in it those of a kind of stage, or where None of the key `model_type`
     library_defaults: ClassVar[dict[str, Any]] = {}  # options whose default is not the library's
-
-    @classmethod
-    def options(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Name -> type of the library's options; `values` are the keys of the mapping."""
-        raise NotImplementedError
 
     @model_validator(mode="before")
     @classmethod
     def _read_numbers(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        types = cls.options(values)
+        types = library.known()[cls.library_options].get(cls.kind or str(values.get("model_type")), {})
         return {
             name: float(value)
             if isinstance(value, str) and SCIENTIFIC.fullmatch(value) and str(types.get(name)).startswith("float")
@@ -239,10 +225,9 @@ class Open(Section):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Every default, of the options too."""
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
         return cls.library_defaults | {
             name: plain(field.get_default(call_default_factory=True))
-            for name, field in fields.items()
+            for name, field in cls.keys().items()
             if not field.is_required() and field.default_factory is not absent
         }
 
@@ -260,16 +245,23 @@ def plain(value: Any) -> Any:
     return [plain(entry) for entry in value] if isinstance(value, list) else value
 
 
-def tag(model: type[Section]) -> Tag:
-    """Marks a model as one of several that an entry may be. Errors have the tag in their location."""
-    return Tag(f"<{model.__name__}>")
+@dataclass(frozen=True)
+class OneModel:
+    """On a union of models: which one an entry is. `choose` maps the entry to it, or to None, which is an error.
 
+    Errors have the model in their location, as <NAME>.
+    """
 
-def choose(model: Any, expected: str) -> Discriminator:
-    """Which of several models an entry is: `model` maps the entry to one of them, or None, which is an error."""
+    choose: Callable[[dict[str, Any]], type[Section] | None]
+    expected: str
 
-    def pick(entry: Any) -> str | None:
-        chosen = type(entry) if isinstance(entry, Section) else model(entry) if isinstance(entry, dict) else None
-        return f"<{chosen.__name__}>" if chosen else None
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def tag(entry: Any) -> str | None:
+            model = type(entry) if isinstance(entry, Section) else None
+            if isinstance(entry, dict):
+                model = self.choose(entry)
+            return f"<{model.__name__}>" if model else None
 
-    return Discriminator(pick, custom_error_type="rule", custom_error_message=expected)
+        models: Any = tuple(Annotated[model, Tag(f"<{model.__name__}>")] for model in get_args(source))
+        discriminator = Discriminator(tag, custom_error_type="rule", custom_error_message=self.expected)
+        return handler.generate_schema(Annotated[Union[models], discriminator])  # noqa: UP007
