@@ -146,14 +146,6 @@ def test_split_that_no_recipe_spends_is_refused_with_those_there_are() -> None:
     assert "(8, 16, 32)" in message
 
 
-def test_budget_is_in_epochs_or_in_examples() -> None:
-    config = budget([[8, 24]])
-    config["lineages"][0]["budget"]["epochs"] = 3
-    assert "lineages[0].budget: " in refused(config)
-    del config["lineages"][0]["budget"]["epochs"], config["lineages"][0]["budget"]["examples"]
-    assert "lineages[0].budget: " in refused(config)
-
-
 # --- Parts of the data ---
 
 
