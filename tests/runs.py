@@ -82,7 +82,7 @@ class Run:
         """Train in this process; returns itself."""
         from cisterna.sequences.source import open_source
         from cisterna.training import cpt, rl, sft
-        from cisterna.training.arguments import StageArguments
+        from cisterna.training.stage import StageArguments
 
         arguments = StageArguments(
             kind=self.kind,

@@ -424,10 +424,13 @@ def test_rewards_that_never_vary_end_the_run_early_with_the_numbers() -> None:
         guards.check("rl", rewards(1, 1, 1, 1, 1))
     with pytest.raises(UserError, match=r"0.25 at step 20\)"):
         guards.check("rl", rewards(1, 1), ended=True)
+    with pytest.raises(UserError, match="not logged"):
+        guards.check("rl", losses(1.0), ended=True)
 
 
 def test_rewards_that_varied_once_let_the_run_go_on() -> None:
     guards.check("rl", rewards(1, 0.9875, 1, 1, 1, 1, 1), ended=True)
+    guards.check("rl", rewards(0), ended=True)
 
 
 def test_exploding_run_ends_at_the_same_step_with_the_same_words_when_given_again(

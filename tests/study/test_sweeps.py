@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cisterna import study
 from cisterna.errors import UserError
 from cisterna.ops import plan, workload
-from cisterna.training.examples import head
+from cisterna.training.stage import head
 from clones import CONFIG, edited
 from tiny import ROOT
 

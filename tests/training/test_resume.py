@@ -16,8 +16,8 @@ from cisterna.artifacts.shutdown import Stopped
 from cisterna.artifacts.work_folder import FINGERPRINT
 from cisterna.sequences import feature_bank
 from cisterna.training import state
-from cisterna.training.arguments import StageArguments
 from cisterna.training.callback import StageCallback
+from cisterna.training.stage import StageArguments
 from runs import RL, SFT, Run, published
 from tiny import READING
 

@@ -11,7 +11,7 @@ from cisterna.data.blocks import Blocks
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import tokenization
-from cisterna.training import cpt, guards, rl, sft
+from cisterna.training import cpt, rl, sft
 from cisterna.training.run import OpenRun
 from runs import CPT, RL, SFT, Run, published
 
@@ -245,16 +245,6 @@ def test_rl_without_reward_variance_is_an_error_also_when_run_again(base, splice
         with pytest.raises(UserError, match=r"no group of completions ever had reward variance .*reward 0 at step 3"):
             asked.here()
         assert not published(tmp_path)
-
-
-@pytest.mark.parametrize("rates", [[1.0, 0.99], [0.0]])
-def test_one_group_with_variance_is_enough(rates):
-    guards.varied([{"step": 1, "reward": 0.5, "frac_reward_zero_std": rate} for rate in rates])
-
-
-def test_history_without_reward_statistics_is_an_error():
-    with pytest.raises(UserError, match="not logged"):
-        guards.varied([])
 
 
 def test_learning_rate_of_zero_is_an_error(base, splice, tmp_path):

@@ -374,7 +374,7 @@ def features(encoder: Path, data: Path, reading: JSON, work: Path, save_minutes:
 def cpt(tokens: list[Path], **stage: Any) -> None:
     """Continue pre-training on corpora."""
     from cisterna.training import cpt
-    from cisterna.training.arguments import StageArguments
+    from cisterna.training.stage import StageArguments
 
     cpt.train(StageArguments(kind="cpt", **stage), tokens)
 
@@ -400,7 +400,7 @@ def _stage(
 ) -> tuple[Any, Path, Any]:
     """What SFT and RL are called with: the options STAGE, the task's data, and the source of its sequences."""
     from cisterna.sequences.source import open_source
-    from cisterna.training.arguments import StageArguments
+    from cisterna.training.stage import StageArguments
     from cisterna.training.run import one_gpu
 
     one_gpu()

@@ -15,10 +15,8 @@ from torch.utils.data import ConcatDataset
 
 from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
-from cisterna.training import parent
-from cisterna.training.arguments import StageArguments
-from cisterna.training.options import configure
 from cisterna.training.run import open_run
+from cisterna.training.stage import StageArguments, configure, load_parent, lora
 
 
 def train(arguments: StageArguments, corpora: list[Path]) -> None:
@@ -26,18 +24,18 @@ def train(arguments: StageArguments, corpora: list[Path]) -> None:
     with open_run(arguments) as run:
         block_size = int(arguments.recipe["block_size"])
         blocks: ConcatDataset = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
-        model = parent.load_model(arguments)
-        adapter = parent.adapter(arguments)
+        tokenizer, model = load_parent(arguments)
+        adapter = lora(arguments)
         trainer = transformers.Trainer(
             model=get_peft_model(model, adapter) if adapter else model,
-            args=configure(transformers.TrainingArguments, run.options),
+            args=configure(transformers.TrainingArguments, arguments),
             train_dataset=blocks,
             data_collator=transformers.default_data_collator,
-            processing_class=parent.load_tokenizer(arguments),
+            processing_class=tokenizer,
         )
-        trained = run.train(
+        run.train(
             trainer,
             data={folder.name: files.sha256(folder / "train.npy") for folder in corpora},
             tokens_per_epoch=len(blocks) * block_size,
         )
-        run.publish(trained)
+        run.publish()

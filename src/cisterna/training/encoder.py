@@ -28,9 +28,8 @@ from cisterna.errors import UserError
 from cisterna.sequences import tokenization
 from cisterna.sequences.encoders import batches
 from cisterna.sequences.encoders.huggingface import position_limit
-from cisterna.training.arguments import StageArguments
-from cisterna.training.options import configure
 from cisterna.training.run import open_run
+from cisterna.training.stage import StageArguments, configure
 
 BATCH = 4096  # residues of a batch when perplexity is measured
 
@@ -59,12 +58,12 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
         training = [piece for parts, _ in pieces.values() for piece in parts]
         trainer = transformers.Trainer(
             model=model,
-            args=configure(transformers.TrainingArguments, run.options),
+            args=configure(transformers.TrainingArguments, arguments),
             train_dataset=[{"input_ids": piece} for piece in training],
             data_collator=_Masking(tokenizer, mlm_probability=masked, seed=arguments.seed),
             processing_class=tokenizer,
         )
-        trained = run.train(
+        run.train(
             trainer,
             data={name: files.sha256(files.locate(entry["file"])) for name, entry in corpora.items()},
             tokens_per_epoch=sum(map(len, training)),
@@ -81,7 +80,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
                     flush=True,
                 )
 
-        run.publish(trained, write_extra)
+        run.publish(write_extra)
 
 
 def _check_positions(model: Any, block_size: int) -> None:

@@ -1,7 +1,7 @@
 """Early-abort checks: they end a run whose log shows that it cannot give a useful checkpoint.
 
-Except for `moved`, the checks read nothing but the logged history. It is part of the saved state, so an interrupted run
-ends at the same step, with the same message, as one that was not interrupted.
+Except for `moved`, the checks read only the logged history. It is part of the saved state, so an interrupted run ends
+at the same step, with the same message, as one that was not interrupted.
 """
 
 import math
@@ -25,24 +25,19 @@ History = Sequence[Mapping[str, Any]]
 
 def check(kind: str, history: History, ended: bool = False) -> None:
     """UserError if the log shows that it is useless to continue, or to publish a run that has `ended`."""
-    finite(history)
-    if kind == "rl":  # its loss is a surrogate around zero, whose size means nothing
-        varied(history, 0 if ended else STEPS)
-    else:
-        bounded(history, 1 if ended else LOGS)
-
-
-def finite(history: History) -> None:
-    """UserError if the last logged loss is not finite."""
     loss, step = history[-1].get("loss", 0.0), history[-1]["step"]
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss} at step {step}; nothing is published. Lower learning_rate or max_grad_norm in the "
             "recipe"
         )
+    if kind == "rl":  # its loss is a surrogate around zero, whose size means nothing
+        _check_rewards(history, 0 if ended else STEPS)
+    else:
+        _check_losses(history, 1 if ended else LOGS)
 
 
-def bounded(history: History, logs: int = LOGS) -> None:
+def _check_losses(history: History, logs: int) -> None:
     """UserError if the last `logs` losses are all far above the first."""
     losses = [(entry["loss"], entry["step"]) for entry in history if "loss" in entry]
     limit = max(EXPLODED * losses[0][0], FLOOR) if losses else math.inf
@@ -55,7 +50,7 @@ def bounded(history: History, logs: int = LOGS) -> None:
         )
 
 
-def varied(history: History, steps: int = 0) -> None:
+def _check_rewards(history: History, steps: int) -> None:
     """UserError if after `steps` no group of completions ever had reward variance: GRPO then has no gradient."""
     logs = [entry for entry in history if "frac_reward_zero_std" in entry]
     reached = logs[-1]["step"] if logs else 0

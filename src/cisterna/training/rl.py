@@ -25,28 +25,29 @@ from cisterna.sequences import inputs_file
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.study.config import recipe_defaults
-from cisterna.training import parent
-from cisterna.training.arguments import StageArguments
-from cisterna.training.examples import Examples, load_examples
-from cisterna.training.options import configure
 from cisterna.training.run import open_run
+from cisterna.training.stage import StageArguments, configure, load_examples, load_parent, lora
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
     """Train on the prompts of `data`/train.parquet, or the part of them that the recipe uses, and publish."""
     with open_run(arguments) as run:
-        tokenizer = parent.load_tokenizer(arguments)
         examples = load_examples(arguments, data)
         frame, card = examples.frame, examples.card
+        tokenizer, model = load_parent(arguments, source)
         shares = arguments.recipe.get("rewards") or recipe_defaults("rl")["rewards"]
         functions, weights = rewards.trl_functions(shares, answers.load_space(card, data), tokenizer)
-        model = parent.load_model(arguments, source)
         inputs = source.describe(card, model)
         first = model.get_input_embeddings().num_embeddings
         prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
-        adapter = parent.adapter(arguments, source)
-        config = configure(GRPOConfig, run.options | {"reward_weights": weights})
-        _check_batch(examples, config)
+        adapter = lora(arguments, source)
+        config = configure(GRPOConfig, arguments, reward_weights=weights)
+        if len(frame) * config.num_generations < config.generation_batch_size:
+            raise UserError(
+                f"{examples.path}: {len(frame)} prompts do not fill one batch of "
+                f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
+                "per_device_train_batch_size in the RL recipe"
+            )
         if config.beta != 0.0 and adapter is None:
             _keep_reference(model, arguments.work / "reference")
         trainer = _Trainer(
@@ -58,21 +59,12 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             peft_config=adapter,
         )
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
-        trained = run.train(
+        run.train(
             trainer,
             data=examples.hashes | inputs_file.hashes(inputs) | rewards.hashes(shares, card),
             save_multiple=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
         )
-        run.publish(trained, lambda folder: inputs_file.write(folder, arguments.output, inputs))
-
-
-def _check_batch(examples: Examples, config: GRPOConfig) -> None:
-    if len(examples.frame) * config.num_generations < config.generation_batch_size:
-        raise UserError(
-            f"{examples.path}: {len(examples.frame)} prompts do not fill one batch of "
-            f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
-            "per_device_train_batch_size in the RL recipe"
-        )
+        run.publish(lambda folder: inputs_file.write(folder, arguments.output, inputs))
 
 
 class _Order(Sampler):

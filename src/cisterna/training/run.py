@@ -1,30 +1,37 @@
 """One run of a stage, from open to published. What is trained, and on what, is in `cpt`, `sft`, `rl` and `encoder`:
 
     with open_run(arguments) as run:
-        ...                                    # tokenizer, data, model, config, trainer
-        trained = run.train(trainer, data=...)
-        run.publish(trained)
+        ...                                    # examples, parent, config, trainer
+        run.train(trainer, data=...)
+        run.publish()
 
 The run trains in its work folder. Snakemake never deletes that folder, because it is no output of a rule. After a kill,
 rerun the same command: it resumes (`state`) and publishes the same bytes as a run that nothing interrupted.
 """
 
+import json
 import os
+import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 
-from cisterna.artifacts import checkpoint, shutdown, work_folder
-from cisterna.training import state
-from cisterna.training.arguments import StageArguments
+from cisterna.artifacts import checkpoint, files, shutdown, work_folder
+from cisterna.training import guards, state
 from cisterna.training.callback import StageCallback
-from cisterna.training.options import library_options
-from cisterna.training.publish import Trained, publish_checkpoint, trained_weights
+from cisterna.training.stage import StageArguments
+
+# Log entries that differ between two identical runs: measurements, and TRL's count of tokens since the process started.
+NOT_REPRODUCIBLE = ("runtime", "per_second", "step_time", "memory", "num_tokens")
 
 
 @contextmanager
@@ -52,13 +59,10 @@ def one_gpu() -> None:
 
 
 class OpenRun:
-    """An open run. `options` are the options for the config class of its trainer."""
+    """A run that began at `started` (`time.perf_counter`): call `train`, then `publish`."""
 
     def __init__(self, arguments: StageArguments, processes: PartialState, started: float) -> None:
-        self.options = library_options(arguments)
-        self._arguments = arguments
-        self._processes = processes
-        self._started = started
+        self._arguments, self._processes, self._started = arguments, processes, started
 
     def train(
         self,
@@ -66,10 +70,10 @@ class OpenRun:
         data: Mapping[str, str],
         tokens_per_epoch: int | None = None,
         save_multiple: int = 1,
-    ) -> Trained:
+    ) -> None:
         """Train to the end, from the latest state that this run, or the rung below it, has saved.
 
-        `data` holds the hashes of what is trained on; `tokens_per_epoch` is None where completions are sampled. State
+        `data` has the hashes of what is trained on; `tokens_per_epoch` is None where completions are sampled. State
         is saved at multiples of `save_multiple` steps within an epoch: some trainers keep a batch between steps that is
         not part of their state. Raises Stopped after SIGTERM, UserError where the log shows that training failed.
         """
@@ -77,8 +81,8 @@ class OpenRun:
         if main:
             state.discard_stale(arguments, data, self._processes.num_processes)
         self._processes.wait_for_everyone()
-        before = trained_weights(trainer.model)
-        steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+        self._data, self._tokens_per_epoch, self._before = data, tokens_per_epoch, _trained_weights(trainer.model)
+        self._steps = steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
         resume = state.latest(arguments.work, steps)
         if resume and main:
             print(f"resuming from step {state.step_of(resume)} of {steps}", flush=True)
@@ -91,9 +95,82 @@ class OpenRun:
                     f"{arguments.output}: by SIGTERM at step {trainer.state.global_step} of {steps}; the state is "
                     f"saved in {arguments.work}. Rerun the same command: it resumes"
                 )
-        return Trained(steps, before, data, tokens_per_epoch)
 
-    def publish(self, trained: Trained, write_extra: Callable[[Path], None] | None = None) -> None:
-        """Check what was trained and publish the checkpoint, from rank 0 alone."""
-        if self._processes.is_main_process:
-            publish_checkpoint(self._arguments, trained, self._started, write_extra)
+    def publish(self, write_extra: Callable[[Path], None] = lambda folder: None) -> None:
+        """Publish the checkpoint: the trained weights, `history.json` (the reproducible part of the log), the manifest.
+
+        `write_extra` writes what else the checkpoint has into a folder. UserError, and no checkpoint, where the log or
+        the weights show that training failed. Only rank 0 publishes.
+        """
+        if not self._processes.is_main_process:
+            return
+        arguments = self._arguments
+        final = state.of_step(arguments.work, self._steps)
+        history = files.read_json(final / "trainer_state.json")["log_history"]
+        guards.check(arguments.kind, history, ended=True)
+        weights = state.weights(final)
+        trained = [(name, tensor) for path in weights for name, tensor in load_file(path).items()]
+        changes = [(tensor.float() - self._before[name].float()).abs().max() for name, tensor in trained]
+        change = torch.stack(changes).max().item()  # NaN if any weight is not finite
+        guards.moved(change, history, arguments.output)
+        if self._tokens_per_epoch is None:  # TRL has counted those that were sampled
+            tokens = max(entry.get("num_tokens", 0) for entry in history)
+        else:
+            tokens = self._tokens_per_epoch * arguments.epochs
+        with files.new_folder(arguments.output) as folder:
+            for path in weights:
+                shutil.copyfile(path, folder / path.name)
+            if (final / "adapter_config.json").is_file():
+                files.write_json(folder / "adapter_config.json", _adapter_config(final / "adapter_config.json"))
+            else:
+                shutil.copyfile(final / "config.json", folder / "config.json")
+            files.write_json(folder / "history.json", _reproducible(history))
+            write_extra(folder)
+            checkpoint.write_manifest(
+                folder,
+                published=arguments.output,
+                kind=arguments.kind,
+                parent=arguments.parent,
+                recipe=arguments.recipe,
+                seed=arguments.seed,
+                data=self._data,
+                trained={
+                    "steps": self._steps,
+                    "epochs": arguments.epochs,
+                    "tokens": round(tokens),
+                    "largest_weight_change": change,
+                },
+                measured={
+                    "seconds": round(time.perf_counter() - self._started, 3),
+                    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+                },
+            )
+        state.keep_rung(arguments.work, self._steps)
+
+
+def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights that a stage saves, by the names under which it saves them."""
+    weights = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's configuration without what differs between two identical runs: the order of a set, and a path.
+
+    The path would also be misleading: it names the base, and the adapter belongs on the parent that the manifest names.
+    """
+    config = files.read_json(path)
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config[key], list):
+            config[key] = sorted(config[key])
+    return config | {"base_model_name_or_path": None}
+
+
+def _reproducible(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without wall-clock measurements, NaN written as None."""
+    kept = [
+        {key: value for key, value in entry.items() if not any(part in key for part in NOT_REPRODUCIBLE)}
+        for entry in history
+    ]
+    return json.loads(json.dumps(kept), parse_constant=lambda _: None)

@@ -23,21 +23,17 @@ from cisterna.scoring import answers
 from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
-from cisterna.training import parent
-from cisterna.training.arguments import StageArguments
-from cisterna.training.examples import Examples, load_examples
-from cisterna.training.options import configure
 from cisterna.training.run import open_run
+from cisterna.training.stage import Examples, StageArguments, configure, load_examples, load_parent, lora
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
     """Train on `data`/train.parquet, or the part of it that the recipe uses, and publish."""
     with open_run(arguments) as run:
-        tokenizer = parent.load_tokenizer(arguments)
         examples = load_examples(arguments, data)
-        model = parent.load_model(arguments, source)
+        tokenizer, model = load_parent(arguments, source)
         inputs = source.describe(examples.card, model)
-        config = configure(SFTConfig, run.options)
+        config = configure(SFTConfig, arguments)
         rows = tokenize(tokenizer, examples.frame, source, model.get_input_embeddings().num_embeddings)
         _check_lengths(rows, examples, config.max_length)
         trainer = SFTTrainer(
@@ -45,14 +41,14 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             args=config,
             train_dataset=Dataset.from_dict(rows),
             processing_class=tokenizer,
-            peft_config=parent.adapter(arguments, source),
+            peft_config=lora(arguments, source),
         )
-        trained = run.train(
+        run.train(
             trainer,
             data=examples.hashes | inputs_file.hashes(inputs),
             tokens_per_epoch=sum(map(len, rows["input_ids"])),
         )
-        run.publish(trained, lambda folder: inputs_file.write(folder, arguments.output, inputs))
+        run.publish(lambda folder: inputs_file.write(folder, arguments.output, inputs))
 
 
 def _check_lengths(rows: dict[str, list[list[int]]], examples: Examples, longest: int | None) -> None:

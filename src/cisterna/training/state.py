@@ -18,7 +18,7 @@ import transformers
 from accelerate import PartialState
 
 from cisterna.artifacts import checkpoint, files, work_folder
-from cisterna.training.arguments import StageArguments
+from cisterna.training.stage import StageArguments
 
 COMPLETE = "complete.json"
 RUNGS = "rungs.json"  # the last steps of the rungs that were published from a work folder

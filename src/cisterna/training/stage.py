@@ -1,0 +1,158 @@
+"""What a stage is made from: its arguments, the config of its trainer, its parent, and the examples of its task.
+
+A recipe has Cisterna's own keys (`cisterna.study.config.recipe_keys`) and options of the library under the library's
+names, which are passed on as they are.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from peft import LoraConfig
+
+from cisterna import models
+from cisterna.data import splits
+from cisterna.errors import UserError
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.source import TOKENS, SequenceSource, connect
+from cisterna.study.config import recipe_keys
+from cisterna.training import trackers
+
+DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """The arguments of `cisterna cpt`, `sft` and `rl`, and of the training of an encoder, which alone has no `parent`.
+
+    `kind` is cpt, sft, rl or encoder. `parent`, `output` and `previous` (the rung below, None for the first) are
+    checkpoint folders; `work` is the work folder.
+    """
+
+    kind: str
+    parent: Path | None
+    output: Path
+    work: Path
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs: float
+    previous: Path | None = None
+
+
+def configure(config: type[transformers.TrainingArguments], arguments: StageArguments, **more: Any) -> Any:
+    """The config of a trainer: options of the recipe, those that Cisterna sets for every run, and `more`.
+
+    Sets the environment variables that DeepSpeed and the trackers read. UserError where the library refuses an option
+    or a combination of options. Under ZeRO-3, models that are created after this call are created partitioned, so load
+    the parent first.
+    """
+    recipe, gpu = arguments.recipe, torch.cuda.is_available()
+    own = recipe_keys(arguments.kind) | {"architecture"}  # of an encoder
+    bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False) and not recipe.get("fp16", False)
+    options = {"logging_steps": 10, "bf16": bf16, "dataloader_pin_memory": gpu}
+    options |= {key: value for key, value in recipe.items() if key not in own}
+    options |= trackers.options(arguments.output, recipe, arguments.seed)
+    if recipe.get("deepspeed"):
+        options["deepspeed"] = _deepspeed(recipe["deepspeed"], gpu)
+    options |= {
+        "output_dir": str(arguments.work),
+        "num_train_epochs": arguments.epochs,
+        "seed": arguments.seed,
+        "save_strategy": "no",  # `callback.StageCallback` asks for saves, by time and at the end
+        "logging_nan_inf_filter": False,  # its default replaces a loss that is not finite with a made-up number
+        "use_cpu": not gpu,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    try:
+        return config(**options | more)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"recipe: {config.__name__} refuses it: {error}") from None
+
+
+def _deepspeed(name: str, gpu: bool) -> str:
+    """The DeepSpeed configuration file called `name` (zero1, zero2, ...)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    import deepspeed.ops
+
+    if not gpu:  # otherwise it spends minutes compiling, into the home folder, an operation for inference on CPUs
+        deepspeed.ops.__compatible_ops__ = {}
+    return str(DEEPSPEED / f"{name}.json")
+
+
+def load_parent(
+    arguments: StageArguments, source: SequenceSource = TOKENS
+) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
+    """The tokenizer of the lineage, and the parent's model connected to `source`.
+
+    All weights are trainable, except those of a bridge with `train_bridge: false`.
+    """
+    assert arguments.parent is not None
+    tokenizer = tokenization.load(models.base_of(arguments.parent))
+    model = models.compose(arguments.parent).train().requires_grad_(True)  # merging leaves the weights below frozen
+    # By default some weights, those of ESM among them, are saved under names of an older release, which `compose` does
+    # not know.
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    frozen = source.features is not None and not _trains_bridge(arguments)
+    if frozen and not hasattr(model, "bridge"):
+        raise UserError(
+            f"{arguments.parent}: the model has no bridge, and with train_bridge: false it would get a random one. Set "
+            "train_bridge: true in the RL recipe, or start from SFT with features"
+        )
+    connect(model, source, arguments.recipe.get("bridge", "linear"))
+    if frozen:
+        model.bridge.requires_grad_(False)
+    return tokenizer, model
+
+
+def lora(arguments: StageArguments, source: SequenceSource = TOKENS) -> LoraConfig | None:
+    """The LoRA of a recipe, None where all weights are trained. A bridge that is trained is saved with the adapter."""
+    options = arguments.recipe.get("lora")
+    if not options:
+        return None
+    if source.features is not None and _trains_bridge(arguments):
+        options = options | {"modules_to_save": [*(options.get("modules_to_save") or []), "bridge"]}
+    return models.lora_config(options)
+
+
+def _trains_bridge(arguments: StageArguments) -> bool:
+    return arguments.recipe.get("train_bridge", True)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of train that a recipe uses, the file that they are from with its SHA-256, and the card of the splits."""
+
+    frame: pd.DataFrame
+    path: Path
+    hashes: dict[str, str]
+    card: dict[str, Any]
+
+
+def load_examples(arguments: StageArguments, data: Path) -> Examples:
+    """The examples of the splits in the folder `data` that the recipe uses.
+
+    UserError if the file is not the one of the card, or if the parent was trained on other splits of the task.
+    """
+    assert arguments.parent is not None
+    card = splits.read_card(data)
+    path = splits.check(data, "train", card)
+    hashes = {path.name: card["files"][path.name]}
+    inputs_file.check_data(arguments.parent, card["task"], hashes)
+    return Examples(head(pd.read_parquet(path), arguments.recipe), path, hashes, card)
+
+
+def head(frame: pd.DataFrame, recipe: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of train that a recipe uses: the first `examples`, or the first `fraction` of them, rounded up.
+
+    Rows are in the order in which the split was drawn, so a smaller part is contained in every larger one, for SFT and
+    RL alike.
+    """
+    return frame.head(recipe.get("examples") or math.ceil(len(frame) * float(recipe.get("fraction", 1.0))))
