@@ -400,8 +400,8 @@ def _stage(
 ) -> tuple[Any, Path, Any]:
     """What SFT and RL are called with: the options STAGE, the task's data, and the source of its sequences."""
     from cisterna.sequences.source import open_source
-    from cisterna.training.stage import StageArguments
     from cisterna.training.run import one_gpu
+    from cisterna.training.stage import StageArguments
 
     one_gpu()
     modality = files.read_json(data / "card.json")["modality"]
