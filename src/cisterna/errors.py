@@ -1,14 +1,14 @@
-"""What goes wrong outside the code: mistakes of the person who ran it, and trouble of the machine it ran on.
+"""Errors that are no bugs: mistakes of the person who runs Cisterna, and trouble of the machine it runs on.
 
-Bugs are neither: they keep their own types and tracebacks.
+Bugs keep their own types and tracebacks.
 """
 
 import errno
 import re
 from collections.abc import Iterator
 
-_CUT_SHORT = -1  # a write that ended early, by a library that does not tell why
-# What the machine may refuse, and what to do about it.
+_CUT_SHORT = -1  # a write that ended early, in a library that hides the reason
+# Error number of the operating system -> what it means and what to do.
 _TROUBLE = {
     _CUT_SHORT: "a file could not be written to its end: the disk is full, or a quota or limit is reached; free space",
     errno.ENOSPC: "the disk is full; free space on it",
@@ -23,7 +23,7 @@ _TROUBLE = {
     errno.ESTALE: "the file server no longer knows an open file (stale file handle); see that the file system is back",
     errno.ENOLCK: "the file system gives no locks; have them enabled (NFS: lockd) or choose another folder",
 }
-_OF_A_FILE = (errno.EACCES, errno.EPERM)  # other things may be refused too, and those are bugs
+_OF_A_FILE = (errno.EACCES, errno.EPERM)  # without a file name they are bugs
 _MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _TRAINING = "lower per_device_train_batch_size in the recipe, and raise gradient_accumulation_steps by the same factor"
 _LESS_MEMORY = {
@@ -46,18 +46,19 @@ class UserError(Exception):
 
 
 def explain(error: Exception, command: str, output: object) -> str | None:
-    """The message of an error that is the machine's, from a command that writes to `output`; None for a bug."""
+    """The message of an error that the machine caused, in a command that writes to `output`; None for a bug."""
     for link in _causes(error):
         if _is_of_memory(link):
             advice = _LESS_MEMORY.get(command, "use a machine with more")
+            reason = (str(link) or type(link).__name__).splitlines()[0]
             return (
-                f"{output}: out of memory ({_first_line(link)}). With more memory (mem_mb and gpu under `resources` of "
-                f"the study) the same command goes on from the last saved state; to need less, {advice}"
+                f"{output}: out of memory ({reason}). With more memory (mem_mb and gpu under `resources` of the study) "
+                f"the same command resumes from the last saved state; to need less, {advice}"
             )
         number = _number(link)
         if number in _TROUBLE:
             path = getattr(link, "filename2", None) or getattr(link, "filename", None) or output
-            return f"{path}: {_TROUBLE[number]}. Then give the same command again: it goes on from the last saved state"
+            return f"{path}: {_TROUBLE[number]}. Then rerun the same command: it resumes from the last saved state"
     return None
 
 
@@ -76,19 +77,15 @@ def _is_of_memory(error: BaseException) -> bool:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of an error, which libraries in C++ and Rust hide."""
+    """The operating system's number of an error, which libraries in C++ and Rust hide in their text."""
     text = str(error)
     if isinstance(error, OSError):
         if error.errno in _OF_A_FILE and error.filename is None:
             return None
         short_write = error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", text)  # numpy
         return _CUT_SHORT if short_write else error.errno
-    if type(error).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", text)):
-        return int(found[1])
+    if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", text)):
+        return int(match[1])
     if isinstance(error, RuntimeError) and "inline_container.cc" in text and "unexpected pos" in text:  # torch.save
         return _CUT_SHORT
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

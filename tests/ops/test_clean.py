@@ -267,8 +267,8 @@ def test_nothing_is_removed_while_a_stage_runs(clone: Clone, capsys: pytest.Capt
     write(clone, made(CONFIG) | old)
     state = save(clone, "models/old/cpt-bio")
     program = (
-        "import sys; from pathlib import Path; from cisterna.artifacts import files\n"
-        "with files.lock(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from cisterna.artifacts import work_folder\n"
+        "with work_folder.locked(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     work = Path("results/.work/models/old/cpt-bio")
     command = [sys.executable, "-c", program, str(work)]

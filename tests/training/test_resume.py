@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from cisterna import cli
-from cisterna.artifacts import files
+from cisterna.artifacts import files, work_folder
 from cisterna.artifacts.shutdown import Stopped
 from cisterna.artifacts.work_folder import FINGERPRINT
 from cisterna.sequences import feature_bank
@@ -124,7 +124,7 @@ def test_run_with_features_resumes_but_not_with_those_of_another_reading(base, s
 def test_stage_that_is_already_running_is_refused(base, splice, tmp_path, capsys):
     asked = Run("sft", base, splice, tmp_path, SFT)
     command = asked.command()
-    with files.lock(asked.work):
+    with work_folder.locked(asked.work):
         assert cli.main(command[command.index("cisterna") + 1 :]) == 2
     assert str(asked.work) in capsys.readouterr().err
     assert not published(tmp_path)

@@ -7,10 +7,9 @@ A checkpoint is a folder:
     model.safetensors           full weights, with config.json                          } the two
     tokenizer.json ...          in base checkpoints only
 
-The manifest lists every file with its SHA-256, the parent checkpoint with the parent's identity, the recipe, the seed
-and the hashes of the data. `identity` is a hash of all that and of nothing measured. So the same run gives the same
-identity, and a changed parent is noticed, because its child records the identity. `seal` is a hash of the rest of the
-manifest, which protects the measurements too.
+The manifest lists every file with its SHA-256, the parent with its identity, the recipe, the seed and the hashes of the
+data. `identity` is a hash of all that and of nothing measured. So the same run gives the same identity, and a changed
+parent is noticed, because its child records the identity. `seal` is a hash of the whole rest of the manifest.
 
 Not for building models from checkpoints (`cisterna.models`), and not for trainer state (`cisterna.training`).
 """
@@ -95,12 +94,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a manifest (expected a JSON object); delete {folder} and rerun")
     facts = {key: manifest.get(key) for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")}
     sealed = {key: value for key, value in manifest.items() if key != "seal"}
-    whole = (
-        manifest.get("identity") == files.digest(facts)
-        and manifest.get("seal") == files.digest(sealed)
-        and text == files.json_text(manifest)
-    )
-    if not whole:
+    hashes = {"identity": files.digest(facts), "seal": files.digest(sealed)}
+    if manifest | hashes != manifest or text != files.json_text(manifest):
         raise UserError(f"{path}: edited after it was written (its hashes do not match); delete {folder} and rerun")
     return manifest
 
@@ -112,10 +107,10 @@ def verify(folder: Path) -> dict[str, Any]:
     for problem in itertools.chain(changed, strays(folder, manifest)):
         if problem:
             raise UserError(problem)
-    if manifest["parent"] is not None:
-        problem = other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
-        if problem:
-            raise UserError(problem)
+    if manifest["parent"] is not None and (
+        problem := other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
+    ):
+        raise UserError(problem)
     return manifest
 
 
@@ -133,22 +128,21 @@ def strays(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Problems with files in a checkpoint's folder that are not in its manifest: a library might read them."""
     known = {MANIFEST, SNAKEMAKE, *manifest["files"]}
     known |= {parent.as_posix() for name in manifest["files"] for parent in Path(name).parents}  # "." among them
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
     return [
         f"{folder / path}: the manifest does not list it, so it is no part of the checkpoint. Move it elsewhere"
-        for path in found
+        for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")))
         if path.as_posix() not in known and path.parent.as_posix() in known | {"."}
     ]
 
 
 def other_parent(folder: Path, manifest: Mapping[str, Any], parent: Mapping[str, Any]) -> str | None:
     """The problem if `parent`, the parent's manifest as it is now, is not the one that was trained from; else None."""
-    known, found = manifest["parent"]["identity"], parent["identity"]
-    if known == found:
+    then, now = manifest["parent"]["identity"], parent["identity"]
+    if then == now:
         return None
     return (
         f"{folder}: trained from another version of {parent_of(folder, manifest)} "
-        f"(identity {known[:12]}, now {found[:12]}). Delete {folder} and rerun"
+        f"(identity {then[:12]}, now {now[:12]}). Delete {folder} and rerun"
     )
 
 
@@ -175,10 +169,8 @@ def packages() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The commit of the source tree, None where it is not a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()

@@ -1,4 +1,4 @@
-"""Atomic writing, hashing and locks of files and folders, whatever their content."""
+"""Atomic writing and hashing of files and folders, whatever their content."""
 
 import glob
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from cisterna.errors import UserError
 
-CLONE = Path(__file__).resolve().parents[3]  # that this package is installed from
+CLONE = Path(__file__).resolve().parents[3]  # which this package is installed from
 DEFAULT_CONFIG = Path("config/config.yaml")
 
 
@@ -103,9 +103,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove what killed processes left of `new_folder(target)`. Only for a process that alone makes `target`."""
-    random = (
-        "?" * 8
-    )  # what `tempfile.mkdtemp` adds; more would match the folders of a target named `{target.name}.more`
+    random = "?" * 8  # as `tempfile.mkdtemp` adds; "*" would match the folders of a target `{target.name}.more`
     for ending in (random, f"{random}.earlier"):
         for path in target.parent.glob(glob.escape(f".{target.name}.") + ending):
             shutil.rmtree(path, ignore_errors=True)
@@ -123,21 +121,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def lock(work: Path) -> Iterator[None]:
-    """Lock a work folder, which is made if it does not exist. UserError if another process has locked it.
-
-    The operating system releases the lock when the process ends, also when it is killed.
-    """
-    from filelock import FileLock, Timeout
-
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"{work}: another process is working on this stage; wait for it to end, or stop it, then run again"
-        ) from None

@@ -30,15 +30,13 @@ def ending(log: Path) -> Ending | None:
             when = os.fstat(stream.fileno()).st_mtime
     except OSError:
         return None
-    _, found, message = f"\n{text}".rpartition("\nerror: ")
-    if not found:
+    _, failed, message = f"\n{text}".rpartition("\nerror: ")
+    if not failed:
         if text.rstrip().rpartition("\n")[2].startswith("stopped: "):
             return Ending("stopped", "", when)
-        _, found, trace = text.rpartition("Traceback (most recent call last):\n")
+        _, failed, trace = text.rpartition("Traceback (most recent call last):\n")
         message = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
-    return Ending("failed", _one_line(message), when) if found else Ending("unknown", "", when)
-
-
-def _one_line(text: str) -> str:
-    """The text in one line, without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    if not failed:
+        return Ending("unknown", "", when)
+    printable = "".join(letter if letter.isprintable() else " " for letter in message)
+    return Ending("failed", " ".join(printable.split()), when)

@@ -11,6 +11,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cisterna.artifacts import files
 
@@ -19,12 +20,14 @@ INTERVAL = 1.0  # seconds between two writes: steps of a tiny model take millise
 
 
 class Progress:
-    """Writes how far a stage is. Only the main process of a stage has one."""
+    """Writes how far a stage is, in its main process alone.
+
+    `work` is the stage's work folder, `output` what it will publish, `kind` its command: cpt, features, ...
+    """
 
     def __init__(self, work: Path, output: Path, kind: str) -> None:
-        """`work` is the stage's work folder, `output` what it will publish, `kind` its command: cpt, features, ..."""
         self._path = work / NAME
-        self._facts = {
+        self._facts: dict[str, Any] = {
             "kind": kind,
             "output": str(output),
             "begun": time.time(),
@@ -39,8 +42,7 @@ class Progress:
     def update(self, done: int, total: int, unit: str, **numbers: float) -> None:
         """Record that `done` of `total` `unit`s are done, and `numbers` (loss, reward, ...), kept until they change.
 
-        Call it as often as you like: it writes at most once a second, and at the end. If the file cannot be written,
-        the stage continues.
+        It writes at most once a second, and at the end. If the file cannot be written, the stage continues.
         """
         if not self._first:  # rates are counted from here: imports and loading are over
             self._first = {"begun_at": done, "first_update": time.time()}
@@ -49,15 +51,8 @@ class Progress:
         if now - self._written < INTERVAL and done < total:
             return
         self._written = now
-        state = {
-            **self._facts,
-            **self._first,
-            "done": done,
-            "total": total,
-            "unit": unit,
-            "numbers": self._numbers,
-            "updated": time.time(),
-        }
+        state = self._facts | self._first | {"done": done, "total": total, "unit": unit, "numbers": self._numbers}
+        state |= {"updated": time.time()}
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(self._path) as temporary:

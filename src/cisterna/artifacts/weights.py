@@ -19,21 +19,20 @@ def load_full(model: "PreTrainedModel", folder: Path) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         tensors.update(load_file(path))
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    check(f"{folder}: weights do", tensors, model.state_dict(), optional=tied)
+    check(folder, tensors, model.state_dict(), optional=tied)
     model.load_state_dict(tensors, strict=False)  # only tied names can be absent now
     model.tie_weights()
 
 
 def check(
-    what: str, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], optional: Collection[str] = ()
+    folder: Path, stored: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor], optional: Collection[str] = ()
 ) -> None:
-    """UserError unless `found` has the names and shapes of `expected`; those in `optional` may be absent."""
-    missing = sorted(set(expected) - set(found) - set(optional))
-    unexpected = sorted(set(found) - set(expected))
+    """UserError unless the tensors `stored` in `folder` have the model's names and shapes; `optional` ones may lack."""
+    missing = sorted(set(model) - set(stored) - set(optional))
+    unexpected = sorted(set(stored) - set(model))
+    problem = f"{folder}: the weights do not fit the model"
     if missing or unexpected:
-        raise UserError(f"{what} not fit the model; missing {missing[:5]}, unexpected {unexpected[:5]}")
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{what} not fit the model; {name} has shape {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            )
+        raise UserError(f"{problem}; missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, tensor in stored.items():
+        if tensor.shape != model[name].shape:
+            raise UserError(f"{problem}; {name} has shape {tuple(tensor.shape)}, not {tuple(model[name].shape)}")

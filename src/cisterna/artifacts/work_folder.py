@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cisterna.artifacts import files, shutdown
+from cisterna.errors import UserError
 
 FINGERPRINT = "fingerprint.json"
 LOCK = ".lock"
@@ -22,7 +23,6 @@ def folder(work: Path, output: Path, facts: Mapping[str, Any]) -> Iterator[None]
     """Lock the work folder of the stage that publishes `output`, and remove what a run of other `facts` left in it.
 
     `facts` is a JSON object. In the block SIGTERM asks for a graceful shutdown (`cisterna.artifacts.shutdown`).
-    UserError if another process has the lock.
 
     The folder stays when the stage has ended, until `cisterna clean`: if Snakemake is killed before it has recorded the
     end of the job, it deletes what the job published, and the same command then resumes from the work folder.
@@ -33,11 +33,24 @@ def folder(work: Path, output: Path, facts: Mapping[str, Any]) -> Iterator[None]
 
 
 @contextmanager
-def locked(work: Path, output: Path) -> Iterator[None]:
-    """Lock a work folder and remove what killed processes left next to `output`. UserError if it is locked."""
-    with files.lock(work):
-        files.remove_leftovers(output)
-        yield
+def locked(work: Path, output: Path | None = None) -> Iterator[None]:
+    """Lock a work folder, which is made if it does not exist, and remove what killed processes left next to `output`.
+
+    UserError if another process has locked it. The operating system releases the lock when the process ends, also when
+    it is killed.
+    """
+    from filelock import FileLock, Timeout
+
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / LOCK, timeout=0):
+            if output:
+                files.remove_leftovers(output)
+            yield
+    except Timeout:
+        raise UserError(
+            f"{work}: another process is working on this stage; wait for it to end, or stop it, then run again"
+        ) from None
 
 
 def discard_stale(work: Path, facts: Mapping[str, Any], pattern: str = "*", reason: str | None = None) -> None:

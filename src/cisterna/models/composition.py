@@ -38,7 +38,7 @@ def attach(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> A
     config.inference_mode = not trainable
     adapted = get_peft_model(model, config)
     tensors = load_file(folder / "adapter_model.safetensors")
-    weights.check(f"{folder}: adapter does", tensors, get_peft_model_state_dict(adapted))
+    weights.check(folder, tensors, get_peft_model_state_dict(adapted))
     set_peft_model_state_dict(adapted, tensors)
     return adapted
 

@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cisterna import study as studies
-from cisterna.artifacts import files
+from cisterna.artifacts import files, work_folder
 from cisterna.errors import UserError
 from cisterna.study import Study
 from cisterna.study.jobs import Job, jobs
@@ -194,7 +194,7 @@ def _remove(item: Removable) -> None:
     """Remove it, and the folders that are empty then."""
     paths = item.parts or (item.path,)
     lock = item.path / ".lock"
-    with files.lock(item.path) if lock in paths else nullcontext():
+    with work_folder.locked(item.path) if lock in paths else nullcontext():
         for path in sorted(paths, key=lambda path: path == lock):  # the lock last
             if path.is_dir():  # renamed first, so that no stage sees it half removed
                 temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -46,11 +46,16 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
         seed=int(recipe["seed"]),
         epochs=float(recipe["num_train_epochs"]),
     )
-    block_size, masked = recipe["block_size"], float(recipe["mlm_probability"])
+    block_size, share = recipe["block_size"], float(recipe["mlm_probability"])
     with open_run(arguments) as run:
         tokenizer = tokenization.build_for_encoder()
         model = make(spec["architecture"], tokenizer)
-        _check_positions(model, block_size)
+        limit = position_limit(model)
+        if limit is not None and block_size + 2 > limit:
+            raise UserError(
+                f"encoder training: block_size {block_size} and two tags do not fit the {limit} positions of the "
+                "architecture; make block_size smaller, or max_position_embeddings larger"
+            )
         pieces = {
             name: read(tokenizer, files.locate(entry["file"]), entry["modality"], block_size, entry)
             for name, entry in corpora.items()
@@ -60,7 +65,7 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
             model=model,
             args=configure(transformers.TrainingArguments, arguments),
             train_dataset=[{"input_ids": piece} for piece in training],
-            data_collator=_Masking(tokenizer, mlm_probability=masked, seed=arguments.seed),
+            data_collator=_Masking(tokenizer, mlm_probability=share, seed=arguments.seed),
             processing_class=tokenizer,
         )
         run.train(
@@ -71,25 +76,13 @@ def train(spec: Mapping[str, Any], corpora: Mapping[str, Mapping[str, Any]], wor
 
         def write_extra(folder: Path) -> None:
             tokenizer.save_pretrained(folder)
-            measured = {name: masked_perplexity(folder, tokenizer, *parts, masked) for name, parts in pieces.items()}
+            measured = {name: masked_perplexity(folder, tokenizer, *parts, share) for name, parts in pieces.items()}
             files.write_json(folder / "masked.json", measured)
+            line = "{}: perplexity of masked residues {perplexity:.2f}, by frequency {frequency:.2f}, n {n}"
             for name, numbers in measured.items():
-                print(
-                    f"{name}: perplexity of masked residues {numbers['perplexity']:.2f}, by frequency "
-                    f"{numbers['frequency']:.2f}, n {numbers['n']}",
-                    flush=True,
-                )
+                print(line.format(name, **numbers), flush=True)
 
         run.publish(write_extra)
-
-
-def _check_positions(model: Any, block_size: int) -> None:
-    limit = position_limit(model)
-    if limit is not None and block_size + 2 > limit:
-        raise UserError(
-            f"encoder training: block_size {block_size} and two tags do not fit the {limit} positions of the "
-            "architecture; make block_size smaller, or max_position_embeddings larger"
-        )
 
 
 class _Masking(DataCollatorForLanguageModeling):
@@ -137,11 +130,11 @@ def read(
 
 
 def masked_perplexity(
-    folder: Path, tokenizer: Any, training: list[np.ndarray], heldout: list[np.ndarray], masking: float
+    folder: Path, tokenizer: Any, training: list[np.ndarray], heldout: list[np.ndarray], share: float
 ) -> dict[str, float]:
     """Perplexity of masked residues of `heldout` under the weights in `folder`, and by their frequency in `training`.
 
-    A share `masking` of the residues, at least one in each batch, is replaced with the mask token; drawn with seed 0.
+    A `share` of the residues, at least one in each batch, is replaced with the mask token; drawn with seed 0.
     """
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
     weights.load_full(model, folder)
@@ -154,7 +147,7 @@ def masked_perplexity(
         ids = tokenizer.pad({"input_ids": [heldout[index] for index in batch]}, return_tensors="pt", padding=True)
         draws = torch.from_numpy(random.random(ids["input_ids"].shape))
         draws = draws.masked_fill(torch.isin(ids["input_ids"], torch.tensor(tokenizer.all_special_ids)), 1.0)
-        hidden = draws <= max(masking, float(draws.min()))
+        hidden = draws <= max(share, float(draws.min()))
         labels = ids["input_ids"][hidden]
         ids["input_ids"] = ids["input_ids"].masked_fill(hidden, tokenizer.mask_token_id)
         with torch.inference_mode():

@@ -1,8 +1,8 @@
 """Trainer state in the work folder of a stage: what a run resumes from.
 
-A state is a folder `checkpoint-{step}` that the library's trainer writes, and what the library does not keep of its own
-log. It counts only once `complete.json` is written, and only for the run that the `fingerprint.json` of the work folder
-describes (`cisterna.artifacts.work_folder`).
+A state is a folder `checkpoint-{step}`, which the library's trainer writes, with the part of the log that the library
+does not keep. It counts only once `complete.json` is written, and only for the run that the `fingerprint.json` of the
+work folder describes (`cisterna.artifacts.work_folder`).
 
 The rungs of a ladder (epoch checkpoints: runs that differ in `epochs` alone) share a work folder. Rung e4 resumes from
 the state that ended e2, if it has the hash of the published e2; otherwise the ladder is trained from its start again.
@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import transformers
 from accelerate import PartialState
@@ -43,9 +42,7 @@ def latest(work: Path, steps: int) -> Path | None:
 
 def is_complete(state: Path) -> bool:
     """Whether a state was written to its end and every file still has its size."""
-    if not (state / COMPLETE).is_file():
-        return False
-    return files.read_json(state / COMPLETE)["sizes"] == _sizes(state)
+    return (state / COMPLETE).is_file() and files.read_json(state / COMPLETE)["sizes"] == _sizes(state)
 
 
 def mark_complete(state: Path) -> None:
@@ -68,8 +65,8 @@ def weights(state: Path) -> list[Path]:
 def discard_stale(arguments: StageArguments, data: Mapping[str, str], processes: int) -> None:
     """Remove states that were made by another run, or from which the rung below was not published.
 
-    `data` holds the hashes of what is trained on, `processes` is the number of ranks. Incomplete states are removed in
-    any case: a disk may be full because of them.
+    `data` has the hashes of what is trained on, `processes` is the number of ranks. Incomplete states are always
+    removed: a disk may be full because of them.
     """
     for state in arguments.work.glob(STATES):
         if not is_complete(state):
@@ -77,12 +74,7 @@ def discard_stale(arguments: StageArguments, data: Mapping[str, str], processes:
     reason = None
     if arguments.previous is not None and not _ends_in(arguments.work, arguments.previous):
         reason = f"no trainer state of {arguments.previous} in {arguments.work}"
-    work_folder.discard_stale(arguments.work, _fingerprint(arguments, data, processes), STATES, reason)
-
-
-def _fingerprint(arguments: StageArguments, data: Mapping[str, str], processes: int) -> dict[str, Any]:
-    """Everything that determines the weights, except the number of epochs."""
-    return {
+    fingerprint = {  # everything that determines the weights, except the number of epochs
         "kind": arguments.kind,
         "recipe": {key: value for key, value in arguments.recipe.items() if key not in ("epochs", "save_minutes")},
         "seed": arguments.seed,
@@ -91,6 +83,7 @@ def _fingerprint(arguments: StageArguments, data: Mapping[str, str], processes: 
         "processes": processes,
         "packages": checkpoint.packages(),
     }
+    work_folder.discard_stale(arguments.work, fingerprint, STATES, reason)
 
 
 def _ends_in(work: Path, published: Path) -> bool:
@@ -104,8 +97,7 @@ def _ends_in(work: Path, published: Path) -> bool:
 def keep_rung(work: Path, steps: int) -> None:
     """Record that a rung ends at `steps`, and remove the states before it that end no rung."""
     path = work / RUNGS
-    rungs = set(files.read_json(path)) if path.is_file() else set()
-    rungs.add(steps)
+    rungs = {steps, *(files.read_json(path) if path.is_file() else ())}
     files.write_json(path, sorted(rungs))
     for state in work.glob(STATES):
         if step_of(state) not in rungs and step_of(state) < steps:
@@ -119,8 +111,7 @@ def save_log(trainer: transformers.Trainer, state: Path) -> None:
         "logged": trainer._globalstep_last_logged,
         "metrics": getattr(trainer, "_metrics", {}).get("train", {}),  # TRL's, averaged when they are logged
     }
-    # JSON as Python extends it: a metric may be NaN.
-    _log(state).write_text(json.dumps(pending))
+    _log(state).write_text(json.dumps(pending))  # a metric may be NaN, which `files.write_json` refuses
 
 
 def restore_log(trainer: transformers.Trainer, state: Path) -> None:

@@ -35,9 +35,9 @@ def chosen() -> list[str]:
 
 
 def options(output: Path, recipe: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The options of the library's config class for a run that publishes the checkpoint `output`.
+    """The library's options for a run that publishes the checkpoint `output`; the run has the name of its model's path.
 
-    The run is named after the path of its model. Sets the environment variables that the trackers read.
+    Sets the environment variables that the trackers read.
     """
     names = chosen()
     if not names:
