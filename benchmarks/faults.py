@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import kills
 
 PUBLISHING = ("sft", "features", "evaluate")  # CPT, SFT and RL publish with the same code
-RESUMED = re.compile("resuming from step|done already|are there")  # printed by training, features, evaluation
+RESUMED = re.compile("resuming from step|done already")  # printed by training; by features and evaluate
 HEAD = ("fault", "stage", "tried", "recovered", "identical", "resumed", "lost, mean", "lost, most", "run")
 
 

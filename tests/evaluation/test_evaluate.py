@@ -211,7 +211,7 @@ def test_answers_of_another_evaluation_are_discarded_and_the_log_says_why(
     evaluate.evaluate(folder, data, tmp_path / "eval", options, work=killed)
     said = capsys.readouterr().out
     assert f"from the start: the state in {killed} is of another run ({changed} changed)" in said
-    assert "batches are there" not in said
+    assert "batches are done already" not in said
     assert len(generated) == 6 + 8
     evaluate.evaluate(folder, data, tmp_path / "undisturbed", options)
     assert contents(tmp_path / "eval") == contents(tmp_path / "undisturbed")

@@ -22,8 +22,8 @@ WENT_ON = {
     "cpt": "resuming from step",
     "sft": "resuming from step",
     "rl": "resuming from step",
-    "features": "sequences are there",
-    "evaluate": "batches are there",
+    "features": "sequences are done already",
+    "evaluate": "batches are done already",
 }
 
 

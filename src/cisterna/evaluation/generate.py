@@ -84,7 +84,7 @@ def generate(
     generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in own}
     outputs: dict[int, list[int]] = {}
     if saved and saved.is_dir():
-        print(f"{len(list(saved.iterdir()))} batches are there", flush=True)
+        print(f"{len(list(saved.iterdir()))} batches are done already", flush=True)
     for number, begin in enumerate(range(0, len(order), size)):
         batch = order[begin : begin + size]
         stream = [seed, number, sample] if sample else [seed, number]
