@@ -1,7 +1,7 @@
 """Questions about a variant: text, the reference sequence around it and the sequence with the variant.
 
 Shared by the adapters of variants (`cisterna.tasks.adapters.kegg`, `cisterna.tasks.adapters.variant_effect`). Not for
-tables with one sequence a row (`cisterna.tasks.table`).
+tables with one sequence a row (`cisterna.tasks.user_table`).
 """
 
 from __future__ import annotations
