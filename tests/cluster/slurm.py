@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,7 @@ class Slurm:
         for daemon in self.daemons.values():
             daemon.kill()
             daemon.wait()
-        for process in self._processes():
-            process.kill()
+        _kill(self._processes())
 
     def _start(self) -> None:
         folder = self.folder
@@ -142,8 +141,7 @@ class Slurm:
     def kill_node(self, node: str) -> None:
         """Do what a power cut does: kill the node's slurmd and all processes of its jobs, unknown to slurmctld."""
         self.daemons[node].kill()
-        for process in self._processes(SLURMD_NODENAME=node):
-            process.kill()
+        _kill(self._processes(SLURMD_NODENAME=node))
         self.daemons[node].wait()
 
     def _processes(self, **variables: str) -> list[psutil.Process]:
@@ -165,6 +163,13 @@ class Slurm:
         lines = self.run("scontrol", "--oneliner", "--details", "show", "job").splitlines()
         found = [dict(re.findall(r"(\w[\w/:]*)=(\S*)", line)) for line in lines]
         return sorted((job for job in found if "JobId" in job), key=lambda job: int(job["JobId"]))
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    """Kill processes; one may have ended with the one killed before it."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _facts(process: psutil.Process, name: str, none: Any) -> Any:
