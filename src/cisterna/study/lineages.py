@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from cisterna.study.config import filled
-
 
 @dataclass(frozen=True)
 class Model:
@@ -43,6 +41,30 @@ def is_ladder(recipe: Mapping[str, Any]) -> bool:
     first step on, so each is a run of its own.
     """
     return recipe["lr_scheduler_type"] in ("constant", "constant_with_warmup")
+
+
+def encoders_of(task: Mapping[str, Any]) -> list[str]:
+    """The encoders that a task lists: `encoder` is one, a list of them, or null."""
+    names = task["encoder"]
+    return names if isinstance(names, list) else [names] if names is not None else []
+
+
+def unit(budget: Mapping[str, Any]) -> str:
+    """What a lineage's budget counts: epochs or examples."""
+    return "examples" if "examples" in budget else "epochs"
+
+
+def spending(recipes: Mapping[str, Any], names: Iterable[str], amount: int, unit: str) -> list[tuple[str, int]]:
+    """(recipe, rung) of those of `names` that spend this amount: so many epochs, or epochs x examples."""
+    if unit == "epochs":
+        return [(name, amount) for name in names]
+    sizes = [(name, rung, rung * recipes[name]["examples"]) for name in names for rung in sized(recipes[name])]
+    return [(name, rung) for name, rung, size in sizes if size == amount]
+
+
+def sized(recipe: dict[str, Any]) -> list[int]:
+    """The rungs of a recipe that says its number of examples; none if it does not."""
+    return recipe["epochs"] if recipe.get("examples") is not None else []
 
 
 class Condition(NamedTuple):
@@ -89,7 +111,7 @@ class Lineage:
         return [
             Condition(task, form, encoder, seed)
             for form in forms
-            for encoder in ([None] if form == "tokens" else filled.encoders_of(spec))
+            for encoder in ([None] if form == "tokens" else encoders_of(spec))
             for seed in self.config["seeds"]
         ]
 
@@ -109,15 +131,15 @@ class Lineage:
     def _add_budget(self, start: Model, condition: Condition) -> None:
         """Add the models of a budget: for each of its splits, SFT that spends the first part and RL the second."""
         recipes, budget = self.config["recipes"], self.lineage["budget"]
-        unit = filled.unit(budget)
+        counted = unit(budget)
         rl_recipes = [entry["recipe"] for entry in self.lineage["rl"]]
         for sft_amount, rl_amount in budget["split"]:
             parents = [start]
             if sft_amount:
-                spent = filled.spending(recipes["sft"], self.lineage["sft"], sft_amount, unit)
+                spent = spending(recipes["sft"], self.lineage["sft"], sft_amount, counted)
                 parents = [self._add_rungs(start, condition, "sft", name, [epochs])[epochs] for name, epochs in spent]
             for parent in parents if rl_amount else []:
-                for name, epochs in filled.spending(recipes["rl"], rl_recipes, rl_amount, unit):
+                for name, epochs in spending(recipes["rl"], rl_recipes, rl_amount, counted):
                     self._add_rungs(parent, condition, "rl", name, [epochs])
 
     def _add_rungs(

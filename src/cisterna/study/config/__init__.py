@@ -9,7 +9,6 @@ the line and the key, and all mistakes at once. Needs neither torch nor pandas.
 - library: options of the libraries, checked against their own dataclasses
 - shape: a config against the models of its sections
 - rules: what needs more than one key
-- filled: look-ups in the result
 - problems: what is wrong, collected
 
 Pydantic takes a while to import, so that only functions import the modules with models.

@@ -7,6 +7,7 @@ transformers and trl takes seconds.
 import json
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,51 +16,37 @@ from cisterna.study.config.problems import Key, Problems, one_of
 
 OPTIONS = Path(__file__).parents[1] / "library_options.json"
 
-# Library options that a recipe may not set, with the reason or what to use. A key ending in * is a prefix.
-REFUSED = {
-    "output_dir": "the path of a checkpoint is its lineage",
-    "seed": "use the top-level key `seeds`",
-    "data_seed": "use the top-level key `seeds`",
-    "num_train_epochs": "use Cisterna's `epochs`, the rungs of the ladder",
-    "max_steps": "use the length in epochs: `epochs`, or num_train_epochs of a CPT recipe",
-    "save_*": "Cisterna saves the state of a running stage and publishes its checkpoint",
-    "enable_jit_checkpoint": "Cisterna saves the state of a running stage",
-    "resume_from_checkpoint": "an interrupted stage resumes by itself",
-    "restore_callback_states_from_checkpoint": "an interrupted stage resumes by itself",
-    "ignore_data_skip": "a resumed stage continues at the example where it stopped",
-    "auto_find_batch_size": "use per_device_train_batch_size: a result must not depend on free memory",
-    "load_best_model_at_end": "no checkpoint is chosen by a score",
-    "metric_for_best_model": "no checkpoint is chosen by a score",
-    "greater_is_better": "no checkpoint is chosen by a score",
-    "eval_*": "evaluation is a stage of its own (top-level key `evaluation`)",
-    "do_*": "training and evaluation are stages of the workflow",
-    "push_to_hub": "checkpoints are published under results/models",
-    "hub_*": "checkpoints are published under results/models",
-    "log_completions_hub_repo": "checkpoints are published under results/models",
-    "local_rank": "use Cisterna's `processes`",
-    "parallelism_config": "use Cisterna's `processes` and `deepspeed`",
-    "fsdp": "use Cisterna's `processes` and `deepspeed`",
-    "fsdp_config": "use Cisterna's `processes` and `deepspeed`",
-    "remove_unused_columns": "Cisterna prepares the columns",
-    "logging_nan_inf_filter": "a loss that is not finite ends the stage",
-    "average_tokens_across_devices": "a result must not depend on the number of ranks",
-    "train_sampling_strategy": "the order of the data is shuffled by seed and epoch, so that runs resume",
-    "label_names": "Cisterna prepares the columns",
-    "dataset_text_field": "Cisterna prepares the columns",
-    "dataset_kwargs": "Cisterna prepares the columns",
-    "completion_only_loss": "the loss is always on the completion only",
-    "assistant_only_loss": "the loss is always on the completion only",
-    "model_init_kwargs": "use the keys of the backbone (`backbones`)",
-    "chat_template_path": "use the keys of the backbone (`backbones`)",
-    "eos_token": "use the keys of the backbone (`backbones`)",
-    "pad_token": "use the keys of the backbone (`backbones`)",
-    "reward_weights": "use Cisterna's `rewards`",
-    "trust_remote_code": "a backbone's code is that of transformers (of an encoder: `encoders`)",
-    "report_to": "use the environment variable CISTERNA_REPORT_TO (docs/watching.md)",
-    "run_name": "a run is called by the path of its model",
-    "project": "use the environment variable WANDB_PROJECT (docs/watching.md)",
-    "trackio_*": "use Trackio's environment variables, such as TRACKIO_SPACE_ID (docs/watching.md)",
+# Why a recipe may not set some library options, or what to use instead. A name ending in * is a prefix.
+_REASONS = {
+    "the path of a checkpoint is its lineage": "output_dir",
+    "use the top-level key `seeds`": "seed data_seed",
+    "use Cisterna's `epochs`, the rungs of the ladder": "num_train_epochs",
+    "use the length in epochs: `epochs`, or num_train_epochs of a CPT recipe": "max_steps",
+    "Cisterna saves the state of a running stage and publishes its checkpoint": "save_*",
+    "Cisterna saves the state of a running stage": "enable_jit_checkpoint",
+    "an interrupted stage resumes by itself": "resume_from_checkpoint restore_callback_states_from_checkpoint",
+    "a resumed stage continues at the example where it stopped": "ignore_data_skip",
+    "use per_device_train_batch_size: a result must not depend on free memory": "auto_find_batch_size",
+    "no checkpoint is chosen by a score": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "evaluation is a stage of its own (top-level key `evaluation`)": "eval_*",
+    "training and evaluation are stages of the workflow": "do_*",
+    "checkpoints are published under results/models": "push_to_hub hub_* log_completions_hub_repo",
+    "use Cisterna's `processes`": "local_rank",
+    "use Cisterna's `processes` and `deepspeed`": "parallelism_config fsdp fsdp_config",
+    "Cisterna prepares the columns": "remove_unused_columns label_names dataset_text_field dataset_kwargs",
+    "a loss that is not finite ends the stage": "logging_nan_inf_filter",
+    "a result must not depend on the number of ranks": "average_tokens_across_devices",
+    "the order of the data is shuffled by seed and epoch, so that runs resume": "train_sampling_strategy",
+    "the loss is always on the completion only": "completion_only_loss assistant_only_loss",
+    "use the keys of the backbone (`backbones`)": "model_init_kwargs chat_template_path eos_token pad_token",
+    "use Cisterna's `rewards`": "reward_weights",
+    "a backbone's code is that of transformers (of an encoder: `encoders`)": "trust_remote_code",
+    "use the environment variable CISTERNA_REPORT_TO (docs/watching.md)": "report_to",
+    "a run is called by the path of its model": "run_name",
+    "use the environment variable WANDB_PROJECT (docs/watching.md)": "project",
+    "use Trackio's environment variables, such as TRACKIO_SPACE_ID (docs/watching.md)": "trackio_*",
 }
+REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 ALLOWED = {"cpt": {"num_train_epochs"}}  # a CPT recipe is one run and has no rungs
 
 
@@ -71,37 +58,29 @@ def known() -> dict[str, Any]:
 
 def check_recipe(key: Key, kind: str, own: Iterable[str], recipe: Mapping[str, Any], problems: Problems) -> None:
     """The keys of a recipe that are not Cisterna's `own`: options of the library that trains stages of `kind`."""
-    types = known()["options"][kind]
-    options = {}
-    for name, value in recipe.items():
-        instead = _instead(kind, name)
-        if name in own:
-            continue
-        if instead:
-            problems.add((*key, name), f"not supported in a recipe: {instead}")
-        elif name == "warmup_ratio":
-            problems.add(
-                (*key, name),
-                "transformers has removed this option; use warmup_steps: a number of steps, or below 1 a share",
-            )
-        else:
-            options[name] = value
-    valid = [*own, *(name for name in types if not _instead(kind, name))]
-    source = f"a key of Cisterna ({', '.join(sorted(own))}) or an option of {known()['classes'][kind]}"
+    types, classes = known()["options"][kind], known()["classes"]
+    options = {name: value for name, value in recipe.items() if name not in own}
+    for name in list(options):
+        if reason := _refused(kind, name):
+            problems.add((*key, name), f"not supported in a recipe: {reason}")
+            del options[name]
+    if "warmup_ratio" in options:
+        del options["warmup_ratio"]
+        message = "transformers has removed this option; use warmup_steps: a number of steps, or below 1 a share"
+        problems.add((*key, "warmup_ratio"), message)
+    valid = [*own, *(name for name in types if not _refused(kind, name))]
+    source = f"a key of Cisterna ({', '.join(sorted(own))}) or an option of {classes[kind]}"
     check(key, options, types, source, problems, valid)
     length = options.get("num_train_epochs")
     if isinstance(length, int | float) and length <= 0:
         problems.expected((*key, "num_train_epochs"), length, "a number > 0")
 
 
-def _instead(kind: str, name: str) -> str | None:
-    """What to use instead of an option that Cisterna sets itself; None if the option is free."""
+def _refused(kind: str, name: str) -> str | None:
+    """Why a recipe may not set an option; None if it may."""
     if name in ALLOWED.get(kind, ()):
         return None
-    for pattern, instead in REFUSED.items():
-        if name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1])):
-            return instead
-    return None
+    return next((reason for pattern, reason in REFUSED.items() if fnmatchcase(name, pattern)), None)
 
 
 def check(
@@ -112,11 +91,12 @@ def check(
     problems: Problems,
     valid: Iterable[str] | None = None,
 ) -> None:
-    """Options against their types: unknown names and values of another type are problems."""
-    valid = list(types if valid is None else valid)
+    """Options against their types: unknown names and values of another type are problems; names in `valid` are
+    suggested for unknown ones.
+    """
     for name, value in options.items():
         if name not in types:
-            problems.unknown((*key, name), source, valid)
+            problems.unknown((*key, name), source, list(types if valid is None else valid))
         elif not fits(types[name], value):
             near = filter(None, types[name] if isinstance(types[name], list) else ())
             problems.expected((*key, name), value, _words(types[name]), near)

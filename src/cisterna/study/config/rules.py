@@ -12,10 +12,10 @@ from typing import Any
 from cisterna.constants import STAGES, TERM_REWARDS
 from cisterna.study.config import library
 from cisterna.study.config.encoders import EncoderTraining
-from cisterna.study.config.filled import encoders_of, sized, spending, unit
 from cisterna.study.config.problems import Key, Problems, one_of, suggest
 from cisterna.study.config.recipes import CptRecipe, Recipe, Rewards, RlRecipe, SftRecipe
 from cisterna.study.config.types import PATH_RULE, is_path
+from cisterna.study.lineages import encoders_of, sized, spending, unit
 from cisterna.tasks import catalog
 from cisterna.tasks.catalog import ADAPTERS
 from cisterna.tasks.catalog import LABELS as BUILTIN
@@ -70,11 +70,8 @@ def _check_secrets(key: Key, value: object, problems: Problems) -> None:
         for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
             _check_secrets((*key, name), entry, problems)
     elif isinstance(value, str) and SECRET.search(value):
-        problems.add(
-            key,
-            "looks like a password or an access token; expected no secret: a config is copied into manifests and "
-            "reports. Set it in the environment (HF_TOKEN, ...)",
-        )
+        expected = "no secret: a config is copied into manifests and reports. Set it in the environment (HF_TOKEN, ...)"
+        problems.add(key, f"looks like a password or an access token; expected {expected}")
 
 
 def _check_known(key: Key, names: Iterable[str], valid: Iterable[str], problems: Problems) -> None:
@@ -117,11 +114,8 @@ def _check_encoder(
         problems.expected((*key, "trained"), True, "false: only encoders of the package transformers can be trained")
     layer, layers = encoder["layer"], encoder.get("architecture", {}).get("num_hidden_layers")
     if library.fits("int", layer) and library.fits("int", layers) and not -layers - 1 <= layer <= layers:
-        problems.expected(
-            (*key, "layer"),
-            layer,
-            f"0 (embeddings) to {layers} (the last of num_hidden_layers), or -1 (the last) to {-layers - 1}",
-        )
+        expected = f"0 (embeddings) to {layers} (the last of num_hidden_layers), or -1 (the last) to {-layers - 1}"
+        problems.expected((*key, "layer"), layer, expected)
 
 
 def _check_corpus(key: Key, corpus: dict[str, Any], problems: Problems) -> None:
@@ -148,11 +142,8 @@ def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -
         _check_adapter(key, task, ADAPTERS[task["adapter"]], problems)
     elif own:
         if ("question" in task) == ("prompt" in task):
-            found = "both are there" if "prompt" in task else "missing"
-            problems.add(
-                (*key, "prompt" if "prompt" in task else "question"),
-                f"{found}; expected one of question and prompt (a whole template)",
-            )
+            name, state = ("prompt", "both are there") if "prompt" in task else ("question", "missing")
+            problems.add((*key, name), f"{state}; expected one of question and prompt (a whole template)")
         if "prompt" in task:
             _check_template((*key, "prompt"), task["prompt"], task["columns"], problems)
         _check_split((*key, "split"), task.get("split"), ("column",), problems)
@@ -253,9 +244,8 @@ def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], gpus: int, proble
         _check_ladder(key, recipe, problems)
     nodes = recipe["nodes"]
     if recipe["processes"] % nodes:
-        problems.expected(
-            (*key, "nodes"), nodes, f"a divisor of processes ({recipe['processes']}, the ranks on all nodes)"
-        )
+        expected = f"a divisor of processes ({recipe['processes']}, the ranks on all nodes)"
+        problems.expected((*key, "nodes"), nodes, expected)
     if gpus % nodes:
         problems.expected((*key, "nodes"), nodes, f"a divisor of resources.{kind}.gpu ({gpus}, the GPUs on all nodes)")
     if recipe.get("examples") is not None and recipe.get("fraction", 1.0) != 1.0:
