@@ -91,10 +91,14 @@ def test_mistake_on_the_command_line_exits_with_2(clone: Clone, arguments: list[
     ("command", "heavy"),
     [
         (["-m", "cisterna", "--help"], {"torch", "transformers", "trl", "pandas", "numpy", "yaml", "pydantic"}),
-        (["-m", "cisterna", "plan"], {"torch", "transformers", "trl", "pandas", "numpy"}),
+        (["-m", "cisterna", "plan"], {"torch", "transformers", "trl", "peft", "pandas", "numpy", "pyarrow"}),
+        (
+            ["-m", "cisterna", "status"],
+            {"torch", "transformers", "datasets", "pandas", "numpy", "snakemake", "sklearn"},
+        ),
         (["-m", "snakemake", "--dry-run", "--quiet", "--snakefile", "SNAKEFILE"], {"torch", "transformers", "trl"}),
     ],
-    ids=["help", "plan", "dry run"],
+    ids=["help", "plan", "status", "dry run"],
 )
 def test_nothing_heavy_is_imported(clone: Clone, command: list[str], heavy: set[str]) -> None:
     words = [str(ROOT / "Snakefile") if word == "SNAKEFILE" else word for word in command]

@@ -9,6 +9,7 @@ import yaml
 
 from cisterna import cli, study
 from cisterna.ops import plan
+from studies import OWN_TABLE
 from tiny import ROOT
 
 DEFAULT = ROOT / "config" / "config.yaml"
@@ -112,25 +113,7 @@ def test_what_cannot_be_counted_is_named(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("dna", "text"):
         config["corpora"][name]["file"] = f"not-here/{name}.txt"
-    config["tasks"] = {
-        "mine": {
-            "file": "mine.csv",
-            "modality": "dna",
-            "columns": {"id": "a", "sequence": "b", "label": "c", "group": "d"},
-            "labels": ["x", "y"],
-            "question": "Which?",
-            "ood": ["g"],
-        }
-    }
+    config["tasks"] = {"mine": OWN_TABLE}
     text = plan.plan(study.load(config))
     assert re.search("not counted: .*: dna, text$", text, re.MULTILINE)
     assert re.search("1,000 assumed .*: mine", text)
-
-
-def test_plan_of_a_broken_config_is_refused_with_the_key(tmp_path, capsys):
-    path = tmp_path / "broken.yaml"
-    path.write_text("study: a\n")
-    assert cli.main(["plan", "--config", str(path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert f"{path}: backbones: " in captured.err

@@ -148,50 +148,28 @@ def test_evaluation_that_has_no_result_and_no_error_is_missing_and_so_is_the_gai
     lose(study, results, f"models/{name}/eval", log)
     found = absent(gathered(study, results))
     assert set(found) == {("evaluation", f"{name} splice-donor"), ("rl_gain", f"{name}/rl-grpo/e1 splice-donor")}
-    for state, said, where in found.values():
+    for state, message, where in found.values():
         assert (state, where) == ("missing", f"logs/models/{name}/eval.log" if log else None)
-        assert said.startswith(reason.format(name=name))
+        assert message.startswith(reason.format(name=name))
 
 
-RL = {"rl_gain": 4, "rl_rewards": 4}
-
-
-@pytest.mark.parametrize(
-    ("output", "job", "cells"),
-    [
-        ("data/splice-donor", "data splice-donor", {"baselines": 1, "evaluation": MODELS // 2, **RL}),
-        ("baselines/splice-donor", "baselines splice-donor", {"baselines": 1}),
-        ("tokens/nano/rna", "tokenize nano/rna", {"perplexity": 8, "evaluation": 14, **RL}),
-        ("models/nano/base/perplexity.json", "perplexity nano/base", {"perplexity": 4}),
-    ],
-)
-def test_results_that_need_a_failed_job_have_its_error(
-    broken: tuple[Study, Path], output: str, job: str, cells: dict[str, int]
-) -> None:
+def test_results_that_need_a_failed_job_have_its_error(broken: tuple[Study, Path]) -> None:
     study, results = broken
-    lose(study, results, output, "error: no space left\n")
+    lose(study, results, "tokens/nano/rna", "error: no space left\n")
     found = absent(gathered(study, results))
-    assert Counter(cell for cell, _ in found) == cells
-    assert {(state, reason) for state, reason, _ in found.values()} == {("failed", f"{job}: no space left")}
+    assert Counter(cell for cell, _ in found) == {"perplexity": 8, "evaluation": 14, "rl_gain": 4, "rl_rewards": 4}
+    error = ("failed", "tokenize nano/rna: no space left")
+    assert {(state, reason) for state, reason, _ in found.values()} == {error}
 
 
-@pytest.mark.parametrize(
-    ("output", "job"),
-    [
-        ("features/nano-esm/splice-donor", "features nano-esm/splice-donor"),
-        ("encoders/nano-esm/checkpoint", "encoder nano-esm"),
-    ],
-)
-def test_models_of_features_have_the_error_of_their_bank_and_models_of_tokens_are_done(
-    tmp_path: Path, output: str, job: str
-) -> None:
+def test_models_of_features_have_the_error_of_their_encoder_and_models_of_tokens_are_done(tmp_path: Path) -> None:
     study, results = publish(load(forms("tokens", "features", cpt=["none"])), tmp_path)
-    lose(study, results, output, "error: too long\n")
+    lose(study, results, "encoders/nano-esm/checkpoint", "error: too long\n")
     cells = gathered(study, results)
     lost = cells[cells.state != "done"]
     assert set(lost.sequences) == {"features"}
     assert (cells[cells.sequences == "features"].state == "failed").all()
-    assert set(lost.reason) == {f"{job}: too long"}
+    assert set(lost.reason) == {"encoder nano-esm: too long"}
 
 
 def test_unreadable_file_is_a_failed_result_that_names_it(broken: tuple[Study, Path]) -> None:
@@ -310,13 +288,13 @@ def test_study_without_an_evaluation_of_a_model_has_figures_and_a_page(broken: t
 @pytest.mark.slow
 def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_path: Path) -> None:
     """Snakemake for real: one of two lineages asks for what cannot be."""
-    given = edited(recipes__sft__short__max_length=5)  # shorter than every example of splice-donor
-    given["lineages"][0] |= {"cpt": ["none"], "rl": []}
-    given["recipes"]["sft"]["brief"]["epochs"] = [1]
-    given["tasks"]["splice-donor"] |= {"sequences": ["tokens"]}
-    clone = make(tmp_path, given)
-    said = clone.snakemake("--keep-going", code=1)
-    assert "cisterna report --partial" in said
+    changed = edited(recipes__sft__short__max_length=5)  # shorter than every example of splice-donor
+    changed["lineages"][0] |= {"cpt": ["none"], "rl": []}
+    changed["recipes"]["sft"]["brief"]["epochs"] = [1]
+    changed["tasks"]["splice-donor"] |= {"sequences": ["tokens"]}
+    clone = make(tmp_path, changed)
+    output = clone.snakemake("--keep-going", code=1)
+    assert "cisterna report --partial" in output
     assert "marked for report but does not exist" in clone.snakemake("--report", "report.html", code=1)
     clone.run("cisterna", "report", "--partial")
     clone.snakemake("--report", "report.html", "partial")
@@ -327,9 +305,9 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     assert "are longer than max_length 5" in failed.reason.item()
     assert set(cells[cells.state != "failed"].state) == {"done"}
     assert f"1 of {len(cells)} results are missing" in report
-    # Mended, the study is made whole, and its own report has no such page.
-    given["recipes"]["sft"]["short"].pop("max_length")
-    clone.write(given)
+    # With a correct recipe, the rest of the study is made, and its own report has no such page.
+    changed["recipes"]["sft"]["short"].pop("max_length")
+    clone.write(changed)
     clone.snakemake()
     clone.snakemake("--report", "report.html")
     assert "results are missing" not in (tmp_path / "report.html").read_text()

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,14 +38,3 @@ def test_refused_options_exist_in_a_library():
 
 def test_rewards_of_the_config_are_those_of_the_code():
     assert set(recipes.Rewards.keys()) == set(rewards.REWARDS)
-
-
-def test_reading_a_study_imports_nothing_heavy():
-    code = (
-        "import sys; from pathlib import Path; from cisterna import study;"
-        f"study.read(Path({str(ROOT / 'config' / 'config.yaml')!r}));"
-        "heavy = {'torch', 'transformers', 'trl', 'peft', 'pandas', 'numpy', 'pyarrow'};"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
