@@ -89,16 +89,8 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
             blind = rng.choice(labels, size, p=mix)
             predicted = np.where(rng.random(size) < skill, gold, blind).astype(object)
             predicted[rng.random(size) < broken] = None
-            frame = pd.DataFrame(
-                {
-                    "id": [f"{task}-{split}-{row}" for row in range(size)],
-                    "prompt": "",
-                    "output": "",
-                    "answer": gold,
-                    "predicted": predicted,
-                    "well_formed": [label is not None for label in predicted],
-                }
-            ).sample(frac=1, random_state=code)
+            ids = [f"{task}-{split}-{row}" for row in range(size)]
+            frame = pd.DataFrame({"id": ids, "answer": gold, "predicted": predicted}).sample(frac=1, random_state=code)
             (results / folder).mkdir(parents=True, exist_ok=True)
             frame.to_parquet(results / folder / f"{split}.parquet", index=False)
             scores[split] = _score(results, task, gold, predicted, labels)

@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 
 from cisterna import cli
-from cisterna.errors import UserError
 from cisterna.report import advice
 from cisterna.study import Model, Study, load
 from simulated import LABELS, config, flat, simulate, write
@@ -53,9 +52,9 @@ def trade(model: Model, split: str) -> float:
 
 
 def test_the_best_allocation_is_advised_with_its_probability_and_regret() -> None:
-    found = weighed(studied(), brief)["budget"]
-    assert found["verdict"] == "For 8 epochs the evidence supports 1 SFT + 7 RL, for ID and OOD alike."
-    (comparison,) = found["comparisons"]
+    advised = weighed(studied(), brief)["budget"]
+    assert advised["verdict"] == "For 8 epochs the evidence supports 1 SFT + 7 RL, for ID and OOD alike."
+    (comparison,) = advised["comparisons"]
     assert comparison["tasks"] == list(LABELS)
     assert [(one["sft"], one["rl"]) for one in comparison["allocations"]] == [(0, 8), (1, 7), (4, 4), (8, 0)]
     for split in ("id", "ood"):
@@ -81,27 +80,27 @@ def test_an_allocation_that_only_one_split_supports_is_no_single_answer() -> Non
         best = (1, 7) if split == "ood" else (8, 0)
         return 2.2 if (model.sft_epochs, model.rl_epochs) == best else 0.4
 
-    found = weighed(studied(), split_on)["budget"]
-    assert found["verdict"].startswith("For 8 epochs there is no one answer")
-    texts = found["comparisons"][0]["verdict"]
+    advised = weighed(studied(), split_on)["budget"]
+    assert advised["verdict"].startswith("For 8 epochs there is no one answer")
+    texts = advised["comparisons"][0]["verdict"]
     assert texts["id"]["text"].startswith("ID: 8 SFT + 0 RL (best in ")
     assert texts["ood"]["text"].startswith("OOD: 1 SFT + 7 RL (best in ")
 
 
 def test_a_budget_that_the_study_has_not_split_is_said_with_those_it_has() -> None:
-    found = weighed(studied(), flat, budget=6)
-    assert found["budgets"] == [8]
-    assert found["budget"]["comparisons"] == []
-    assert found["budget"]["verdict"] == (
+    advised = weighed(studied(), flat, budget=6)
+    assert advised["budgets"] == [8]
+    assert advised["budget"]["comparisons"] == []
+    assert advised["budget"]["verdict"] == (
         "The data cannot tell: this study has no two splits of 6 epochs between SFT and RL. "
         "It compares splits of 8 epochs."
     )
 
 
 def test_the_peak_of_ood_is_found_where_it_was_planted() -> None:
-    found = weighed(studied(), trade)["peaks"]
+    advised = weighed(studied(), trade)["peaks"]
     for task in LABELS:
-        ladders = {ladder["setting"]: ladder for ladder in found[task]}
+        ladders = {ladder["setting"]: ladder for ladder in advised[task]}
         assert list(ladders) == ["nano · SFT brief", "nano · CPT bio · SFT brief"]
         peak = ladders["nano · SFT brief"]
         assert (peak["peak"], peak["sure"]) == (2, True)
@@ -110,15 +109,15 @@ def test_the_peak_of_ood_is_found_where_it_was_planted() -> None:
 
 
 def test_the_peak_of_a_flat_curve_is_anywhere() -> None:
-    found = weighed(studied(), flat, luck=0.3)["peaks"]
-    ladders = [ladder for task in LABELS for ladder in found[task]]
+    advised = weighed(studied(), flat, luck=0.3)["peaks"]
+    ladders = [ladder for task in LABELS for ladder in advised[task]]
     assert sum(ladder["sure"] for ladder in ladders) <= 1
 
 
 def test_the_frontier_is_what_nothing_beats_on_both_splits() -> None:
-    found = weighed(studied(), trade)["frontier"]
+    advised = weighed(studied(), trade)["frontier"]
     for task in LABELS:
-        stages = {stage["stage"]: stage for stage in found[task]}
+        stages = {stage["stage"]: stage for stage in advised[task]}
         assert [name for name, stage in stages.items() if stage["on_frontier"]] == [
             f"nano · SFT brief e{rung}" for rung in (8, 4, 2)
         ]
@@ -138,18 +137,15 @@ def test_the_luck_of_training_makes_advice_less_sure() -> None:
         return 1.3 if (model.sft_epochs, model.rl_epochs) == (1, 7) else 0.7
 
     def sure(luck: float) -> float:
-        found = weighed(studied(tasks=(TASK,)), close, size=2000, luck=luck)["budget"]["comparisons"][0]
-        return found["allocations"][1]["ood"]["high"] - found["allocations"][1]["ood"]["low"]
+        advised = weighed(studied(tasks=(TASK,)), close, size=2000, luck=luck)["budget"]["comparisons"][0]
+        return advised["allocations"][1]["ood"]["high"] - advised["allocations"][1]["ood"]["low"]
 
     assert sure(0.6) > 2 * sure(0.0)
 
 
 def test_an_interval_of_a_share_stays_between_0_and_1() -> None:
-    def nearly_all(model: Model, split: str) -> float:
-        return 3.5
-
-    found = weighed(studied(tasks=(TASK,)), nearly_all, size=100, luck=1.5)["budget"]["comparisons"][0]
-    numbers = [one[split][end] for one in found["allocations"] for split in ("id", "ood") for end in ("low", "high")]
+    advised = weighed(studied(tasks=(TASK,)), lambda model, split: 3.5, size=100, luck=1.5)["budget"]["comparisons"][0]
+    numbers = [one[split][end] for one in advised["allocations"] for split in ("id", "ood") for end in ("low", "high")]
     assert min(numbers) >= 0
     assert max(numbers) == 1
 
@@ -169,18 +165,18 @@ def test_what_is_printed_is_what_is_written(
 ) -> None:
     file, results = written
     advice.main([file], 8, results, tmp_path / "advice.json")
-    found = json.loads((tmp_path / "advice.json").read_text())
+    advised = json.loads((tmp_path / "advice.json").read_text())
     text = capsys.readouterr().out
-    assert found == advice.advise(load(config((0,), (TASK,))), results, 8)
-    assert found["budget"]["verdict"] in text
-    assert found["note"] in text
+    assert advised == advice.advise(load(config((0,), (TASK,))), results, 8)
+    assert advised["budget"]["verdict"] in text
+    assert advised["note"] in text
     assert "test examples only" in text
-    for one in found["budget"]["comparisons"][0]["allocations"]:
+    for one in advised["budget"]["comparisons"][0]["allocations"]:
         row = f"{one['sft']} SFT + {one['rl']} RL"
         assert re.search(
             rf"{re.escape(row)} +{one['id']['value']:.3f} .* {one['ood']['expected_regret']:.3f} *\n", text
         )
-    for stage in found["frontier"][TASK]:
+    for stage in advised["frontier"][TASK]:
         assert stage["stage"] in text
 
 
@@ -191,8 +187,9 @@ def test_the_command_advises_and_refuses_with_exit_code_2(
     command = ["advise", "--config", str(file), "--results", str(results), "--output", str(tmp_path / "advice.json")]
     assert cli.main([*command, "--budget-epochs", "8"]) == 0
     assert json.loads((tmp_path / "advice.json").read_text())["budget"]["verdict"] in capsys.readouterr().out
-    assert cli.main([*command, "--budget-epochs", "0"]) == 2
-    assert "--budget-epochs 0" in capsys.readouterr().err
+    for budget in ("0", "-3"):
+        assert cli.main([*command, "--budget-epochs", budget]) == 2
+        assert f"--budget-epochs {budget}" in capsys.readouterr().err
 
 
 def test_without_a_budget_the_budgets_are_listed(
@@ -205,23 +202,12 @@ def test_without_a_budget_the_budgets_are_listed(
 
 def test_a_narrow_terminal_shows_every_number(written: tuple[Path, Path]) -> None:
     _, results = written
-    found = advice.advise(load(config((0,), (TASK,))), results, 8, resamples=100)
+    advised = advice.advise(load(config((0,), (TASK,))), results, 8, resamples=100)
     console = Console(width=80, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    advice.show(found, console)
+    advice.show(advised, console)
     text = console.export_text()
-    for one in found["budget"]["comparisons"][0]["allocations"]:
+    for one in advised["budget"]["comparisons"][0]["allocations"]:
         assert f"{one['ood']['value']:.3f}" in text
-
-
-@pytest.mark.parametrize("budget", [0, -3])
-def test_a_budget_below_one_is_refused(budget: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--budget-epochs {budget}"):
-        advice.advise(studied(), tmp_path, budget)
-
-
-def test_a_study_without_evaluations_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=str(tmp_path)):
-        advice.advise(studied(), tmp_path, 8)
 
 
 def test_advice_says_nothing_of_a_study_without_ladders_or_budgets(tmp_path: Path) -> None:
@@ -230,6 +216,6 @@ def test_advice_says_nothing_of_a_study_without_ladders_or_budgets(tmp_path: Pat
     given["lineages"] = [{"tasks": [TASK], "sequences": ["tokens"], "sft": ["brief"]}]
     study = load(given)
     write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
-    found = advice.advise(study, tmp_path, 8)
-    assert found["peaks"] == {TASK: []}
-    assert found["budget"]["verdict"].endswith("It compares none of any budget.")
+    advised = advice.advise(study, tmp_path, 8)
+    assert advised["peaks"] == {TASK: []}
+    assert advised["budget"]["verdict"].endswith("It compares none of any budget.")

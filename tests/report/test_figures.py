@@ -3,7 +3,6 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,12 +79,15 @@ def test_rl_without_sft_is_compared_with_its_base_or_cpt_model_and_drawn(tmp_pat
     assert text(cold.drawn["sft_accuracy"]) == "This study has no SFT stage."
 
 
-def test_a_study_without_rl_has_figures_that_say_so(tmp_path: Path) -> None:
-    study = Planted.of(config(tasks=["cell-type"], rl=[]), tmp_path, size=40)
+def test_a_study_without_rl_or_named_sweeps_has_figures_that_say_so(tmp_path: Path) -> None:
+    without = config(tasks=["cell-type"], rl=[])
+    del without["lineages"][0]["sweep"]
+    study = Planted.of(without, tmp_path, size=40)
     assert len(study.read(GAINS_TABLE)) == 0
     assert list(study.read(REWARDS_TABLE).columns) == [*IDENTITY, *LOGGED]
     for name in ("rl_gain", "rl_reward"):
         assert text(study.drawn[name]) == "This study has no RL stage."
+    assert text(study.drawn["sweeps"]) == "The lineages of this study name no sweep."
     assert "What RL adds" not in study.page
 
 
@@ -95,9 +97,8 @@ def test_labels_at_the_edge_are_apart_and_as_near_to_their_values_as_can_be() ->
     assert spread(np.array([0.5, 0.5, 0.9]), 0.1, -0.05, 1.05) == pytest.approx([0.45, 0.55, 0.9])
     assert spread(np.array([0.48, 0.5, 0.58]), 0.1, -0.05, 1.05) == pytest.approx([0.42, 0.52, 0.62])
     assert spread(np.array([1.04, 1.04]), 0.1, -0.05, 1.05) == pytest.approx([0.95, 1.05])
-    assert spread(np.full(12, 0.3), 0.2, 0.0, 1.0) == pytest.approx(
-        np.linspace(0, 1, 12)
-    )  # more than there is room for
+    too_many = np.full(12, 0.3)
+    assert spread(too_many, 0.2, 0.0, 1.0) == pytest.approx(np.linspace(0, 1, 12))
 
 
 # --- The page of results ---
@@ -252,13 +253,6 @@ def test_a_sweep_has_a_row_of_panels_with_every_stage_of_every_task_once(tmp_pat
     )
     points = drawn[0].containers[1].lines[0].get_xdata()
     assert list(points) == pytest.approx(list(wanted.sort_values("sft_epochs").value))
-
-
-def test_lineages_without_a_sweep_are_not_drawn_as_one(tmp_path: Path) -> None:
-    given: dict[str, Any] = config(tasks=["cell-type"], cpt=["none"], rl=[])
-    del given["lineages"][0]["sweep"]
-    study = Planted.of(given, tmp_path, size=40)
-    assert text(study.drawn["sweeps"]) == "The lineages of this study name no sweep."
 
 
 def test_recipes_of_one_rung_are_no_ladders_where_there_are_ladders(tmp_path: Path) -> None:

@@ -402,10 +402,16 @@ def test_the_page_has_every_verdict_and_names_every_model(written: Written) -> N
     assert not re.search(r"\bnan\b", page)
 
 
-def test_one_seed_is_said_to_cover_examples_only(tmp_path: Path) -> None:
+@pytest.fixture
+def one_seed(tmp_path: Path) -> Study:
+    """A study of one task and seed, whose answers are in files."""
     study = studied((0,), (TASK,))
-    write(study, simulate(study, as_claimed, np.random.default_rng(0)), tmp_path)
-    found = findings.findings(study, tmp_path, tmp_path / "out")
+    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+    return study
+
+
+def test_one_seed_is_said_to_cover_examples_only(one_seed: Study, tmp_path: Path) -> None:
+    found = findings.findings(one_seed, tmp_path, tmp_path / "out")
     assert all("one training seed" in part["covers"] for part in parts(found["claims"]).values())
     assert "One training seed" in (tmp_path / "out" / findings.PAGE).read_text()
 
@@ -447,23 +453,19 @@ def test_an_absent_evaluation_is_listed_and_its_pairs_are_left_out(written: Writ
     assert f"<li>{gone}/eval</li>" in page
 
 
-def test_models_that_answer_different_examples_are_refused(tmp_path: Path) -> None:
-    study = studied((0,), (TASK,))
-    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+def test_models_that_answer_different_examples_are_refused(one_seed: Study, tmp_path: Path) -> None:
     file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/ood.parquet"
     pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
     with pytest.raises(UserError, match=r"sft-brief/e4/eval and .* different ood examples"):
-        findings.findings(study, tmp_path, tmp_path / "out")
+        findings.findings(one_seed, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_table_of_answers_is_named(tmp_path: Path) -> None:
-    study = studied((0,), (TASK,))
-    write(study, simulate(study, flat, np.random.default_rng(0)), tmp_path)
+def test_a_file_that_is_no_table_of_answers_is_named(one_seed: Study, tmp_path: Path) -> None:
     file = tmp_path / f"models/nano/base/{TASK}/s0/sft-brief/e4/eval/id.parquet"
     file.write_text("no parquet")
     with pytest.raises(UserError, match=str(file)):
-        findings.findings(study, tmp_path, tmp_path / "out")
+        findings.findings(one_seed, tmp_path, tmp_path / "out")
 
 
 def test_a_study_without_evaluations_is_refused(tmp_path: Path) -> None:

@@ -48,10 +48,8 @@ def test_metrics_have_the_perplexities_of_base_and_cpt(planted: Planted) -> None
 
 
 def test_gains_are_paired_differences_from_the_parent(planted: Planted) -> None:
-    gains, table = (
-        planted.read(GAINS_TABLE),
-        planted.read(METRICS_TABLE).set_index(["model", "task", "split", "metric"]),
-    )
+    gains = planted.read(GAINS_TABLE)
+    table = planted.read(METRICS_TABLE).set_index(["model", "task", "split", "metric"])
     assert len(gains[gains.metric == "skill"]) == 2 * 2 * 2 * 2
     for row in gains.itertuples():
         after = table.value[row.model, row.task, row.split, row.metric]
@@ -132,10 +130,7 @@ def test_gains_of_sets_of_terms_are_of_their_own_metrics(of_terms: Planted, tmp_
         gather(of_terms.study, without, tmp_path / "study")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["{", "[]", '{"id": {}}', '{"id": {"accuracy": 1}, "ood": {}}', '{"id": {}, "ood": {}, "groups": {"id": 3}}'],
-)
+@pytest.mark.parametrize("text", ["{", "[]", '{"id": {}}', '{"id": {}, "ood": {}, "groups": {"id": 3}}'])
 def test_a_file_without_metrics_is_named(text: str, small: Planted) -> None:
     file = small.results / START / "e2/eval/metrics.json"
     file.write_text(text)
@@ -173,7 +168,7 @@ def test_rewards_have_a_row_for_every_logged_step_of_every_rl_model(small: Plant
     assert (row.step, row.epoch, row.reward, row.reward_std, row.frac_reward_zero_std) == (10, 0.625, 0.6, 0.3, 0.25)
 
 
-@pytest.mark.parametrize("text", ["{", "3", "[]", "[3]", '[{"step": 1, "loss": 0}]', '[{"step": 1, "reward": 0}]'])
+@pytest.mark.parametrize("text", ["{", "[3]", '[{"step": 1, "loss": 0}]', '[{"step": 1, "reward": 0}]'])
 def test_a_history_without_rewards_is_named_with_the_folder_to_delete(text: str, small: Planted) -> None:
     file = small.results / START / "e8/rl-grpo/e1/checkpoint/history.json"
     file.write_text(text)
@@ -188,8 +183,6 @@ def test_a_reward_without_a_spread_is_kept_as_missing(small: Planted) -> None:
     logged = json.loads(file.read_text())
     logged[0]["reward_std"] = None  # as NaN is written
     file.write_text(json.dumps(logged))
-    rewards = small.read(REWARDS_TABLE)
-    assert list(rewards[rewards.model == f"{START}/e1/rl-grpo/e1".removeprefix("models/")].reward_std.isna()) == [
-        True,
-        False,
-    ]
+    rewards = small.read(REWARDS_TABLE).set_index("model")
+    spread = rewards.reward_std[f"{START}/e1/rl-grpo/e1".removeprefix("models/")]
+    assert list(spread.isna()) == [True, False]

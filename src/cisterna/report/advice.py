@@ -25,7 +25,6 @@ from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
 from cisterna.report import claims, statistics
-from cisterna.report.findings import present
 from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, AnySheet, Array
 from cisterna.study import Model, Study
 
@@ -65,13 +64,13 @@ def main(
 
     UserError if the config is not valid, or if none of its evaluations is in ``results``.
     """
-    found = advise(studies.read(*configs), results, budget)
+    advice = advise(studies.read(*configs), results, budget)
     if output:
-        files.write_json(output, found)
+        files.write_json(output, advice)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, color_system=None)
-    show(found, console)
+    show(advice, console)
 
 
 def advise(study: Study, results: Path, budget: int | None = None, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -96,9 +95,7 @@ def weigh(
     study: Study, sheets: Mapping[tuple[str, str], AnySheet], budget: int | None, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """The part of ``advise`` that needs no files: ``sheets`` has the answers for every (task, split)."""
-    there = present(sheets)
-    found = [(task, model) for task, model in claims.cells(study) if (task, model.path) in there]
-    tasks = {task: _stages(task, found, sheets, resamples) for task in study.tasks if (task, "id") in sheets}
+    tasks = {task: _stages(study, task, sheets, resamples) for task in study.tasks if (task, "id") in sheets}
     known = _known(study, tasks)
     return {
         "seeds": {task: len({m.seed for models in of.models for m in models} - {None}) for task, of in tasks.items()},
@@ -109,12 +106,11 @@ def weigh(
     }
 
 
-def _stages(
-    task: str, found: Sequence[tuple[str, Model]], sheets: Mapping[tuple[str, str], AnySheet], resamples: int
-) -> Stages:
+def _stages(study: Study, task: str, sheets: Mapping[tuple[str, str], AnySheet], resamples: int) -> Stages:
     groups: dict[tuple[Any, ...], list[Model]] = defaultdict(list)
-    for of, model in found:
-        if of == task:
+    answered = {path for split in TEST_SPLITS for path in sheets[task, split].models}
+    for of, model in claims.evaluated_models(study):
+        if of == task and model.path in answered:
             groups[_stage(model)].append(model)
     seeds = sorted({model.seed for models in groups.values() for model in models if model.seed is not None})
     columns = {seed: column for column, seed in enumerate(seeds)}
@@ -160,7 +156,7 @@ def _frontier(of: Stages) -> list[dict[str, Any]]:
     ours = [of.scores[split] for split in TEST_SPLITS]
     once = _undominated(*(scores.observed[None] for scores in ours))[0]
     often = _undominated(*(scores.drawn for scores in ours)).mean(0)
-    found = [
+    frontier = [
         {
             "stage": of.names[place],
             "models": [model.path for model in of.models[place]],
@@ -171,15 +167,15 @@ def _frontier(of: Stages) -> list[dict[str, Any]]:
         for place in range(len(of.names))
         if once[place] or often[place] >= LIKELY
     ]
-    return sorted(found, key=lambda stage: (-stage["id"]["value"], stage["stage"]))
+    return sorted(frontier, key=lambda stage: (-stage["id"]["value"], stage["stage"]))
 
 
 def _undominated(first: Array, second: Array) -> np.ndarray:
     """Which columns are on the Pareto frontier, shape (rows, columns): none is as good on both and better on one."""
     kept = np.ones(first.shape, dtype=bool)
     for place in range(first.shape[1]):
-        ahead, beside = first[:, [place]], second[:, [place]]
-        kept &= ~((ahead >= first) & (beside >= second) & ((ahead > first) | (beside > second)))
+        a, b = first[:, [place]], second[:, [place]]
+        kept &= ~((a >= first) & (b >= second) & ((a > first) | (b > second)))
     return kept
 
 
@@ -196,7 +192,7 @@ def _peaks(of: Stages) -> list[dict[str, Any]]:
     for place, (model, *_) in enumerate(of.models):
         if model.kind == "sft":
             ladders[*_stage(model)[:4], model.sft][model.sft_epochs] = place
-    found = []
+    peaks = []
     for rungs in ladders.values():
         if len(rungs) > 1:
             ordered = dict(sorted(rungs.items()))
@@ -205,7 +201,7 @@ def _peaks(of: Stages) -> list[dict[str, Any]]:
             shares = np.bincount(best, minlength=len(places)) / len(best)
             model = of.models[places[0]][0]
             peak = int(of.scores["ood"].observed[places].argmax())
-            found.append(
+            peaks.append(
                 {
                     "setting": _name(model).rpartition(" e")[0],
                     "peak": list(ordered)[peak],
@@ -216,7 +212,7 @@ def _peaks(of: Stages) -> list[dict[str, Any]]:
                     ],
                 }
             )
-    return found
+    return peaks
 
 
 Known = dict[int, dict[tuple[tuple[int, int], ...], list[tuple[str, str, tuple[int, ...]]]]]
@@ -289,13 +285,11 @@ def _compare(
     ]
 
 
-def _choice(splits: Sequence[tuple[int, int]], found: Sequence[Mapping[str, float]], split: str) -> dict[str, Any]:
+def _choice(splits: Sequence[tuple[int, int]], estimates: Sequence[Mapping[str, float]], split: str) -> dict[str, Any]:
     """The allocation that is the best in most resamples, and whether it is in at least SURE of them."""
-    place = max(range(len(splits)), key=lambda place: found[place]["probability_best"])
-    sft, rl = splits[place]
-    one = found[place]
-    sure = one["probability_best"] >= SURE
-    numbers = f"best in {one['probability_best']:.0%} of the resamples, expected regret {one['expected_regret']:.3f}"
+    (sft, rl), best = max(zip(splits, estimates, strict=True), key=lambda pair: pair[1]["probability_best"])
+    sure = best["probability_best"] >= SURE
+    numbers = f"best in {best['probability_best']:.0%} of the resamples, expected regret {best['expected_regret']:.3f}"
     name = claims.split_words(sft, rl)
     text = f"{name} ({numbers})" if sure else f"the data cannot tell; {name} leads ({numbers})"
     return {"sure": sure, "sft": sft, "rl": rl, "text": f"{split.upper()}: {text}."}
@@ -317,44 +311,44 @@ def _overall(budget: int, comparisons: Sequence[Mapping[str, Any]]) -> str:
 # The same, for a terminal
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
+def show(advice: Mapping[str, Any], console: Console) -> None:
     """Print what ``advise`` returns."""
-    method, absent = found["method"], found["evaluations"]["absent"]
-    console.print(f"[bold]Advice of study {found['study']}[/bold], by {method['metric'].replace('_', ' ')}")
+    method, absent = advice["method"], advice["evaluations"]["absent"]
+    console.print(f"[bold]Advice of study {advice['study']}[/bold], by {method['metric'].replace('_', ' ')}")
     if absent:
-        console.print(f"{len(absent)} of {found['evaluations']['expected']} evaluations are absent and left out.")
-    for task, reason in found["tasks_left_out"].items():
+        console.print(f"{len(absent)} of {advice['evaluations']['expected']} evaluations are absent and left out.")
+    for task, reason in advice["tasks_left_out"].items():
         console.print(f"{task} is left out: {reason}.", markup=False)
     covers = "test examples and training seeds"
-    if max(found["seeds"].values(), default=0) < 2:
+    if max(advice["seeds"].values(), default=0) < 2:
         covers = "test examples only: with one training seed the variation between trainings is unknown"
     console.print(f"Intervals ({method['level']:.0%}) and probabilities cover {covers}.\n")
-    if found["budget"]:
-        _show_budget(found["budget"], console)
+    if advice["budget"]:
+        _show_budget(advice["budget"], console)
     else:
-        budgets = ", ".join(map(str, found["budgets"])) or "none"
+        budgets = ", ".join(map(str, advice["budgets"])) or "none"
         console.print(f"[bold]Budgets[/bold] (--budget-epochs) for which this study compares splits: {budgets}\n")
-    for task, ladders in found["peaks"].items():
+    for task, ladders in advice["peaks"].items():
         _show_peaks(task, ladders, console)
-    for task, stages in found["frontier"].items():
+    for task, stages in advice["frontier"].items():
         _show_frontier(task, stages, console)
-    console.print(found["note"])
+    console.print(advice["note"])
 
 
 def _show_budget(budget: Mapping[str, Any], console: Console) -> None:
     console.print(f"[bold]Budget of {budget['epochs']} epochs[/bold]")
     console.print(f"{budget['verdict']}")
     for comparison in budget["comparisons"]:
-        table = _table(["SFT + RL", "ID", "best", "regret", "OOD", "best", "regret"])
-        for one in comparison["allocations"]:
-            row = [claims.split_words(one["sft"], one["rl"])]
+        rows = []
+        for allocation in comparison["allocations"]:
+            row = [claims.split_words(allocation["sft"], allocation["rl"])]
             for split in TEST_SPLITS:
-                numbers = one[split]
+                numbers = allocation[split]
                 row += [_number(numbers), f"{numbers['probability_best']:.0%}", f"{numbers['expected_regret']:.3f}"]
-            table.add_row(*row)
-        settings = dict.fromkeys(one["setting"] for one in comparison["settings"])
+            rows.append(row)
+        settings = dict.fromkeys(entry["setting"] for entry in comparison["settings"])
         console.print(f"\n{', '.join(comparison['tasks'])} ({'; '.join(settings)})", markup=False)
-        console.print(Padding(table, (0, 0, 0, 2), expand=False))
+        _show_table(["SFT + RL", "ID", "best", "regret", "OOD", "best", "regret"], rows, console)
         for split in TEST_SPLITS:
             console.print(f"  {comparison['verdict'][split]['text']}")
     console.print()
@@ -363,33 +357,31 @@ def _show_budget(budget: Mapping[str, Any], console: Console) -> None:
 def _show_peaks(task: str, ladders: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not ladders:
         return
-    table = _table(["SFT ladder", "OOD is highest at", "share of the resamples at each rung"])
+    rows = []
     for ladder in ladders:
         shares = "  ".join(f"e{rung['epochs']} {rung['probability']:.0%}" for rung in ladder["rungs"])
         peak = f"e{ladder['peak']}" if ladder["sure"] else f"cannot tell (e{ladder['peak']} leads)"
-        table.add_row(ladder["setting"], peak, shares)
+        rows.append([ladder["setting"], peak, shares])
     console.print(f"[bold]{task}[/bold]: where OOD peaks along SFT")
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    _show_table(["SFT ladder", "OOD is highest at", "share of the resamples at each rung"], rows, console)
     console.print()
 
 
 def _show_frontier(task: str, stages: Sequence[Mapping[str, Any]], console: Console) -> None:
-    table = _table(["", "stage", "ID", "OOD", "on the frontier"])
+    rows = []
     for stage in stages:
-        mark = "*" if stage["on_frontier"] else ""
-        table.add_row(
-            mark, stage["stage"], *(_number(stage[split]) for split in TEST_SPLITS), f"{stage['probability']:.0%}"
-        )
+        numbers = [_number(stage[split]) for split in TEST_SPLITS]
+        rows.append(["*" if stage["on_frontier"] else "", stage["stage"], *numbers, f"{stage['probability']:.0%}"])
     console.print(f"[bold]{task}[/bold]: frontier of ID and OOD (*: on it in the data; share of the resamples)")
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    _show_table(["", "stage", "ID", "OOD", "on the frontier"], rows, console)
     console.print()
 
 
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name)
-    return table
+def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _number(numbers: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ from cisterna.study import Model, Study
 SIZES = ("epochs", "fraction", "examples")  # keys of a recipe that say how much is trained, not how
 
 Arm = tuple[tuple[str, float], ...]  # models and their coefficients: one model, or a model minus its parent
+Evaluated = Sequence[tuple[str, Model]]  # (task, model) of every evaluation that a study asks for
 Budgets = dict[tuple[Any, ...], dict[tuple[int, int], Model]]
 
 
@@ -64,7 +65,7 @@ def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
 
     A contrast that lacks one evaluation is left out: the best of the remaining rivals would be another comparison.
     """
-    every = cells(study)
+    evaluated = evaluated_models(study)
 
     def whole(contrasts: Iterable[Contrast]) -> tuple[Contrast, ...]:
         return tuple(
@@ -73,93 +74,70 @@ def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
             if all((one.task, path) in present for arm in (one.fixed, *one.rivals.values()) for path, _ in arm)
         )
 
-    started = whole(_cpt(every))
-    ladders = whole(_ladders(every))
-    budgets = whole(_budgets(study))
-    ranks = whole(_ranks(study, every))
-    first = [replace(ladder, rivals=dict([next(iter(ladder.rivals.items()))])) for ladder in ladders]
+    ladders = whole(_ladders(evaluated))
+    first_and_last = tuple(replace(one, rivals=dict([next(iter(one.rivals.items()))])) for one in ladders)
     rungs = "an SFT recipe with two or more rungs"
 
-    def both(name: str, title: str, needs: str, contrasts: tuple[Contrast, ...]) -> tuple[Part, ...]:
-        return tuple(Part(f"{name}_{split}", split, title, needs, contrasts) for split in TEST_SPLITS)
+    def both(name: str, title: str, needs: str, contrasts: Iterable[Contrast]) -> tuple[Part, ...]:
+        kept = whole(contrasts)
+        return tuple(Part(f"{name}_{split}", split, title, needs, kept) for split in TEST_SPLITS)
 
+    def ood(name: str, title: str, needs: str, contrasts: Iterable[Contrast], decides: bool = False) -> Part:
+        return Part(name, "ood", title, needs, whole(contrasts), decides=decides)
+
+    helps = both(
+        "cpt_helps",
+        "after the same SFT, start from CPT minus start from the base model",
+        "SFT of the same recipe, rung and seed from a CPT model and from its base model",
+        _cpt(evaluated),
+    )
+    specializes = (
+        Part("sft_raises_id", "id", "last rung minus first rung of SFT", rungs, first_and_last),
+        Part("ood_peaks_early", "ood", "best earlier rung of SFT minus the last rung", rungs, ladders, sign=-1),
+    )
+    recovers = (
+        ood(
+            "rl_from_strong_sft",
+            "RL from strong SFT minus the checkpoint it began from",
+            "RL from the last rung of SFT, or from a late and an early one",
+            _strong(evaluated),
+            decides=True,
+        ),
+        ood(
+            "rl_strong_against_early",
+            "gain of RL from strong SFT minus gain of the same RL from the earliest rung",
+            "the same RL recipe from a late rung of an SFT recipe and from an earlier one",
+            _strong_against_early(evaluated),
+        ),
+        ood(
+            "rl_strong_against_cold",
+            "RL from strong SFT minus the same RL from cold (levels: its parent knows no form of answer)",
+            "the same RL recipe from strong SFT and from cold",
+            _strong_against_cold(evaluated),
+        ),
+    )
+    brief = both(
+        "brief_sft_best",
+        "fewest SFT and most RL (both at least once) minus the best other split of the same budget",
+        "lineages with the same sum of SFT and RL epochs (or examples), of which one has both stages",
+        _budgets(study),
+    )
+    ranks = both(
+        "asymmetric_ranks",
+        "RL of a lower rank than SFT minus RL of the same rank as SFT",
+        "RL recipes that differ in their LoRA rank alone, from the same SFT rung: one of its rank, one below",
+        _ranks(study, evaluated),
+    )
     return [
-        Claim(
-            "cpt_helps",
-            "Continued pre-training helps downstream",
-            False,
-            both(
-                "cpt_helps",
-                "after the same SFT, start from CPT minus start from the base model",
-                "SFT of the same recipe, rung and seed from a CPT model and from its base model",
-                started,
-            ),
-        ),
-        Claim(
-            "sft_specializes",
-            "SFT raises ID, while OOD peaks early and then falls",
-            True,
-            (
-                Part("sft_raises_id", "id", "last rung minus first rung of SFT", rungs, tuple(first)),
-                Part("ood_peaks_early", "ood", "best earlier rung of SFT minus the last rung", rungs, ladders, sign=-1),
-            ),
-        ),
-        Claim(
-            "rl_recovers_ood",
-            "RL from strong SFT recovers OOD",
-            True,
-            (
-                Part(
-                    "rl_from_strong_sft",
-                    "ood",
-                    "RL from strong SFT minus the checkpoint it began from",
-                    "RL from the last rung of SFT, or from a late and an early one",
-                    whole(_strong(every)),
-                ),
-                Part(
-                    "rl_strong_against_early",
-                    "ood",
-                    "gain of RL from strong SFT minus gain of the same RL from the earliest rung",
-                    "the same RL recipe from a late rung of an SFT recipe and from an earlier one",
-                    whole(_strong_against_early(every)),
-                    decides=False,
-                ),
-                Part(
-                    "rl_strong_against_cold",
-                    "ood",
-                    "RL from strong SFT minus the same RL from cold (levels: its parent knows no form of answer)",
-                    "the same RL recipe from strong SFT and from cold",
-                    whole(_strong_against_cold(every)),
-                    decides=False,
-                ),
-            ),
-        ),
-        Claim(
-            "brief_sft_best",
-            "Brief SFT and more RL is best at a fixed budget",
-            False,
-            both(
-                "brief_sft_best",
-                "fewest SFT and most RL (both at least once) minus the best other split of the same budget",
-                "lineages with the same sum of SFT and RL epochs (or examples), of which one has both stages",
-                budgets,
-            ),
-        ),
-        Claim(
-            "asymmetric_ranks",
-            "Asymmetric LoRA ranks beat symmetric ones",
-            False,
-            both(
-                "asymmetric_ranks",
-                "RL of a lower rank than SFT minus RL of the same rank as SFT",
-                "RL recipes that differ in their LoRA rank alone, from the same SFT rung: one of its rank, one below",
-                ranks,
-            ),
-        ),
+        Claim("cpt_helps", "Continued pre-training helps downstream", False, helps),
+        Claim("sft_specializes", "SFT raises ID, while OOD peaks early and then falls", True, specializes),
+        Claim("rl_recovers_ood", "RL from strong SFT recovers OOD", True, recovers),
+        Claim("brief_sft_best", "Brief SFT and more RL is best at a fixed budget", False, brief),
+        Claim("asymmetric_ranks", "Asymmetric LoRA ranks beat symmetric ones", False, ranks),
     ]
 
 
-def cells(study: Study) -> list[tuple[str, Model]]:
+def evaluated_models(study: Study) -> Evaluated:
     """(task, model) of every evaluation that the study asks for."""
     return [(task, study.model(path)) for _, path, task in study.evaluations()]
 
@@ -177,7 +155,7 @@ def _origin(task: str, model: Model) -> tuple[Any, ...]:
     return task, model.seed, model.backbone, model.cpt, model.sequences, model.encoder
 
 
-def _words(model: Model, *more: str) -> str:
+def _setting(model: Model, *more: str) -> str:
     """A setting in words."""
     form = [] if model.sequences == "tokens" else [f"{model.sequences} of {model.encoder}"]
     return " · ".join([model.backbone, *form, f"CPT {model.cpt}" if model.cpt else "no CPT", *more])
@@ -188,48 +166,47 @@ def _stage(kind: str, recipe: str | None, epochs: int | str = "") -> str:
 
 
 def _grouped(items: Iterable[tuple[Any, Any, Any]]) -> dict[Any, dict[Any, Any]]:
+    """(key, name, value) -> key -> name -> value."""
     groups: dict[Any, dict[Any, Any]] = defaultdict(dict)
     for key, name, value in items:
         groups[key][name] = value
     return groups
 
 
-def _cpt(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+def _cpt(evaluated: Evaluated) -> Iterable[Contrast]:
     same = _grouped(
         ((task, m.seed, m.backbone, m.sequences, m.encoder, m.sft, m.sft_epochs), m.cpt, m)
-        for task, m in found
+        for task, m in evaluated
         if m.kind == "sft"
     )
     for (task, seed, *_), starts in same.items():
         for cpt, model in starts.items():
             if cpt is not None and None in starts:
-                words = _words(model, _stage("SFT", model.sft, model.sft_epochs))
-                yield Contrast(task, words, seed, _one(model.path), {"no CPT": _one(starts[None].path)})
+                setting = _setting(model, _stage("SFT", model.sft, model.sft_epochs))
+                yield Contrast(task, setting, seed, _one(model.path), {"no CPT": _one(starts[None].path)})
 
 
-def _rungs(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
-    """(origin, SFT recipe) -> rung -> model, ascending."""
-    rungs = _grouped(((*_origin(task, m), m.sft), m.sft_epochs, m) for task, m in found if m.kind == "sft")
-    return {key: dict(sorted(of.items())) for key, of in rungs.items()}
+def _ascending(items: Iterable[tuple[Any, int, Model]]) -> dict[Any, dict[int, Model]]:
+    """(key, epochs, model) -> key -> epochs, ascending -> model."""
+    return {key: dict(sorted(models.items())) for key, models in _grouped(items).items()}
 
 
-def _ladders(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    for (task, seed, *_), rungs in _rungs(found).items():
+def _ladders(evaluated: Evaluated) -> Iterable[Contrast]:
+    ladders = _ascending(((*_origin(task, m), m.sft), m.sft_epochs, m) for task, m in evaluated if m.kind == "sft")
+    for (task, seed, *_), rungs in ladders.items():
         *earlier, last = rungs.values()
         if earlier:
-            words = _words(last, _stage("SFT", last.sft), f"rungs {', '.join(map(str, rungs))}")
-            yield Contrast(task, words, seed, _one(last.path), {f"e{m.sft_epochs}": _one(m.path) for m in earlier})
+            setting = _setting(last, _stage("SFT", last.sft), f"rungs {', '.join(map(str, rungs))}")
+            yield Contrast(task, setting, seed, _one(last.path), {f"e{m.sft_epochs}": _one(m.path) for m in earlier})
 
 
-def _rl(found: Sequence[tuple[str, Model]]) -> dict[Any, dict[int, Model]]:
+def _rl(evaluated: Evaluated) -> dict[Any, dict[int, Model]]:
     """(origin, SFT recipe or None, RL recipe, RL rung) -> SFT rung that RL started from -> model, ascending."""
-    starts = _grouped(
-        ((*_origin(task, m), m.sft, m.rl, m.rl_epochs), m.sft_epochs, m) for task, m in found if m.kind == "rl"
-    )
-    return {key: dict(sorted(of.items())) for key, of in starts.items()}
+    rl = [(task, m) for task, m in evaluated if m.kind == "rl"]
+    return _ascending(((*_origin(task, m), m.sft, m.rl, m.rl_epochs), m.sft_epochs, m) for task, m in rl)
 
 
-def _strong_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
+def _strong_starts(evaluated: Evaluated) -> Iterable[tuple[Any, dict[int, Model], Model, str]]:
     """Key and models of ``_rl``, the one of them whose RL started from strong SFT, and its setting in words.
 
     Strong SFT has the most epochs from which any RL of the same origin started, whatever the recipes, provided that
@@ -237,56 +214,56 @@ def _strong_starts(found: Sequence[tuple[str, Model]]) -> Iterable[tuple[Any, di
     """
     begun: dict[Any, set[int]] = defaultdict(set)
     trained: dict[Any, set[int]] = defaultdict(set)
-    for task, m in found:
+    for task, m in evaluated:
         if m.sft is not None:
             (begun if m.kind == "rl" else trained)[_origin(task, m)].add(m.sft_epochs)
-    for key, starts in _rl(found).items():
+    for key, starts in _rl(evaluated).items():
         *where, sft, _, _ = key
         epochs = begun[tuple(where)]
         strong = starts.get(max(epochs)) if sft is not None else None
         if strong is not None and (len(epochs) > 1 or max(epochs) >= max(trained[tuple(where)])):
-            words = _words(strong, _stage("SFT", sft, strong.sft_epochs), _stage("RL", strong.rl, strong.rl_epochs))
-            yield key, starts, strong, words
+            setting = _setting(strong, _stage("SFT", sft, strong.sft_epochs), _stage("RL", strong.rl, strong.rl_epochs))
+            yield key, starts, strong, setting
 
 
-def _strong(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    for (task, seed, *_), _, strong, words in _strong_starts(found):
-        yield Contrast(task, words, seed, _one(strong.path), {"parent": _one(str(strong.parent))})
+def _strong(evaluated: Evaluated) -> Iterable[Contrast]:
+    for (task, seed, *_), _, strong, setting in _strong_starts(evaluated):
+        yield Contrast(task, setting, seed, _one(strong.path), {"parent": _one(str(strong.parent))})
 
 
-def _strong_against_early(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    for (task, seed, *_), starts, strong, words in _strong_starts(found):
+def _strong_against_early(evaluated: Evaluated) -> Iterable[Contrast]:
+    for (task, seed, *_), starts, strong, setting in _strong_starts(evaluated):
         early = next(iter(starts.values()))
         if early is not strong:
-            yield Contrast(task, words, seed, _gain(strong), {f"from e{early.sft_epochs}": _gain(early)})
+            yield Contrast(task, setting, seed, _gain(strong), {f"from e{early.sft_epochs}": _gain(early)})
 
 
-def _strong_against_cold(found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
-    starts = _rl(found)
-    for (task, seed, *origin, _, rl, epochs), _, strong, words in _strong_starts(found):
+def _strong_against_cold(evaluated: Evaluated) -> Iterable[Contrast]:
+    starts = _rl(evaluated)
+    for (task, seed, *origin, _, rl, epochs), _, strong, setting in _strong_starts(evaluated):
         cold = starts.get((task, seed, *origin, None, rl, epochs))
         if cold:
-            yield Contrast(task, words, seed, _one(strong.path), {"cold": _one(cold[0].path)})
+            yield Contrast(task, setting, seed, _one(strong.path), {"cold": _one(cold[0].path)})
 
 
 def allocations(study: Study) -> Budgets:
-    """(unit, total, words, origin) -> (SFT, RL) in that unit -> model, for every budget with two splits or more.
+    """(unit, total, setting, origin) -> (SFT, RL) in that unit -> model, for every budget with two splits or more.
 
     A budget in epochs compares splits of one SFT and one RL recipe. A budget in examples (a pass over one training
     example counts 1) compares splits of recipes that differ only in how much is trained; if two models have the same
     split, the one with fewer epochs is used. A budget in examples is left out if all its models are in one budget in
     epochs: it is the same comparison.
     """
-    stages = _grouped((_origin(task, m), m.path, m) for task, m in cells(study) if m.kind in ("sft", "rl"))
+    stages = _grouped((_origin(task, m), m.path, m) for task, m in evaluated_models(study) if m.kind in ("sft", "rl"))
     budgets: Budgets = {}
     for origin, models in stages.items():
         ordered = sorted(models.values(), key=lambda m: m.sft_epochs + m.rl_epochs)
         pairs = {(m.sft, m.rl) for m in ordered if m.sft and m.rl}
         for sft, rl in sorted(pairs):
             mine = [m for m in ordered if m.sft in (sft, None) and m.rl in (rl, None)]
-            words = _words(mine[0], _stage("SFT", sft) + _share(study, origin[0], "sft", sft))
-            words += f" · {_stage('RL', rl)}{_share(study, origin[0], 'rl', rl)}"
-            _fill(budgets, "epochs", words, origin, ((m.sft_epochs, m.rl_epochs, m) for m in mine))
+            setting = _setting(mine[0], _stage("SFT", sft) + _share(study, origin[0], "sft", sft))
+            setting += f" · {_stage('RL', rl)}{_share(study, origin[0], 'rl', rl)}"
+            _fill(budgets, "epochs", setting, origin, ((m.sft_epochs, m.rl_epochs, m) for m in mine))
         in_epochs = [{m.path for m in splits.values()} for key, splits in budgets.items() if key[3] == origin]
         families = {(_family(study, "sft", m.sft), _family(study, "rl", m.rl)) for m in ordered if m.sft and m.rl}
         for number, (sft, rl) in enumerate(sorted(families)):
@@ -295,10 +272,10 @@ def allocations(study: Study) -> Budgets:
                 for m in ordered
                 if (not m.sft or _family(study, "sft", m.sft) == sft) and (not m.rl or _family(study, "rl", m.rl) == rl)
             ]
-            words = _words(mine[0], *([f"recipes {number + 1}"] if len(families) > 1 else []))
+            setting = _setting(mine[0], *([f"recipes {number + 1}"] if len(families) > 1 else []))
             counted: Budgets = {}
             passes = ((_examples(study, m), m) for m in mine)
-            _fill(counted, "examples", words, origin, ((*seen, m) for seen, m in passes if seen))
+            _fill(counted, "examples", setting, origin, ((*seen, m) for seen, m in passes if seen))
             for key, splits in counted.items():
                 if not any({m.path for m in splits.values()} <= paths for paths in in_epochs):
                     budgets[key] = splits
@@ -306,7 +283,7 @@ def allocations(study: Study) -> Budgets:
 
 
 def _fill(
-    budgets: Budgets, unit: str, words: str, origin: tuple[Any, ...], models: Iterable[tuple[int, int, Model]]
+    budgets: Budgets, unit: str, setting: str, origin: tuple[Any, ...], models: Iterable[tuple[int, int, Model]]
 ) -> None:
     """Add the budgets of one setting that can be split in two ways or more, one of them with both stages."""
     totals: dict[int, dict[tuple[int, int], Model]] = defaultdict(dict)
@@ -314,7 +291,7 @@ def _fill(
         totals[sft + rl].setdefault((sft, rl), model)
     for total, splits in sorted(totals.items()):
         if len(splits) > 1 and any(sft and rl for sft, rl in splits):
-            budgets[unit, total, words, origin] = dict(sorted(splits.items()))
+            budgets[unit, total, setting, origin] = dict(sorted(splits.items()))
 
 
 def _family(study: Study, kind: str, name: str | None) -> str:
@@ -353,14 +330,14 @@ def split_words(sft: int, rl: int) -> str:
 
 
 def _budgets(study: Study) -> Iterable[Contrast]:
-    for (unit, total, words, (task, seed, *_)), splits in allocations(study).items():
+    for (unit, total, recipes, (task, seed, *_)), splits in allocations(study).items():
         brief = min(split for split in splits if all(split))
         rivals = {split_words(*split): _one(m.path) for split, m in splits.items() if split != brief}
-        said = f"{words} · {total} {unit}, {split_words(*brief)} against {', '.join(rivals)}"
-        yield Contrast(task, said, seed, _one(splits[brief].path), rivals)
+        setting = f"{recipes} · {total} {unit}, {split_words(*brief)} against {', '.join(rivals)}"
+        yield Contrast(task, setting, seed, _one(splits[brief].path), rivals)
 
 
-def _ranks(study: Study, found: Sequence[tuple[str, Model]]) -> Iterable[Contrast]:
+def _ranks(study: Study, evaluated: Evaluated) -> Iterable[Contrast]:
     def rank(kind: str, name: str | None) -> int | None:
         return (study.recipe(kind, str(name)).get("lora") or {}).get("r")
 
@@ -371,7 +348,7 @@ def _ranks(study: Study, found: Sequence[tuple[str, Model]]) -> Iterable[Contras
 
     adapted = [
         (task, m)
-        for task, m in found
+        for task, m in evaluated
         if m.kind == "rl" and m.sft is not None and rank("sft", m.sft) and rank("rl", m.rl)
     ]
     same = _grouped(((*_origin(task, m), m.sft, m.sft_epochs, m.rl_epochs, rest(m.rl)), m.rl, m) for task, m in adapted)
@@ -380,9 +357,9 @@ def _ranks(study: Study, found: Sequence[tuple[str, Model]]) -> Iterable[Contras
         for low, model in models.items():
             for equal, rival in models.items():
                 if ranks[low][1] < ranks[low][0] == ranks[equal][1]:
-                    words = _words(
+                    setting = _setting(
                         model,
                         f"{_stage('SFT', model.sft, model.sft_epochs)} of rank {ranks[low][0]}",
                         f"{_stage('RL', low, model.rl_epochs)} of rank {ranks[low][1]} against {_stage('RL', equal)}",
                     )
-                    yield Contrast(task, words, seed, _one(model.path), {"same rank": _one(rival.path)})
+                    yield Contrast(task, setting, seed, _one(model.path), {"same rank": _one(rival.path)})

@@ -10,8 +10,9 @@ Not for choosing a model: neither ID nor OOD may choose a checkpoint. For advice
 ``cisterna.report.advice``.
 """
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ TERMS_PRIMARY = "f1_micro"  # what PRIMARY is of tasks whose answers are sets of
 MARGIN = 0.01  # of PRIMARY: a smaller effect would not decide whether anyone trains a stage
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not enough evidence"
 ABSENT = "not in this study"
+METHOD = {
+    "primary_metric": PRIMARY,
+    "primary_metric_of_sets_of_terms": TERMS_PRIMARY,
+    "metrics": list(METRICS),
+    "level": LEVEL,
+    "alpha": ALPHA,
+    "margin": MARGIN,
+    "resamples": RESAMPLES,
+    "halvings": HALVINGS,
+    "interval": "percentile bootstrap over the examples of each task, paired between models, plus between-seed "
+    "variance with the tails of Student's t; tasks have equal weight; not adjusted for the number of claims",
+    "correction": "Holm, over all parts of all claims that the study could test",
+    "winners": "where a part is against the best of several, the best is chosen on one random half of the examples "
+    "and by the other seeds, and measured on the other half and its own seed",
+}
+"""How the numbers are made, for the JSON and the page."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +70,23 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
     give the same bytes. Raises the UserErrors of ``cisterna.report.statistics.read``.
     """
     answers = statistics.read(study, results)
-    asked = claims(study, present(answers.sheets))
-    found: dict[str, Any] = {
+    present = {(task, model) for (task, _), sheet in answers.sheets.items() for model in sheet.models}
+    content: dict[str, Any] = {
         "study": study.name,
-        "method": method(RESAMPLES, MARGIN),
+        "method": METHOD,
         "evaluations": {"expected": len(study.evaluations()), "absent": list(answers.absent)},
         "tasks_left_out": answers.left_out,
-        "claims": judge(asked, answers.sheets),
+        "claims": judge(claims(study, present), answers.sheets),
     }
     output.mkdir(parents=True, exist_ok=True)
-    files.write_json(output / FINDINGS, found)
+    files.write_json(output / FINDINGS, content)
     with files.replacing(output / PAGE) as temporary:
-        temporary.write_text(pages.findings(found), encoding="utf-8")
-    return found
-
-
-def method(resamples: int, margin: float) -> dict[str, Any]:
-    """How the numbers were made, for the JSON and the page."""
-    return {
-        "primary_metric": PRIMARY,
-        "primary_metric_of_sets_of_terms": TERMS_PRIMARY,
-        "metrics": list(METRICS),
-        "level": LEVEL,
-        "alpha": ALPHA,
-        "margin": margin,
-        "resamples": resamples,
-        "halvings": HALVINGS,
-        "interval": "percentile bootstrap over the examples of each task, paired between models, plus between-seed "
-        "variance with the tails of Student's t; tasks have equal weight; not adjusted for the number of claims",
-        "correction": "Holm, over all parts of all claims that the study could test",
-        "winners": "where a part is against the best of several, the best is chosen on one random half of the examples "
-        "and by the other seeds, and measured on the other half and its own seed",
-    }
-
-
-def present(sheets: Mapping[tuple[str, str], AnySheet]) -> set[tuple[str, str]]:
-    """(task, path of the model) of every evaluation in ``sheets``."""
-    return {(task, model) for (task, _), of in sheets.items() for model in of.models}
+        temporary.write_text(pages.findings(content), encoding="utf-8")
+    return content
 
 
 def judge(
-    asked: Sequence[Claim],
+    tested: Sequence[Claim],
     sheets: Mapping[tuple[str, str], AnySheet],
     resamples: int = RESAMPLES,
     margin: float = MARGIN,
@@ -101,28 +94,26 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Effect, interval, n, p and verdict of every part, and the verdict of every claim, ready for JSON.
 
-    ``asked`` has the claims, ``sheets`` the answers for each (task, split). Each (task, split) is resampled once, so
+    ``tested`` has the claims, ``sheets`` the answers for each (task, split). Each (task, split) is resampled once, so
     that all parts see the same resamples.
     """
-    drawn: dict[tuple[str, str], Draws] = {}
-    chosen = {
+    with_rivals = {
         (contrast.task, part.split)
-        for claim in asked
+        for claim in tested
         for part in claim.parts
         for contrast in part.contrasts
         if len(contrast.rivals) > 1
     }
 
-    def of(task: str, split: str) -> Draws:
-        if (task, split) not in drawn:
-            rng = statistics.generator("examples", task, split)
-            wanted = halvings if (task, split) in chosen else 0
-            drawn[task, split] = statistics.draw(sheets[task, split], rng, resamples, wanted)
-        return drawn[task, split]
+    @functools.cache
+    def draws(task: str, split: str) -> Draws:
+        rng = statistics.generator("examples", task, split)
+        wanted = halvings if (task, split) in with_rivals else 0
+        return statistics.draw(sheets[task, split], rng, resamples, wanted)
 
-    found = [[_measure(part, of, margin) for part in claim.parts] for claim in asked]
-    tested = [part for parts in found for part in parts if part["status"] == "measured"]
-    for part, p in zip(tested, statistics.holm([part["p"] for part in tested]), strict=True):
+    measured = [[_measure(part, draws, margin) for part in claim.parts] for claim in tested]
+    parts = [part for of_claim in measured for part in of_claim if part["status"] == "measured"]
+    for part, p in zip(parts, statistics.holm([part["p"] for part in parts]), strict=True):
         part["p_holm"] = p
         above = part["effect"][PRIMARY]["value"] > 0
         part["verdict"] = UNDECIDED if p > ALPHA else SUPPORTED if above else CONTRADICTED
@@ -130,16 +121,16 @@ def judge(
         {
             "claim": claim.name,
             "title": claim.title,
-            "verdict": _verdict(claim, parts),
+            "verdict": _verdict(claim, of_claim),
             "rule": _rule(claim),
-            "parts": parts,
+            "parts": of_claim,
         }
-        for claim, parts in zip(asked, found, strict=True)
+        for claim, of_claim in zip(tested, measured, strict=True)
     ]
 
 
 def _rule(claim: Claim) -> str:
-    if len([part for part in claim.parts if part.decides]) == 1:
+    if sum(part.decides for part in claim.parts) == 1:
         return "the verdict of its first part; the others are contrasts to it"
     if claim.conjunction:
         return "supported if all parts are, contradicted if one is"
@@ -147,7 +138,7 @@ def _rule(claim: Claim) -> str:
 
 
 def _verdict(claim: Claim, parts: Sequence[Mapping[str, Any]]) -> str:
-    verdicts = [found["verdict"] for part, found in zip(claim.parts, parts, strict=True) if part.decides]
+    verdicts = [part["verdict"] for part in parts if part["decides"]]
     if set(verdicts) == {ABSENT}:
         return ABSENT
     if claim.conjunction:
@@ -158,43 +149,44 @@ def _verdict(claim: Claim, parts: Sequence[Mapping[str, Any]]) -> str:
     return decided.pop() if len(decided) == 1 else UNDECIDED
 
 
-def _measure(part: Part, of: Callable[[str, str], Draws], margin: float) -> dict[str, Any]:
+def _measure(part: Part, draws: Callable[[str, str], Draws], margin: float) -> dict[str, Any]:
     """One part, without the verdict: the correction for many tests needs the p-values of all parts."""
     head: dict[str, Any] = {"part": part.name, "split": part.split, "title": part.title, "decides": part.decides}
     if not part.contrasts:
         return head | {"status": ABSENT, "verdict": ABSENT, "needs": part.needs}
-    tasks = list(dict.fromkeys(contrast.task for contrast in part.contrasts))
-    drawn = {task: of(task, part.split) for task in tasks}
-    settings = {task: _settings([contrast for contrast in part.contrasts if contrast.task == task]) for task in tasks}
-    effects = {task: _effects(drawn[task], list(settings[task].values()), part.sign) for task in tasks}
+    settings = _by_task_and_setting(part.contrasts)
+    tasks = list(settings)
+    drawn = {task: draws(task, part.split) for task in tasks}
+    effects = {task: _effects(drawn[task], settings[task].values(), part.sign) for task in tasks}
 
     def summary(metric: str, some: Sequence[str]) -> tuple[dict[str, float], Array]:
         return _summary([effects[task][metric] for task in some], statistics.generator("seeds", part.name, *some))
 
-    def of_all(metric: str, some: Sequence[str]) -> dict[str, float] | None:
-        known = [task for task in some if metric in effects[task]]
-        return summary(metric, known)[0] if known else None
+    def by_metric(some: Sequence[str]) -> dict[str, dict[str, float] | None]:
+        """Over the tasks that have the metric; None if none has."""
+        known = {metric: [task for task in some if metric in effects[task]] for metric in METRICS}
+        return {metric: summary(metric, having)[0] if having else None for metric, having in known.items()}
 
-    draws = summary(PRIMARY, tasks)[1]
-    tails = ((draws <= margin).sum(), (draws >= -margin).sum())
+    of_effect = summary(PRIMARY, tasks)[1]
+    tails = ((of_effect <= margin).sum(), (of_effect >= -margin).sum())
     seeds = {contrast.seed for contrast in part.contrasts}
-    models = {path for contrast in part.contrasts for arm in _arms(contrast) for path, _ in arm}
+    arms = [arm for contrast in part.contrasts for arm in (contrast.fixed, *contrast.rivals.values())]
     several = any(len(contrast.rivals) > 1 for contrast in part.contrasts)
     return head | {
         "status": "measured",
-        "effect": {metric: of_all(metric, tasks) for metric in METRICS},
-        "p": float(min(1.0, 2 * (1 + min(tails)) / (1 + len(draws)))),
+        "effect": by_metric(tasks),
+        "p": float(min(1.0, 2 * (1 + min(tails)) / (1 + len(of_effect)))),
         "covers": "test examples and training seeds" if len(seeds) > 1 else "test examples only: one training seed",
         "n": {
             "examples": sum(drawn[task].examples for task in tasks),
             "tasks": len(tasks),
             "seeds": len(seeds),
             "pairs": sum(len(contrast.rivals) for contrast in part.contrasts),
-            "models": len(models),
+            "models": len({path for arm in arms for path, _ in arm}),
         },
         "tasks": {
             task: {
-                "effect": {metric: of_all(metric, [task]) for metric in METRICS},
+                "effect": by_metric([task]),
                 "primary_metric": PRIMARY if "skill" in effects[task] else TERMS_PRIMARY,
                 "examples": drawn[task].examples,
                 "seeds": len({contrast.seed for contrast in part.contrasts if contrast.task == task}),
@@ -205,8 +197,8 @@ def _measure(part: Part, of: Callable[[str, str], Draws], margin: float) -> dict
         "pairs": [
             {
                 "task": task,
-                "setting": words,
-                "effect": {str(seed): value for seed, value in effects[task][PRIMARY].each[place].items()},
+                "setting": setting,
+                "effect": {str(seed): value for seed, value in each.items()},
                 "models": {
                     str(contrast.seed): {
                         "fixed": [path for path, _ in contrast.fixed],
@@ -216,41 +208,31 @@ def _measure(part: Part, of: Callable[[str, str], Draws], margin: float) -> dict
                 },
             }
             for task in tasks
-            for place, (words, contrasts) in enumerate(settings[task].items())
+            for (setting, contrasts), each in zip(settings[task].items(), effects[task][PRIMARY].each, strict=True)
         ],
     }
 
 
-def _arms(contrast: Contrast) -> list[Arm]:
-    return [contrast.fixed, *contrast.rivals.values()]
-
-
-def _settings(contrasts: Sequence[Contrast]) -> dict[str, list[Contrast]]:
-    """Setting -> its contrasts, one for each seed."""
-    groups: dict[str, list[Contrast]] = defaultdict(list)
+def _by_task_and_setting(contrasts: Iterable[Contrast]) -> dict[str, dict[str, list[Contrast]]]:
+    """Task -> setting -> its contrasts, one for each seed."""
+    groups: dict[str, dict[str, list[Contrast]]] = {}
     for contrast in contrasts:
-        groups[contrast.setting].append(contrast)
-    return dict(groups)
+        groups.setdefault(contrast.task, {}).setdefault(contrast.setting, []).append(contrast)
+    return groups
 
 
 def _each_rival(part: Part, drawn: Mapping[str, Draws]) -> dict[str, dict[str, float]]:
     """The fixed arm against each rival in turn: a description, not corrected for the number of rivals."""
-    names = dict.fromkeys(name for contrast in part.contrasts for name in contrast.rivals)
-    found = {}
-    for name in names:
-        mine = [
+    summaries = {}
+    for name in dict.fromkeys(name for contrast in part.contrasts for name in contrast.rivals):
+        settings = _by_task_and_setting(
             replace(contrast, rivals={name: contrast.rivals[name]})
             for contrast in part.contrasts
             if name in contrast.rivals
-        ]
-        tasks = dict.fromkeys(contrast.task for contrast in mine)
-        effects = [
-            _effects(drawn[task], list(_settings([one for one in mine if one.task == task]).values()), part.sign)
-            for task in tasks
-        ]
-        rng = statistics.generator("seeds", part.name, name)
-        found[name] = _summary([effect[PRIMARY] for effect in effects], rng)[0]
-    return found
+        )
+        effects = [_effects(drawn[task], of_task.values(), part.sign)[PRIMARY] for task, of_task in settings.items()]
+        summaries[name] = _summary(effects, statistics.generator("seeds", part.name, name))[0]
+    return summaries
 
 
 def _summary(effects: Sequence[Effect], rng: np.random.Generator) -> tuple[dict[str, float], Array]:
@@ -264,10 +246,10 @@ def _summary(effects: Sequence[Effect], rng: np.random.Generator) -> tuple[dict[
     return {"value": value, "low": float(low), "high": float(high)}, draws
 
 
-def _effects(drawn: Draws, settings: Sequence[Sequence[Contrast]], sign: int) -> dict[str, Effect]:
+def _effects(drawn: Draws, settings: Iterable[Sequence[Contrast]], sign: int) -> dict[str, Effect]:
     """Metric -> effect in one task; ``settings`` has for each setting its contrasts, one for each seed."""
-    values: dict[str, list[dict[int, float]]] = {metric: [] for metric in drawn.observed}
-    draws: dict[str, list[Array]] = {metric: [] for metric in drawn.observed}
+    values: dict[str, list[dict[int, float]]] = defaultdict(list)
+    draws: dict[str, list[Array]] = defaultdict(list)
     for contrasts in settings:
         names = list(contrasts[0].rivals)  # the same for every seed
         measured = _direct(drawn, contrasts, names[0]) if len(names) == 1 else _crossfit(drawn, contrasts, names)
@@ -277,21 +259,21 @@ def _effects(drawn: Draws, settings: Sequence[Sequence[Contrast]], sign: int) ->
             draws[metric].append(sign * resampled)
     return {
         metric: Effect(
-            tuple(values[metric]),
-            float(np.mean([sum(each.values()) / len(each) for each in values[metric]])),
+            tuple(some),
+            float(np.mean([sum(each.values()) / len(each) for each in some])),
             np.mean(draws[metric], axis=0),
         )
-        for metric in drawn.observed
+        for metric, some in values.items()
     }
 
 
 def _weights(drawn: Draws, arms: Sequence[Arm]) -> np.ndarray:
     """Coefficients of the models in each arm, shape (models, arms)."""
-    found = np.zeros((len(drawn.columns), len(arms)), dtype=np.float32)
+    weights = np.zeros((len(drawn.columns), len(arms)), dtype=np.float32)
     for column, arm in enumerate(arms):
         for path, coefficient in arm:
-            found[drawn.columns[path], column] += coefficient
-    return found
+            weights[drawn.columns[path], column] += coefficient
+    return weights
 
 
 def _direct(drawn: Draws, contrasts: Sequence[Contrast], name: str) -> dict[str, tuple[Array, Array]]:
@@ -333,9 +315,8 @@ def _crossfit(drawn: Draws, contrasts: Sequence[Contrast], names: Sequence[str])
         return total
 
     once, again = measured(drawn.halves), measured(drawn.resampled_halves)
-    found = {}
+    estimates = {}
     for metric in drawn.observed:
-        observed = once[metric].mean(0)
-        resampled = again[metric].mean(1)
-        found[metric] = observed, resampled - resampled.mean() + observed.mean()
-    return found
+        observed, resampled = once[metric].mean(0), again[metric].mean(1)
+        estimates[metric] = observed, resampled - resampled.mean() + observed.mean()
+    return estimates

@@ -9,8 +9,8 @@
 Not for computing metrics of a model (`cisterna.evaluation.evaluate`), nor for drawing (`cisterna.report.figures`).
 """
 
+import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +71,6 @@ class Result:
     rows: Callable[[], Iterable[Row]]  # reads its rows of the table
 
 
-@dataclass(frozen=True)
-class Absence:
-    """Why a result is not there: columns of cells.parquet."""
-
-    state: str  # failed | missing
-    reason: str
-    log: str | None  # relative to results/
-
-
 def gather(study: Study, results: Path, output: Path, partial: bool = False) -> None:
     """Write the four tables of a study into the folder `output`.
 
@@ -112,21 +103,20 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     missing = {path: None for result in wanted for path in result.files if not path.is_file()}
     if missing and not partial:
         raise UserError(_missing_message(study, list(missing)))
-    absence = _absence(study, results)
+    why_absent = _absence(study, results)
     tables: dict[str, list[Row]] = {METRICS_TABLE: [], GAINS_TABLE: [], REWARDS_TABLE: []}
     cells = []
     for result in wanted:
-        absent = None
+        state = {"state": "done", "reason": None, "log": None}
         if not missing.keys().isdisjoint(result.files):
-            absent = absence(result)
+            state = why_absent(result)
         else:
             try:
                 tables[result.table] += list(result.rows())
             except UserError as error:
                 if not partial:
                     raise
-                absent = Absence("failed", str(error), None)
-        state = vars(absent) if absent else {"state": "done", "reason": None, "log": None}
+                state = {"state": "failed", "reason": str(error), "log": None}
         cells.append(result.identity | {"cell": result.cell} | state)
     if not any(tables.values()):
         first = next((cell["reason"] for cell in cells if cell["state"] == "failed"), "nothing has run")
@@ -148,41 +138,37 @@ def _missing_message(study: Study, paths: list[Path]) -> str:
     )
 
 
-def _absence(study: Study, results: Path) -> Callable[[Result], Absence]:
-    """A function that says why a result is not there, from the logs of the jobs that it needs.
+def _absence(study: Study, results: Path) -> Callable[[Result], Row]:
+    """A function that says why a result is not there, from the logs of the jobs that it needs: a part of its cell.
 
     The reason is the earliest job that is not done: what comes after it could not run. A failure goes before a job
     that has not run.
     """
-    table = {output: job for job in jobs(study) for output in job.outputs}
+    job_of = {output: job for job in jobs(study) for output in job.outputs}
 
-    def first(outputs: Iterable[str]) -> Absence | None:
-        found = [entry for entry in map(of_job, outputs) if entry]
-        return min(found, key=lambda entry: entry.state != "failed", default=None)
+    def first(outputs: Iterable[str]) -> Row | None:
+        return min(filter(None, map(of_job, outputs)), key=lambda cell: cell["state"] != "failed", default=None)
 
     @functools.cache
-    def of_job(output: str) -> Absence | None:
-        job = table[output]
+    def of_job(output: str) -> Row | None:
+        job = job_of[output]
         if (results / job.proof).exists():
             return None
-        before = first(job.needs)
-        if before:
+        if before := first(job.needs):
             return before
         name = f"{job.kind} {job.name}"
         end = logs.ending(results / job.log)
         if end is None:
-            return Absence("missing", f"{name} has not run", None)
+            return {"state": "missing", "reason": f"{name} has not run", "log": None}
         if end.state == "failed":
-            return Absence("failed", f"{name}: {end.message}", job.log)
+            return {"state": "failed", "reason": f"{name}: {end.message}", "log": job.log}
         how = "was stopped" if end.state == "stopped" else "was killed, or is still running: its log has no error"
-        return Absence("missing", f"{name} {how}", job.log)
+        return {"state": "missing", "reason": f"{name} {how}", "log": job.log}
 
-    def of_result(result: Result) -> Absence:
-        absent = first(result.jobs)
-        if absent:
-            return absent
+    def of_result(result: Result) -> Row:
         path = next(path for path in result.files if not path.is_file())
-        return Absence("missing", f"{path} is not in its folder; delete the folder and rerun", None)
+        reason = f"{path} is not in its folder; delete the folder and rerun"
+        return first(result.jobs) or {"state": "missing", "reason": reason, "log": None}
 
     return of_result
 
@@ -191,22 +177,11 @@ def _absence(study: Study, results: Path) -> Callable[[Result], Absence]:
 
 
 def _wanted(study: Study, results: Path) -> Iterator[Result]:
-    yield from _evaluations(study, results)
-    yield from _baselines(study, results)
-    yield from _perplexities(study, results)
-    yield from _gains(study, results)
-    yield from _rewards(study, results)
-
-
-def _evaluations(study: Study, results: Path) -> Iterator[Result]:
     for folder, path, task in study.evaluations():
         identity = _identity(study, study.model(path), task, _modality(study, task))
         file = results / folder / "metrics.json"
         rows = functools.partial(_evaluation_rows, identity, file)
         yield Result("evaluation", identity, METRICS_TABLE, (file,), (folder,), rows)
-
-
-def _baselines(study: Study, results: Path) -> Iterator[Result]:
     for task in study.tasks:
         identity = dict.fromkeys(IDENTITY) | dict.fromkeys(("backbone", "cpt", "sft", "rl"), "none")
         identity |= {"study": study.name, "model": "baselines", "kind": "baseline", "sft_epochs": 0, "rl_epochs": 0}
@@ -215,19 +190,21 @@ def _baselines(study: Study, results: Path) -> Iterator[Result]:
         file = results / folder / "metrics.json"
         rows = functools.partial(_baseline_rows, identity, file)
         yield Result("baselines", identity, METRICS_TABLE, (file,), (folder,), rows)
-
-
-def _perplexities(study: Study, results: Path) -> Iterator[Result]:
-    """Of base and CPT models, on every corpus that some CPT of their backbone is trained on."""
     for model in study.models:
-        if model.task is not None:
-            continue
-        output = f"{model.path}/perplexity.json"
-        file = results / output
-        for corpus in sorted(corpus for backbone, corpus in study.tokenized if backbone == model.backbone):
-            identity = _identity(study, model, corpus, study.config["corpora"][corpus]["modality"])
-            rows = functools.partial(_perplexity_rows, identity, file, corpus)
-            yield Result("perplexity", identity, METRICS_TABLE, (file,), (output,), rows)
+        if model.task is None:  # a base or CPT model, on every corpus that some CPT of its backbone is trained on
+            output = f"{model.path}/perplexity.json"
+            for corpus in sorted(corpus for backbone, corpus in study.tokenized if backbone == model.backbone):
+                identity = _identity(study, model, corpus, study.config["corpora"][corpus]["modality"])
+                rows = functools.partial(_perplexity_rows, identity, results / output)
+                yield Result("perplexity", identity, METRICS_TABLE, (results / output,), (output,), rows)
+    yield from _gains(study, results)
+    for model in study.models:
+        if model.kind == "rl":
+            identity = _identity(study, model, str(model.task), _modality(study, str(model.task)))
+            output = f"{model.path}/checkpoint"
+            file = results / output / "history.json"
+            rows = functools.partial(_reward_rows, identity, file)
+            yield Result("rl_rewards", identity, REWARDS_TABLE, (file,), (output,), rows)
 
 
 def _gains(study: Study, results: Path) -> Iterator[Result]:
@@ -237,26 +214,14 @@ def _gains(study: Study, results: Path) -> Iterator[Result]:
         if model.kind != "rl" or model.parent is None:
             continue
         before = folders[model.parent, task]
-        identity = _identity(study, model, task, _modality(study, task)) | {
-            "parent": model.parent.removeprefix("models/")
-        }
+        identity = _identity(study, model, task, _modality(study, task))
+        identity |= {"parent": model.parent.removeprefix("models/")}
         predictions = [results / folder / f"{split}.parquet" for folder in (after, before) for split in TEST_SPLITS]
         ontology = results / "data" / task / gene_ontology.FILE if task in study.of_terms else None
         read = (results / after / "metrics.json", *predictions, *([ontology] if ontology else []))
         resamples = study.config["evaluation"]["bootstrap"]
         rows = functools.partial(_gain_rows, identity, results / after, results / before, resamples, ontology)
         yield Result("rl_gain", identity, GAINS_TABLE, read, (after, before, f"data/{task}"), rows)
-
-
-def _rewards(study: Study, results: Path) -> Iterator[Result]:
-    for model in study.models:
-        if model.kind == "rl":
-            task = str(model.task)
-            identity = _identity(study, model, task, _modality(study, task))
-            output = f"{model.path}/checkpoint"
-            file = results / output / "history.json"
-            rows = functools.partial(_reward_rows, identity, file)
-            yield Result("rl_rewards", identity, REWARDS_TABLE, (file,), (output,), rows)
 
 
 def _identity(study: Study, model: Model, task: str, modality: str) -> Row:
@@ -285,28 +250,36 @@ def _modality(study: Study, task: str) -> str:
 # --- Their rows ---
 
 
-def _evaluation_rows(identity: Row, file: Path) -> Iterator[Row]:
-    written = _read(file, file.parent)
-    yield from _split_rows(identity, written, file)
+@contextlib.contextmanager
+def _reading(file: Path, content: str) -> Iterator[None]:
+    """Errors of reading a file, and of what is not in it, as UserErrors; what a rerun makes anew has to be deleted."""
     try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        output = file if file.name == "perplexity.json" else file.parent
+        raise UserError(
+            f"{file}: cannot read {content} ({type(error).__name__}: {error}); delete {output} and run snakemake again"
+        ) from error
+
+
+def _evaluation_rows(identity: Row, file: Path) -> Iterator[Row]:
+    with _reading(file, "metrics of id and ood"):
+        splits = files.read_json(file)
+        yield from _split_rows(identity, splits)
         for split in TEST_SPLITS:
-            for group, metrics in sorted(written.get("groups", {}).get(split, {}).items()):
+            for group, metrics in sorted(splits.get("groups", {}).get(split, {}).items()):
                 yield from _metric_rows(identity | {"split": split, "group": group}, metrics)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unexpected(file, "groups", error) from error
 
 
 def _baseline_rows(identity: Row, file: Path) -> Iterator[Row]:
-    for name, splits in _read(file, file.parent).items():
-        yield from _split_rows(identity | {"model": f"baseline/{name}"}, splits, file)
+    with _reading(file, "metrics of id and ood"):
+        for name, splits in files.read_json(file).items():
+            yield from _split_rows(identity | {"model": f"baseline/{name}"}, splits)
 
 
-def _split_rows(identity: Row, splits: Any, file: Path) -> Iterator[Row]:
-    try:
-        for split in TEST_SPLITS:
-            yield from _metric_rows(identity | {"split": split}, splits[split])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unexpected(file, f"metrics of {' or '.join(TEST_SPLITS)}", error) from error
+def _split_rows(identity: Row, splits: Any) -> Iterator[Row]:
+    for split in TEST_SPLITS:
+        yield from _metric_rows(identity | {"split": split}, splits[split])
 
 
 def _metric_rows(identity: Row, metrics: dict[str, Any]) -> Iterator[Row]:
@@ -314,18 +287,15 @@ def _metric_rows(identity: Row, metrics: dict[str, Any]) -> Iterator[Row]:
         yield identity | {"metric": metric} | {key: summary[key] for key in ("value", "low", "high", "n")}
 
 
-def _perplexity_rows(identity: Row, file: Path, corpus: str) -> Iterator[Row]:
-    written = _read(file, file)
-    if corpus not in written:
-        raise UserError(f"{file}: lacks the perplexity on {corpus}; delete it and run snakemake again")
-    yield identity | {"split": "heldout", "metric": "perplexity"} | written[corpus]
+def _perplexity_rows(identity: Row, file: Path) -> Iterator[Row]:
+    corpus = identity["task"]
+    with _reading(file, f"the perplexity on {corpus}"):
+        yield identity | {"split": "heldout", "metric": "perplexity"} | files.read_json(file)[corpus]
 
 
 def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontology: Path | None) -> Iterator[Row]:
     """Paired differences of two evaluations; `ontology` is the task's file of terms if answers are sets of terms."""
-    space: AnswerSpace = (
-        Terms(gene_ontology.load(ontology)) if ontology else Labels(tuple(_labels(after / "metrics.json")))
-    )
+    space: AnswerSpace = Terms(gene_ontology.load(ontology)) if ontology else _labels(after / "metrics.json")
     for split in TEST_SPLITS:
         first, last = (_predictions(folder / f"{split}.parquet") for folder in (before, after))
         if not last["answer"].equals(first["answer"]):
@@ -338,39 +308,21 @@ def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontolog
 
 
 def _reward_rows(identity: Row, file: Path) -> Iterator[Row]:
-    try:
-        logged = [{key: entry[key] for key in LOGGED} for entry in _read(file, file.parent) if "reward" in entry]
+    with _reading(file, "rewards of RL"):
+        logged = [{key: entry[key] for key in LOGGED} for entry in files.read_json(file) if "reward" in entry]
         if not logged:
             raise KeyError("reward")
-    except (KeyError, TypeError) as error:
-        raise _unexpected(file, "rewards of RL", error) from error
     yield from (identity | entry for entry in logged)
 
 
-# --- Files ---
-
-
-def _read(file: Path, output: Path) -> Any:
-    """A JSON file; `output` is the output of the rule that makes it, which a rerun needs to be deleted."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); delete {output} and run snakemake again") from error
-
-
-def _unexpected(file: Path, what: str, error: Exception) -> UserError:
-    return UserError(
-        f"{file}: lacks {what} ({type(error).__name__} {error}); delete {file.parent} and run snakemake again"
-    )
-
-
-def _labels(file: Path) -> list[str]:
+def _labels(file: Path) -> Labels:
     """The labels of a task, from the metrics of an evaluation."""
     prefix = "gold:"
-    labels = [name.removeprefix(prefix) for name in _read(file, file.parent)["id"] if name.startswith(prefix)]
-    if not labels:
-        raise UserError(f"{file}: names no gold labels; delete {file.parent} and run snakemake again")
-    return labels
+    with _reading(file, "gold labels"):
+        labels = [name.removeprefix(prefix) for name in files.read_json(file)["id"] if name.startswith(prefix)]
+        if not labels:
+            raise KeyError(prefix)
+    return Labels(tuple(labels))
 
 
 def _predictions(file: Path) -> pd.DataFrame:
