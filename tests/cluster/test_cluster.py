@@ -74,10 +74,14 @@ def test_every_fault_costs_one_job_and_nothing_that_finished_runs_again(jobs):
     assert {SFT_ALONE, RL} <= requeued <= {SFT_ALONE, RL} | EVALUATIONS  # one may run on the node that is lost
 
 
-@pytest.mark.parametrize("stage", [f"{ALONE}/e40", f"{PAIR}/e12", f"{GRPO}/e12"])
+@pytest.mark.parametrize("stage", [f"{ALONE}/e40", f"{PAIR}/e12"])
 def test_a_stage_that_slurm_asks_to_end_saves_its_state_and_goes_on_from_there(run, stage):
     assert f"stopped: results/{stage}/checkpoint: by SIGTERM at step " in run.log()
     assert "resuming from step " in (run.clone.results / "logs" / f"{stage}.log").read_text()
+
+
+def test_a_stage_whose_node_is_lost_goes_on_from_its_last_state_on_the_other(run):
+    assert "resuming from step " in (run.clone.results / "logs" / f"{GRPO}/e12.log").read_text()
 
 
 def test_a_job_asks_for_what_the_study_and_the_profile_say(jobs):
