@@ -7,8 +7,7 @@ printed with the numbers. What a run really took is in the manifests. Not for sc
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.ops.workload import NUM_GENERATIONS, Workload, epochs_added, rows_used
@@ -27,8 +26,7 @@ HOUR = 3600.0
 Size = Callable[[str, str], int]  # rows of a split of a task
 
 
-@dataclass(frozen=True)
-class Passes:
+class Passes(NamedTuple):
     """An amount of work, counted three ways.
 
     planned: as the study does it. alone: without ladders and banks, so that every rung is a run of its own from its
@@ -43,23 +41,23 @@ class Passes:
 
 def passes(study: Study, size: Size) -> list[Passes]:
     """Epochs of SFT, RL and CPT, and forward passes of encoders, with and without what the study shares."""
-    found = []
+    rows = []
     sft, rl, cpt = ([model for model in study.models if model.kind == kind] for kind in ("sft", "rl", "cpt"))
     if sft:
         alone = sum(model.epochs for model in sft)
         planned = sum(epochs_added(study, model) for model in sft)
-        found.append(Passes("sft epochs", planned, alone, alone + sum(_sft_epochs_below(study, model) for model in rl)))
+        rows.append(Passes("sft epochs", planned, alone, alone + sum(_sft_epochs_below(study, model) for model in rl)))
     if rl:
         alone = sum(model.epochs for model in rl)
-        found.append(Passes("rl epochs", sum(epochs_added(study, model) for model in rl), alone, alone))
+        rows.append(Passes("rl epochs", sum(epochs_added(study, model) for model in rl), alone, alone))
     if cpt:
         epochs = {model.path: study.recipe("cpt", str(model.cpt))["num_train_epochs"] for model in cpt}
         planned = sum(epochs.values())
         again = sum(epochs.get(path, 0) for model in study.models for path in study.lineage(model))
-        found.append(Passes("cpt epochs", planned, planned, planned + again))
+        rows.append(Passes("cpt epochs", planned, planned, planned + again))
     if study.encoders:
-        found.append(_encoder_passes(study, size))
-    return found
+        rows.append(_encoder_passes(study, size))
+    return rows
 
 
 def _sft_epochs_below(study: Study, model: Model) -> int:
@@ -120,8 +118,7 @@ def width(model: Mapping[str, Any], size: float) -> float:
     return float(shape["hidden_size"]) if shape else float((size * ASPECT / 12) ** (1 / 3))
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """GPU-hours on one H100, and GB on disk, of all jobs of a kind."""
 
     what: str

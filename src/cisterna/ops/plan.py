@@ -43,10 +43,8 @@ def plan(study: Study, results: Path = Path("results")) -> str:
     ]
     if set(study.sweeps) != {""}:
         parts.append(_table(SWEEP_COLUMNS, sweep_rows(study), totals=SWEEP_COLUMNS[-1:]))
-    passes = [
-        [row.what, *map(_short, (row.planned, row.alone, row.unshared))] for row in cost.passes(study, known.rows)
-    ]
-    costs = [[row.what, _short(row.hours), _short(row.gigabytes)] for row in cost.estimates(known)]
+    passes = [[what, *map(_short, counts)] for what, *counts in cost.passes(study, known.rows)]
+    costs = [[what, *map(_short, amounts)] for what, *amounts in cost.estimates(known)]
     parts += [
         _table(STAGE_COLUMNS, _stage_rows(known), totals=("models",)),
         _table(TASK_COLUMNS, [_task_row(known, task) for task in study.tasks], totals=TASK_COLUMNS[1:]),

@@ -214,13 +214,9 @@ def read(path: Path, *more: Path) -> Study:
     UserError if a file is not readable or the study breaks a rule (all of them).
     """
     files = [Path(file) for file in (path, *more)]
-    problems = _problems(files)
+    problems = Problems(", ".join(map(str, files)))
     first, *changes = (parse(file, problems) for file in files)
     return _study(configs.check(reduce(_merged, changes, first), problems))
-
-
-def _problems(files: Iterable[Path]) -> Problems:
-    return Problems(", ".join(map(str, files)))
 
 
 def _merged(config: Any, change: Any) -> Any:
@@ -232,7 +228,7 @@ def _merged(config: Any, change: Any) -> Any:
 def locate(files: Iterable[Path]) -> Problems:
     """The lines of the keys in YAML files, for `load`; UserError if one of them is not readable."""
     files = list(files)
-    problems = _problems(files)
+    problems = Problems(", ".join(map(str, files)))
     for file in files:
         parse(file, problems)
     return problems

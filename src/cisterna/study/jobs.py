@@ -39,7 +39,7 @@ class Job:
 
 def jobs(study: Study) -> list[Job]:
     """Every job of a study, in the order of KINDS, and within a kind in the order of the study."""
-    found = [
+    unsorted = [
         *_task_jobs(study),
         *_encoder_jobs(study),
         *(_model_job(study, model) for model in study.models),
@@ -48,7 +48,7 @@ def jobs(study: Study) -> list[Job]:
         *_report_jobs(study),
     ]
     order = {kind: place for place, kind in enumerate(KINDS)}
-    return sorted(found, key=lambda job: order[job.kind])
+    return sorted(unsorted, key=lambda job: order[job.kind])
 
 
 def count_jobs(study: Study) -> dict[str, int]:

@@ -31,12 +31,12 @@ def check(config: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """
     from cisterna.study.config import rules, shape
 
-    known = len(problems.entries)
-    given = _plain(config, (), problems)
-    if len(problems.entries) > known:
+    before = len(problems.entries)
+    written = _plain(config, (), problems)
+    if len(problems.entries) > before:
         problems.stop()  # what is below a name that is not text would be reported twice
-    filled = shape.read(given, problems)
-    rules.check(given, filled, problems)
+    filled = shape.read(written, problems)
+    rules.check(written, filled, problems)
     problems.stop()
     return filled
 

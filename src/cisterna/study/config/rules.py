@@ -33,13 +33,13 @@ FLAT = (".gb", ".gbk", ".gbff", ".genbank", ".embl")
 Names = Mapping[str, list[str]]  # section ("tasks", "sft", ...) -> the names in it, also those of wrong entries
 
 
-def check(given: Mapping[str, Any], config: dict[str, Any], problems: Problems) -> None:
-    """Add every rule that a config breaks. `given` is the config as it was written, `config` what `shape.read` made."""
-    _check_secrets((), given, problems)
+def check(written: Mapping[str, Any], config: dict[str, Any], problems: Problems) -> None:
+    """Add every rule that a config breaks. `config` is what `shape.read` made of the config as it was written."""
+    _check_secrets((), written, problems)
     for section in ("backbones", "tasks", "lineages"):
-        if given.get(section) in ({}, []):
+        if written.get(section) in ({}, []):
             problems.add((section,), "empty; expected at least one entry")
-    names = _names(given)
+    names = _names(written)
     for name, backbone in config["backbones"].items():
         _check_architecture(("backbones", name), backbone, library.known()["architectures"], problems)
     for name, encoder in config["encoders"].items():
@@ -57,9 +57,9 @@ def check(given: Mapping[str, Any], config: dict[str, Any], problems: Problems) 
         _Lineage(("lineages", index), lineage, config, names, problems).check()
 
 
-def _names(given: Mapping[str, Any]) -> Names:
-    recipes = given.get("recipes")
-    sections = {key: given.get(key) for key in ("backbones", "encoders", "corpora", "tasks")}
+def _names(written: Mapping[str, Any]) -> Names:
+    recipes = written.get("recipes")
+    sections = {key: written.get(key) for key in ("backbones", "encoders", "corpora", "tasks")}
     sections |= {kind: recipes.get(kind) if isinstance(recipes, dict) else None for kind in STAGES}
     return {section: list(entries) if isinstance(entries, dict) else [] for section, entries in sections.items()}
 
@@ -78,6 +78,16 @@ def _check_known(key: Key, names: Iterable[str], valid: Iterable[str], problems:
     for index, name in enumerate(names):
         if name not in valid:
             problems.expected((*key, index), name, one_of(valid), valid)
+
+
+def _check_either(
+    key: Key, section: Mapping[str, Any], first: str, second: str, expected: str, problems: Problems
+) -> bool:
+    """Whether a section has exactly one of two keys."""
+    if (one := first in section) != (second in section):
+        return True
+    problems.add(key, f"{f'both {first} and' if one else f'neither {first} nor'} {second}; expected {expected}")
+    return False
 
 
 # --- Backbones, encoders, corpora ---
@@ -155,9 +165,9 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
         problems.add((*key, "hub"), f"`hub` is not supported by the adapter {task['adapter']}")
     if not adapter.hub and "file" not in task:
         problems.missing((*key, "file"), f"the path of the data ({counts})")
-    if adapter.hub and ("file" in task) == ("hub" in task):
-        found = "both file and hub" if "hub" in task else "neither file nor hub"
-        problems.add(key, f"{found}; expected `file` ({counts}), or `hub`, a data set of the Hugging Face hub")
+    if adapter.hub:
+        expected = f"`file` ({counts}), or `hub`, a data set of the Hugging Face hub"
+        _check_either(key, task, "file", "hub", expected, problems)
     if "revision" in task and "hub" not in task:
         problems.add((*key, "revision"), "not supported without `hub`")
     files = task.get("file", [])
@@ -217,9 +227,9 @@ def _check_split(key: Key, split: dict[str, Any] | None, column: tuple[str, ...]
             problems.add((*key, name), f"not supported here with `by: {way}`")
     if way != "time" and "ood" not in split:
         problems.missing((*key, "ood"), "the share of the rows that is held out, e.g. 0.2")
-    elif way == "time" and ("ood" in split) == ("after" in split):
-        found = "both ood and after" if "ood" in split else "neither ood nor after"
-        problems.add(key, f"{found}; expected ood (the share of the latest rows) or after (a date)")
+    elif way == "time":
+        expected = "ood (the share of the latest rows) or after (a date)"
+        _check_either(key, split, "ood", "after", expected, problems)
 
 
 def _check_forms(key: Key, name: str, task: dict[str, Any], names: Names, problems: Problems) -> None:
@@ -410,9 +420,7 @@ class _Lineage:
         for kind in ("sft", "rl"):
             if not self.lineage[kind]:
                 self.problems.missing((*self.key, kind), f"the {kind} recipes that share the budget")
-        if ("epochs" in budget) == ("examples" in budget):
-            found = "both epochs and examples" if "epochs" in budget else "neither epochs nor examples"
-            self.problems.add((*self.key, "budget"), f"{found}; expected one of them")
+        if not _check_either((*self.key, "budget"), budget, "epochs", "examples", "one of them", self.problems):
             return
         counted = unit(budget)
         for index, pair in enumerate(budget["split"]):
