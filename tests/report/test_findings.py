@@ -76,7 +76,7 @@ def test_unresampled_metrics_are_those_of_the_evaluation(answered: statistics.Sh
     found = answered.values(np.ones((1, len(answered.gold)), dtype=np.float32))
     for row in range(len(answered.models)):
         expected = metrics.score(words(answered.gold), words(answered.predicted[row]), LABELS[TASK], resamples=1)
-        for metric in statistics.METRICS:
+        for metric in statistics.COMPARED_METRICS:
             assert found[metric][0, row] == pytest.approx(expected[metric]["value"], abs=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_resampled_differences_are_paired_as_those_of_the_evaluation(answered: s
     expected = metrics.difference(
         words(answered.gold), words(answered.predicted[first]), words(answered.predicted[second]), LABELS[TASK]
     )
-    for metric in statistics.METRICS:
+    for metric in statistics.COMPARED_METRICS:
         difference = drawn.resampled[metric][:, second] - drawn.resampled[metric][:, first]
         low, high = np.percentile(difference, [2.5, 97.5])
         assert low == pytest.approx(expected[metric]["low"], abs=0.01)
@@ -368,7 +368,7 @@ def test_findings_of_files_are_those_of_their_answers(written: Written) -> None:
     sheets = simulate(written.study, as_claimed, np.random.default_rng(0), size=300, luck=0.1)
     effects = {name: part["effect"] for name, part in parts(written.found["claims"]).items()}
     for name, part in parts(findings.judge(asked(written.study), sheets, resamples=50)).items():
-        for metric in statistics.METRICS:
+        for metric in statistics.COMPARED_METRICS:
             if not part["rivals"]:
                 assert effects[name][metric]["value"] == pytest.approx(part["effect"][metric]["value"], abs=1e-6)
     part = parts(written.found["claims"])["cpt_helps_ood"]

@@ -98,9 +98,12 @@ def weigh(
     tasks = {task: _stages(study, task, sheets, resamples) for task in study.tasks if (task, "id") in sheets}
     known = _known(study, tasks)
     return {
-        "seeds": {task: len({m.seed for models in of.models for m in models} - {None}) for task, of in tasks.items()},
-        "frontier": {task: _frontier(of) for task, of in tasks.items()},
-        "peaks": {task: _peaks(of) for task, of in tasks.items()},
+        "seeds": {
+            task: len({model.seed for models in stages.models for model in models} - {None})
+            for task, stages in tasks.items()
+        },
+        "frontier": {task: _frontier(stages) for task, stages in tasks.items()},
+        "peaks": {task: _peaks(stages) for task, stages in tasks.items()},
         "budgets": sorted(known),
         "budget": None if budget is None else _budget(budget, known, tasks),
     }
@@ -109,8 +112,8 @@ def weigh(
 def _stages(study: Study, task: str, sheets: Mapping[tuple[str, str], AnySheet], resamples: int) -> Stages:
     groups: dict[tuple[Any, ...], list[Model]] = defaultdict(list)
     answered = {path for split in TEST_SPLITS for path in sheets[task, split].models}
-    for of, model in claims.evaluated_models(study):
-        if of == task and model.path in answered:
+    for evaluated_on, model in claims.evaluated_models(study):
+        if evaluated_on == task and model.path in answered:
             groups[_stage(model)].append(model)
     seeds = sorted({model.seed for models in groups.values() for model in models if model.seed is not None})
     columns = {seed: column for column, seed in enumerate(seeds)}
@@ -120,10 +123,10 @@ def _stages(study: Study, task: str, sheets: Mapping[tuple[str, str], AnySheet],
     for split in TEST_SPLITS:
         sheet = sheets[task, split]
         drawn = statistics.draw(sheet, statistics.generator("advice", task, split), resamples)
-        place = statistics.columns(sheet)
+        places = statistics.columns(sheet)
         observed, draws = [], []
         for models in groups.values():
-            mine = np.array([place[model.path] for model in models])
+            mine = np.array([places[model.path] for model in models])
             once = drawn.observed[PRIMARY][0, mine].astype(float)
             many = drawn.resampled[PRIMARY][:, mine].mean(1).astype(float)
             if len(models) > 1:
@@ -151,20 +154,20 @@ def _name(m: Model) -> str:
     return " · ".join(words)
 
 
-def _frontier(of: Stages) -> list[dict[str, Any]]:
+def _frontier(stages: Stages) -> list[dict[str, Any]]:
     """The stages on the Pareto frontier of ID and OOD, in the data or in at least LIKELY of the resamples."""
-    ours = [of.scores[split] for split in TEST_SPLITS]
+    ours = [stages.scores[split] for split in TEST_SPLITS]
     once = _undominated(*(scores.observed[None] for scores in ours))[0]
     often = _undominated(*(scores.drawn for scores in ours)).mean(0)
     frontier = [
         {
-            "stage": of.names[place],
-            "models": [model.path for model in of.models[place]],
+            "stage": stages.names[place],
+            "models": [model.path for model in stages.models[place]],
             "on_frontier": bool(once[place]),
             "probability": float(often[place]),
             **{split: _estimate(scores, place) for split, scores in zip(TEST_SPLITS, ours, strict=True)},
         }
-        for place in range(len(of.names))
+        for place in range(len(stages.names))
         if once[place] or often[place] >= LIKELY
     ]
     return sorted(frontier, key=lambda stage: (-stage["id"]["value"], stage["stage"]))
@@ -186,10 +189,10 @@ def _estimate(scores: Scores, place: int) -> dict[str, float]:
     return {"value": float(scores.observed[place]), "low": float(low), "high": float(high)}
 
 
-def _peaks(of: Stages) -> list[dict[str, Any]]:
+def _peaks(stages: Stages) -> list[dict[str, Any]]:
     """For each SFT recipe with two rungs or more, the share of the resamples in which OOD is highest at each rung."""
     ladders: dict[tuple[Any, ...], dict[int, int]] = defaultdict(dict)
-    for place, (model, *_) in enumerate(of.models):
+    for place, (model, *_) in enumerate(stages.models):
         if model.kind == "sft":
             ladders[*_stage(model)[:4], model.sft][model.sft_epochs] = place
     peaks = []
@@ -197,17 +200,17 @@ def _peaks(of: Stages) -> list[dict[str, Any]]:
         if len(rungs) > 1:
             ordered = dict(sorted(rungs.items()))
             places = list(ordered.values())
-            best = of.scores["ood"].drawn[:, places].argmax(1)
+            best = stages.scores["ood"].drawn[:, places].argmax(1)
             shares = np.bincount(best, minlength=len(places)) / len(best)
-            model = of.models[places[0]][0]
-            peak = int(of.scores["ood"].observed[places].argmax())
+            model = stages.models[places[0]][0]
+            peak = int(stages.scores["ood"].observed[places].argmax())
             peaks.append(
                 {
                     "setting": _name(model).rpartition(" e")[0],
                     "peak": list(ordered)[peak],
                     "sure": bool(shares[peak] >= SURE),
                     "rungs": [
-                        {"epochs": epochs, "probability": float(share), "ood": _estimate(of.scores["ood"], place)}
+                        {"epochs": epochs, "probability": float(share), "ood": _estimate(stages.scores["ood"], place)}
                         for (epochs, place), share in zip(ordered.items(), shares, strict=True)
                     ],
                 }
@@ -223,8 +226,8 @@ def _known(study: Study, tasks: Mapping[str, Stages]) -> Known:
     known: Known = defaultdict(lambda: defaultdict(list))
     places = {
         (task, model.path): place
-        for task, of in tasks.items()
-        for place, models in enumerate(of.models)
+        for task, stages in tasks.items()
+        for place, models in enumerate(stages.models)
         for model in models
     }
     for (unit, total, words, (task, *_)), splits in claims.allocations(study).items():

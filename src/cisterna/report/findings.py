@@ -22,7 +22,7 @@ import numpy as np
 from cisterna.artifacts import files
 from cisterna.report import pages, statistics
 from cisterna.report.claims import Arm, Claim, Contrast, Part, claims
-from cisterna.report.statistics import HALVINGS, LEVEL, METRICS, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values
+from cisterna.report.statistics import HALVINGS, LEVEL, PRIMARY, RESAMPLES, AnySheet, Array, Draws, Values
 from cisterna.study import Study
 
 FINDINGS = "findings.json"
@@ -35,7 +35,7 @@ ABSENT = "not in this study"
 METHOD = {
     "primary_metric": PRIMARY,
     "primary_metric_of_sets_of_terms": TERMS_PRIMARY,
-    "metrics": list(METRICS),
+    "metrics": list(statistics.COMPARED_METRICS),
     "level": LEVEL,
     "alpha": ALPHA,
     "margin": MARGIN,
@@ -164,7 +164,7 @@ def _measure(part: Part, draws: Callable[[str, str], Draws], margin: float) -> d
 
     def by_metric(some: Sequence[str]) -> dict[str, dict[str, float] | None]:
         """Over the tasks that have the metric; None if none has."""
-        known = {metric: [task for task in some if metric in effects[task]] for metric in METRICS}
+        known = {metric: [task for task in some if metric in effects[task]] for metric in statistics.COMPARED_METRICS}
         return {metric: summary(metric, having)[0] if having else None for metric, having in known.items()}
 
     of_effect = summary(PRIMARY, tasks)[1]

@@ -36,7 +36,7 @@ Values = dict[str, NDArray[np.float32]]  # metric -> (resamples, models)
 
 # Independent of the mix of labels, which differs between ID and OOD. For sets of terms it is micro F1, under this name.
 PRIMARY = "balanced_accuracy"
-METRICS = (PRIMARY, "accuracy", "skill")
+COMPARED_METRICS = (PRIMARY, "accuracy", "skill")
 TERMS = re.compile(rf"{TERM.pattern}(, {TERM.pattern})*")
 LEVEL = bootstrap.LEVEL
 RESAMPLES = 4000
@@ -57,7 +57,7 @@ class Sheet:
     predicted: NDArray[np.int16]
 
     def values(self, weights: NDArray[np.float32]) -> Values:
-        """METRICS of all models under weights of the examples, shape (R, examples): metric -> (R, models).
+        """COMPARED_METRICS of all models under weights of the examples, shape (R, examples): metric -> (R, models).
 
         As in `cisterna.scoring.metrics`: balanced accuracy is the mean over the labels that have weight. Labels are
         summed one by one, because all of them at once would need as many times the memory. `metrics.score` sums them
