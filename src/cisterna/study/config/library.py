@@ -7,7 +7,6 @@ transformers and trl takes seconds.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,11 +75,15 @@ def check_recipe(key: Key, kind: str, own: Iterable[str], recipe: Mapping[str, A
         problems.expected((*key, "num_train_epochs"), length, "a number > 0")
 
 
+@cache
 def _refused(kind: str, name: str) -> str | None:
     """Why a recipe may not set an option; None if it may."""
     if name in ALLOWED.get(kind, ()):
         return None
-    return next((reason for pattern, reason in REFUSED.items() if fnmatchcase(name, pattern)), None)
+    for pattern, reason in REFUSED.items():
+        if name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1])):
+            return reason
+    return None
 
 
 def check(
