@@ -11,11 +11,17 @@ from cisterna.runtime import commands
 from cisterna.study import jobs
 
 KINDS = (*commands.TRAINING, "evaluate")
+MODEL = "results/models/nano/base/splice-donor/s0/sft-brief/e2"
+
+
+@pytest.fixture
+def default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return study.read(goldens.CONFIGS["default"])
 
 
 @pytest.mark.parametrize("name", goldens.CONFIGS)
 def test_commands_are_those_of_the_rules(name):
-    """The golden dumps are shell lines that Snakemake printed."""
     loaded = study.read(goldens.CONFIGS[name])
     printed = {job["output"]: job["shell"] for job in goldens.load(name)["jobs"] if job["rule"] in KINDS}
     made = {f"results/{job.output}": job for job in jobs.jobs(loaded) if job.kind in KINDS}
@@ -25,16 +31,7 @@ def test_commands_are_those_of_the_rules(name):
         assert commands.command(loaded, job) == words
 
 
-@pytest.fixture
-def default(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return study.read(goldens.CONFIGS["default"])
-
-
-MODEL = "results/models/nano/base/splice-donor/s0/sft-brief/e2"
-
-
-@pytest.mark.parametrize("path", [MODEL, f"{MODEL}/checkpoint", f"{MODEL}/checkpoint/", f"./{MODEL}"])
+@pytest.mark.parametrize("path", [MODEL, f"{MODEL}/checkpoint/", f"./{MODEL}"])
 def test_checkpoint_is_named_by_its_folder_or_by_that_of_its_model(default, path):
     assert commands.find(default, path, *commands.TRAINING).output == f"{MODEL}/checkpoint".removeprefix("results/")
 
@@ -46,12 +43,9 @@ def test_path_of_no_job_is_refused_with_the_nearest(default):
         commands.find(default, f"{MODEL}/eval", *commands.TRAINING)
 
 
-def test_missing_input_is_named_with_what_makes_it(default):
+def test_job_runs_only_if_its_inputs_are_there_and_its_result_is_not(default, tmp_path):
     with pytest.raises(UserError, match="`snakemake results/data/splice-donor` makes it"):
         commands.run(default, MODEL, *commands.TRAINING)
-
-
-def test_result_that_is_there_is_not_made_again(default, tmp_path):
     (tmp_path / MODEL / "checkpoint").mkdir(parents=True)
     (tmp_path / MODEL / "checkpoint" / "manifest.json").touch()
     with pytest.raises(UserError, match=f"rm -r {MODEL}/checkpoint"):

@@ -4,9 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from cisterna.errors import UserError
 from cisterna.runtime import launch
 
 # What Slurm 22.05 gives the second of two tasks, as far as it matters here.
@@ -18,11 +15,8 @@ TASK = {
 }
 
 
-def test_one_process_is_started_as_it_is():
-    assert launch.command(1, 1) == "cisterna"
-
-
 def test_ranks_on_one_node_are_those_of_one_torchrun():
+    assert launch.command(1, 1) == "cisterna"
     assert launch.command(4, 1) == "torchrun --standalone --nproc_per_node 4 -m cisterna"
 
 
@@ -34,27 +28,18 @@ def test_srun_starts_one_launcher_a_node_with_its_share_of_the_ranks():
 
 
 def test_torchruns_of_a_job_meet_at_its_first_node():
+    place = "--nnodes 2 --node_rank 1 --nproc_per_node 4 --master_addr 10.1.2.3 --master_port 20345"
     words = launch.torchrun(4, ["sft", "--seed", "0"], TASK)
-    given = dict(zip(words[1:11:2], words[2:11:2], strict=True))
-    assert given == {
-        "--nnodes": "2",
-        "--node_rank": "1",
-        "--nproc_per_node": "4",
-        "--master_addr": "10.1.2.3",
-        "--master_port": "20345",
-    }
-    assert words[11:] == ["-m", "cisterna", "sft", "--seed", "0"]
+    assert " ".join(words) == f"torchrun {place} -m cisterna sft --seed 0"
 
 
 def test_outside_of_slurm_the_error_says_what_is_missing():
-    with pytest.raises(UserError, match=r"SLURM_NODEID is not set.*Slurm"):
-        launch.torchrun(1, [], {key: value for key, value in TASK.items() if key != "SLURM_NODEID"})
     bare = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     done = subprocess.run(
         [sys.executable, "-m", "cisterna.runtime.launch", "1", "sft"], env=bare, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("error: SLURM_STEP_NUM_NODES is not set")
 
 
 def test_gpus_of_several_nodes_are_asked_for_by_node():
