@@ -6,15 +6,18 @@ The task that ships is also read as features of an encoder.
 import copy
 import gzip
 import itertools
+import json
 import os
 import random
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from forks import Fork
@@ -102,6 +105,13 @@ class Job(NamedTuple):
     output: str
 
 
+REPORT = [
+    Job("figures", "studies/tiny/figures/sft_accuracy.svg"),
+    Job("findings", "studies/tiny/findings.json"),
+    Job("gather", "studies/tiny/metrics.parquet"),
+]
+
+
 class Clone:
     """A folder where a user works: a config, a table, a corpus, `resources`, and later `results`."""
 
@@ -133,13 +143,32 @@ class Clone:
     def todo(self, *arguments: str) -> list[Job]:
         """What a dry run would do, sorted, without the target rule."""
         output = self.snakemake("--dry-run", *arguments)
-        found = re.findall(
-            r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*    output: (\S+?)(?:,|\n)", output, re.MULTILINE
-        )
+        job = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*    output: (?:\S*/)?results/(\S+?)(?:,| \(|\n)"
+        jobs = sorted(Job(*match) for match in re.findall(job, output, re.MULTILINE))
         counts = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
-        jobs = sorted(Job(rule, path.removeprefix("results/")) for rule, path in found)
         assert len(jobs) == int(counts.get("total", 0)) - int(counts.get("all", 0)), output
         return jobs
+
+
+class Stage:
+    """A training stage in a clone that a process started, to be interrupted. `path` is its run, below results/."""
+
+    def __init__(self, clone: Clone, path: str) -> None:
+        self.work = clone.results / ".work" / path
+
+    def wait_for_state(self, after: int, started_by: subprocess.Popen[bytes]) -> int:
+        """Wait until the stage has saved its state after more than so many steps; its process id."""
+        deadline = time.monotonic() + 240
+        while True:
+            assert started_by.poll() is None, "it ended too soon"
+            assert time.monotonic() < deadline
+            if any(
+                int(state.parent.name.split("-")[1]) > after for state in self.work.glob("checkpoint-*/complete.json")
+            ):
+                pid = int(json.loads((self.work / "progress.json").read_text())["pid"])
+                if psutil.pid_exists(pid):  # else that of an earlier stage
+                    return pid
+            time.sleep(0.02)
 
 
 def snakemake(*arguments: str) -> list[str]:

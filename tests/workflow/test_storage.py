@@ -1,4 +1,4 @@
-"""Results on S3: a study run through Snakemake's storage plugin against a real S3 server on this machine."""
+"""Results on S3: a study run through Snakemake's storage plugin with a real S3 server on this machine."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from snakemake_storage_plugin_s3 import StorageObject, StorageProvider, StorageProviderSettings
 
 from cisterna.runtime import snakefile
-from clones import CONFIG, Clone, Config, Job, edited, make, snakemake
+from clones import CONFIG, REPORT, Clone, Config, Job, edited, make, snakemake
 from tiny import ROOT
 
 SECRET = "Xq7-a-key-that-nobody-may-see"
@@ -23,11 +23,6 @@ COPIES = Path(".snakemake") / "storage"
 CPT = "models/tiny/cpt-bio"
 RL = f"{CPT}/hairpin/s0/sft-brief/e2/rl-grpo/e1"
 FEATURES = "models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1"
-REPORT = [
-    Job("figures", "studies/tiny/figures/sft_accuracy.svg"),
-    Job("findings", "studies/tiny/findings.json"),
-    Job("gather", "studies/tiny/metrics.parquet"),
-]
 
 
 def study(**changes: Any) -> Config:
@@ -55,15 +50,6 @@ class Stored(Clone):
         storage = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://bucket/lab")
         return self.run(*snakemake(*storage, *arguments), code=code, **self.keys)
 
-    def todo(self, *arguments: str) -> list[Job]:
-        """What a dry run would do, sorted, without the target rule."""
-        output = self.snakemake("--dry-run", *arguments)
-        pattern = r"^(?:local)?rule (\w+):\n(?:    (?!output).*\n)*    output: s3://bucket/lab/results/(\S+) \(send"
-        found = sorted(Job(rule, path) for rule, path in re.findall(pattern, output, re.MULTILINE))
-        counts = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
-        assert len(found) == int(counts.get("total", 0)) - int(counts.get("all", 0)), output
-        return found
-
     def copies(self) -> set[str]:
         """The files of local copies of results."""
         root = self.folder / COPIES
@@ -71,7 +57,7 @@ class Stored(Clone):
 
 
 class Server:
-    """The S3 server: what its bucket holds."""
+    """The S3 server and its bucket."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -138,10 +124,7 @@ def test_only_artifacts_travel(stored: tuple[Stored, dict[str, bytes]]) -> None:
     assert list((clone.results / ".work" / RL).parent.rglob("*.safetensors"))
     assert (clone.results / "logs" / f"{RL}.log").is_file()
     assert {path.name for path in clone.results.iterdir()} == {".work", "benchmarks", "logs"}
-
-
-def test_nothing_is_left_of_local_copies(stored: tuple[Stored, dict[str, bytes]]) -> None:
-    assert stored[0].copies() == set()
+    assert clone.copies() == set()
 
 
 def test_keys_are_in_no_file(stored: tuple[Stored, dict[str, bytes]]) -> None:
@@ -156,18 +139,12 @@ def test_second_run_has_nothing_to_do(stored: tuple[Stored, dict[str, bytes]]) -
     assert "Nothing to be done" in stored[0].snakemake()
 
 
-def test_another_clone_with_younger_files_has_nothing_to_do(
+def test_another_clone_with_younger_files_has_nothing_to_do_and_can_make_the_report(
     stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
 ) -> None:
     another = server.clone(tmp_path / "study")
     assert "Nothing to be done" in another.snakemake()
     assert another.copies() == set()
-
-
-def test_report_is_made_in_another_clone(
-    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
-) -> None:
-    another = server.clone(tmp_path / "study")
     another.snakemake("--report", "report.html")
     assert "what RL adds" in (another.folder / "report.html").read_text()
 
@@ -187,10 +164,10 @@ def test_touched_table_reruns_nothing_and_an_edited_one_its_task(
     assert not [job for job in jobs if "splice-donor" in job.output]
 
 
-def test_edited_recipe_fetches_the_lineage_and_runs_what_hangs_on_it_alone(
+def test_edited_recipe_fetches_the_lineage_and_runs_only_what_depends_on_it(
     stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
 ) -> None:
-    """In another clone, which knows what was run from Snakemake's metadata: a copy of that folder."""
+    """In another clone, with a copy of Snakemake's metadata, which say what was run."""
     evaluation = f"results/{RL}/eval"
     first, before = stored
     clone = server.clone(tmp_path / "study")
@@ -206,7 +183,7 @@ def test_edited_recipe_fetches_the_lineage_and_runs_what_hangs_on_it_alone(
         f"{model}/checkpoint" for model in ("models/tiny/base", CPT, rung)
     }
     changed = {path for path, content in server.objects().items() if before.get(path) != content}
-    assert {path for path in changed if not path.startswith(f"results/{RL}/")} == set()
+    assert all(path.startswith(f"results/{RL}/") for path in changed)
     assert f"results/{RL}/checkpoint/adapter_model.safetensors" in changed
     assert clone.copies() == set()
     assert "Nothing to be done" in clone.snakemake(evaluation)
