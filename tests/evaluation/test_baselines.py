@@ -51,8 +51,7 @@ def value(scores: dict, baseline: str, metric: str = "accuracy", split: str = "i
 
 
 @pytest.mark.parametrize(
-    ("length", "modality", "features"),
-    [(30, "dna", "positions"), (None, "dna", "3-mers"), (None, "protein", "2-mers")],
+    ("length", "modality", "features"), [(30, "dna", "positions"), (None, "dna", "3-mers"), (None, "protein", "2-mers")]
 )
 def test_logistic_regression_finds_a_planted_signal(tmp_path, length, modality, features):
     data = write(planted(length, modality), tmp_path / "data")

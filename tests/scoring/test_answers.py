@@ -105,11 +105,7 @@ def test_an_output_that_scores_names_one_label_and_nothing_else(output: str) -> 
         assert output.split("</think>")[-1].strip() == f"Answer: {label}"
 
 
-@given(
-    st.text(max_size=20),
-    st.lists(st.sampled_from(LABELS), min_size=2, max_size=4),
-    st.text(max_size=5),
-)
+@given(st.text(max_size=20), st.lists(st.sampled_from(LABELS), min_size=2, max_size=4), st.text(max_size=5))
 def test_more_than_one_label_after_the_reasoning_never_scores(reasoning: str, named: list[str], joint: str) -> None:
     if "</think>" not in joint + reasoning:
         tail = joint.join(f"Answer: {label}" for label in named)

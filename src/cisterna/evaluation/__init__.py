@@ -1,7 +1,6 @@
 """What a checkpoint answers and how it scores, and the baselines to compare it with.
 
-- generate: what a model writes after each prompt, and the answers in it
-- label_scores: the probability of each label after the model's own reasoning
+- generate: what a model writes after each prompt, the answers in it, and the probability of each label
 - evaluate: answers and metrics of one checkpoint on the test splits of one task
 - predict: answers to new sequences
 - perplexity: base and CPT models on held-out parts of corpora

@@ -100,17 +100,9 @@ def _features(sequences: pd.Series, modality: str) -> tuple[str, Analyzer]:
         return "words", str.split
     lengths = set(map(len, sequences))
     if len(lengths) == 1 and max(lengths) <= similarity.ALIGNED:
-        return "positions", _positions
-    size = KMER[modality]
-    return f"{size}-mers", lambda sequence: _kmers(sequence, size)
-
-
-def _positions(sequence: str) -> list[str]:
-    return [f"{position}{letter}" for position, letter in enumerate(sequence)]
-
-
-def _kmers(sequence: str, size: int) -> list[str]:
-    return [sequence[i : i + size] for i in range(max(1, len(sequence) - size + 1))]
+        return "positions", lambda sequence: [f"{position}{letter}" for position, letter in enumerate(sequence)]
+    k = KMER[modality]
+    return f"{k}-mers", lambda sequence: [sequence[i : i + k] for i in range(max(1, len(sequence) - k + 1))]
 
 
 def _fit_labels(
@@ -130,14 +122,11 @@ def _fit_labels(
     choices: dict[str, object] = {}
     for name, grid in grids.items():
         pipelines = {value: fit(model) for value, model in grid.items()}
-        accuracies = {
-            value: float(pipeline.score(validation["sequence"], validation["answer"]))
-            for value, pipeline in pipelines.items()
-        }
+        questions, gold = validation["sequence"], validation["answer"]
+        accuracies = {value: float(pipeline.score(questions, gold)) for value, pipeline in pipelines.items()}
         best = max(accuracies, key=lambda value: accuracies[value])
         fitted[name] = pipelines[best]
-        parameter = "n_neighbors" if name == "knn" else "C"
-        choices[name] = {parameter: best, "validation_accuracy": accuracies[best]}
+        choices[name] = {"n_neighbors" if name == "knn" else "C": best, "validation_accuracy": accuracies[best]}
     return {name: pipeline.predict for name, pipeline in fitted.items()}, choices
 
 
@@ -178,14 +167,8 @@ def _fit_terms(
 
 def _predictions(baselines: Mapping[str, Baseline], split: pd.DataFrame) -> pd.DataFrame:
     """One row a baseline and example: id, baseline, gold, predicted (null for no prediction)."""
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "id": split["id"],
-                "baseline": name,
-                "gold": split["answer"],
-                "predicted": list(predict(split["sequence"])),
-            }
-        )
-        for name, predict in baselines.items()
-    )
+    tables = []
+    for name, predict in baselines.items():
+        columns = {"id": split["id"], "baseline": name, "gold": split["answer"]}
+        tables.append(pd.DataFrame(columns | {"predicted": list(predict(split["sequence"]))}))
+    return pd.concat(tables)

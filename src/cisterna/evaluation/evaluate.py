@@ -29,8 +29,7 @@ from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
 from cisterna.evaluation import generate
 from cisterna.evaluation.generate import LoadedModel, OnBatch
-from cisterna.evaluation.label_scores import label_logs
-from cisterna.scoring import answers, at_k, bootstrap, calibration
+from cisterna.scoring import answers, bootstrap, metrics
 from cisterna.scoring.answers import AnswerSpace
 from cisterna.sequences import inputs_file
 
@@ -60,13 +59,13 @@ def evaluate(
     Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), well_formed,
     tokens (generated, the end-of-text token included), finished (False where `max_new_tokens` cut it), repeated (see
     `repeats`). With `calibration` in the options also confidence: the probability of `predicted` among the labels,
-    after the model's own reasoning; null where it is not known (see `label_logs`). With `samples` also sampled: the
-    answers of that many further outputs, drawn from the model's whole distribution at `sample_temperature`, null where
-    one does not parse.
+    after the model's own reasoning; null where it is not known (see `generate.label_logs`). With `samples` also
+    sampled: the answers of that many further outputs, drawn from the model's whole distribution at
+    `sample_temperature`, null where one does not parse.
 
     metrics.json: split -> metric -> value, low, high, n, with the metrics of the task's answer space
-    (`cisterna.scoring.metrics` or `term_sets`), with `calibration` those of `cisterna.scoring.calibration`, with
-    `samples` those of `cisterna.scoring.at_k`, and the shares of degenerate outputs:
+    (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`,
+    with `samples` those of `metrics.score_samples`, and the shares of degenerate outputs:
 
     - unfinished: cut by `max_new_tokens`
     - empty: finished without an answer: nothing after `</think>` (or at all), or nothing after `Answer:`
@@ -154,8 +153,8 @@ def _answer(
     table["repeated"] = [repeats(loaded.before_end(output)) for output in outputs]
     logs = None
     if options.get("calibration") and space.labels:
-        logs = label_logs(loaded, prompts, outputs, space.labels, next_to("labels"), on_batch)
-        table["confidence"] = calibration.confidences(_texts(table["predicted"]), logs, space.labels)
+        logs = generate.label_logs(loaded, prompts, outputs, space.labels, next_to("labels"), on_batch)
+        table["confidence"] = metrics.confidences(_texts(table["predicted"]), logs, space.labels)
     samples = []
     for number in range(1, int(options.get("samples") or 0) + 1):
         folder = next_to(f"sample-{number:04}")
@@ -174,10 +173,10 @@ def _score(
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
     scores = space.score(gold, predicted, seed, resamples) | bootstrap.means(degenerate(table), seed, resamples)
     if logs is not None:
-        scores |= calibration.score(gold, predicted, logs, space.labels, seed, resamples)
+        scores |= metrics.score_probabilities(gold, predicted, logs, space.labels, seed, resamples)
     if "sampled" in table:
         samples = [[answer and space.canonical(answer) for answer in row] for row in table["sampled"]]
-        scores |= at_k.score([space.canonical(answer) for answer in gold], samples, seed, resamples)
+        scores |= metrics.score_samples([space.canonical(answer) for answer in gold], samples, seed, resamples)
     return {
         name: {key: None if math.isnan(number) else number for key, number in summary.items()}
         for name, summary in scores.items()
@@ -189,8 +188,8 @@ def _score_groups(table: pd.DataFrame, space: AnswerSpace, options: Mapping[str,
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
     scores = {}
     for group, rows in table.groupby(np.array(pooled(table["group"].fillna("none").tolist())), sort=False):
-        found = space.score(rows["answer"].tolist(), _texts(rows["predicted"]), seed, resamples)
-        scores[str(group)] = {name: found[name] for name in space.group_metrics}
+        summaries = space.score(rows["answer"].tolist(), _texts(rows["predicted"]), seed, resamples)
+        scores[str(group)] = {name: summaries[name] for name in space.group_metrics}
     return scores
 
 
@@ -202,7 +201,8 @@ def pooled(groups: Sequence[str]) -> list[str]:
 
 def degenerate(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Which outputs are unfinished, empty, off-format and repeated (see `evaluate`)."""
-    empty = table["output"].map(_is_empty)
+    nothing = ("", answers.ANSWER.strip())
+    empty = table["output"].map(lambda output: output.rpartition(answers.END_THINK)[2].strip() in nothing)
     malformed = table["finished"] & ~table["well_formed"]
     return {
         "unfinished": ~table["finished"],
@@ -210,11 +210,6 @@ def degenerate(table: pd.DataFrame) -> dict[str, pd.Series]:
         "off_format": malformed & ~empty,
         "repeated": table["repeated"],
     }
-
-
-def _is_empty(output: str) -> bool:
-    """Whether an output has no answer: nothing after `</think>` or at all, or nothing after `Answer:`."""
-    return output.rpartition(answers.END_THINK)[2].strip() in ("", answers.ANSWER.strip())
 
 
 def repeats(token_ids: Sequence[int]) -> bool:

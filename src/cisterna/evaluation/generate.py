@@ -1,8 +1,10 @@
-"""Generation: the token ids that a checkpoint writes after each prompt, and the answers that they spell.
+"""Generation: what a checkpoint writes after each prompt, its answers, and the probability of each label.
 
 Not for the metrics of answers (`cisterna.scoring`).
 """
 
+import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from cisterna import models
 from cisterna.artifacts import files
+from cisterna.scoring import answers
 from cisterna.sequences import tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
@@ -24,8 +28,8 @@ from cisterna.study.config import evaluation_keys
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 OnBatch = Callable[[int], None]  # called after each batch with the number of outputs in it
+LABELS_BATCH = 32  # outputs at a time for `label_logs`: more are no faster, and on a CPU a fifth slower (measured)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class LoadedModel:
 
     def encode(self, frame: pd.DataFrame) -> list[list[int]]:
         """The `prompt` of each row (with its `segments`) as token ids, with feature rows where the model reads them."""
-        first = self.model.get_input_embeddings().num_embeddings
-        return encode_prompts(self.tokenizer, list(frame["prompt"]), self.source, list(frame["segments"]), first)
+        first_row = self.model.get_input_embeddings().num_embeddings
+        return encode_prompts(self.tokenizer, list(frame["prompt"]), self.source, list(frame["segments"]), first_row)
 
     def before_end(self, output: list[int]) -> list[int]:
         """Generated token ids up to the end-of-text token, or all of them where there is none."""
@@ -80,8 +84,8 @@ def generate(
     """
     size, seed = int(options["batch_size"]), int(options.get("seed", 0))
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    own = evaluation_keys()  # the others are options of transformers.GenerationConfig
-    generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in own}
+    ours = evaluation_keys()  # the others are options of transformers.GenerationConfig
+    generation = {"do_sample": False} | {key: value for key, value in options.items() if key not in ours}
     outputs: dict[int, list[int]] = {}
     if saved and saved.is_dir():
         print(f"{len(list(saved.iterdir()))} batches are done already", flush=True)
@@ -101,9 +105,8 @@ def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
 
     These are TRL's GRPOTrainer's defaults, but for the temperature.
     """
-    temperature = float(options.get("sample_temperature", 1.0))
     whole = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    return dict(options) | whole | {"temperature": temperature}
+    return dict(options) | whole | {"temperature": float(options.get("sample_temperature", 1.0))}
 
 
 def read(loaded: LoadedModel, outputs: Sequence[list[int]], parse: Callable[[str], str | None]) -> pd.DataFrame:
@@ -115,8 +118,7 @@ def read(loaded: LoadedModel, outputs: Sequence[list[int]], parse: Callable[[str
     for output in outputs:
         text, finished = tokenization.decode_completion(loaded.tokenizer, output)
         predicted = parse(text) if finished else None
-        tokens = len(loaded.before_end(output)) + finished
-        rows.append((text, predicted, predicted is not None, tokens, finished))
+        rows.append((text, predicted, predicted is not None, len(loaded.before_end(output)) + finished, finished))
     return pd.DataFrame(rows, columns=["output", "predicted", "well_formed", "tokens", "finished"])
 
 
@@ -140,3 +142,81 @@ def _generate_batch(
     with torch.inference_mode():
         sequences = loaded.model.generate(**batch, **generation)
     return sequences[:, batch["input_ids"].shape[1] :].tolist()
+
+
+# --- Probabilities of labels ---
+
+
+def label_logs(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    outputs: Sequence[list[int]],
+    labels: Sequence[str],
+    saved: Path | None = None,
+    on_batch: OnBatch | None = None,
+) -> NDArray[np.float64]:
+    """Log-probability of each label after the reasoning in each output, up to a constant a row: (prompts, labels).
+
+    It is that of the tokens of `Answer: LABEL` and the end-of-text token, as in SFT, after the prompt and the output up
+    to its last `</think>`. The tokens with which all labels begin are left out, which makes the constant. NaN where an
+    output has no `</think>`: without the end of the reasoning there is no answer to score.
+    """
+    end = loaded.tokenizer.convert_tokens_to_ids(answers.END_THINK)
+    reasoned: dict[int, list[int]] = {}
+    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        written = loaded.before_end(output)
+        if end in written:
+            reasoned[index] = prompt + written[: len(written) - written[::-1].index(end)]
+    endings = _endings(loaded.tokenizer, labels)
+    equal = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*endings, strict=False))
+    shared = [column[0] for column in equal][: min(map(len, endings)) - 1]
+    different = [ending[len(shared) :] for ending in endings]
+    logs = np.full((len(outputs), len(labels)), np.nan)
+    order = sorted(reasoned, key=lambda index: -len(reasoned[index]))
+    for number, begin in enumerate(range(0, len(order), LABELS_BATCH)):
+        batch = order[begin : begin + LABELS_BATCH]
+        starts = [reasoned[index] + shared for index in batch]
+        logs[batch] = saved_batch(saved, number, partial(_continuation_logs, loaded, starts, different))
+        if on_batch:
+            on_batch(0)
+    return logs
+
+
+def _endings(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> list[list[int]]:
+    """The token ids after `</think>` of an output that answers each label, as SFT tokenizes them."""
+    escaped = tokenization.escape(tokenizer, list(labels))
+    texts = [tokenization.expand(answers.completion("", label) + tokenizer.eos_token) for label in escaped]
+    end = tokenizer.convert_tokens_to_ids(answers.END_THINK)
+    return [ids[ids.index(end) + 1 :] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _continuation_logs(loaded: LoadedModel, starts: list[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:
+    """Log-probability of each of the `endings` after each of the `starts`, both token ids: a row a start.
+
+    The starts are read once; each ending is read with a copy of the model's cache of them.
+    """
+    model = loaded.model
+    batch = loaded.tokenizer.pad({"input_ids": starts}, return_tensors="pt").to(loaded.device)
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+    columns = []
+    with torch.inference_mode():
+        begun = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, use_cache=True, **last)
+        first = begun.logits[:, -1].float().log_softmax(dim=-1)
+        for ending in endings:
+            total = first[:, ending[0]].double()
+            ids = torch.tensor(ending, device=loaded.device).expand(len(starts), -1)
+            if len(ending) > 1:
+                steps = torch.arange(1, len(ending), device=loaded.device)
+                read = model(
+                    input_ids=ids[:, :-1],
+                    attention_mask=torch.cat([mask, mask.new_ones(len(starts), len(steps))], dim=1),
+                    position_ids=positions[:, -1:] + steps,
+                    past_key_values=copy.deepcopy(begun.past_key_values),
+                    use_cache=True,
+                )
+                logs = read.logits.float().log_softmax(dim=-1)
+                total = total + logs.gather(2, ids[:, 1:, None]).double().sum(dim=(1, 2))
+            columns.append(total)
+    return torch.stack(columns, dim=1).tolist()

@@ -295,13 +295,12 @@ def _crossfit(drawn: Draws, contrasts: Sequence[Contrast], names: Sequence[str])
     The draws are shifted so that their mean is the estimate: a resample has fewer distinct examples to choose with, so
     its choices are worse than those on the data.
     """
-    assert drawn.halves is not None, "drawn with halves"
-    assert drawn.resampled_halves is not None, "drawn with halves"
+    assert drawn.halves, "drawn with halves"
     seeds = len(contrasts)
     fixed = _weights(drawn, [one.fixed for one in contrasts])
     rivals = _weights(drawn, [one.rivals[name] for one in contrasts for name in names])
 
-    def measured(halves: tuple[Values, Values]) -> Values:
+    def measured(halves: list[Values]) -> Values:
         total: Values = {}
         for choose, measure in (halves, halves[::-1]):
             scores = (choose[PRIMARY] @ rivals).reshape(-1, seeds, len(names))

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,10 +70,10 @@ class Sheet:
         for label in range(int(self.gold.max()) + 1):
             rows = np.flatnonzero(self.gold == label)
             gold = weights[:, rows].sum(1, keepdims=True)
-            found = weights[:, rows] @ hits[rows]
+            right_here = weights[:, rows] @ hits[rows]
             predicted = weights @ (self.predicted == label).astype(np.float32).T
-            right += found
-            recalls += metrics.recall(found, gold)
+            right += right_here
+            recalls += metrics.recall(right_here, gold)
             present += gold > 0
             prior += metrics.chance(gold, predicted, total)
         accuracy = right / total
@@ -100,28 +99,27 @@ class TermSheet:
 
         F1 is computed with one division, not from precision and recall as in `term_sets.micro`: other last bits.
         """
-        both, said, true = (weights @ self.overlaps[:, :, column].T for column in range(3))
+        both, predicted, gold = (weights @ self.overlaps[:, :, column].T for column in range(3))
         total = np.maximum(weights.sum(1, keepdims=True), 1)
-        return {PRIMARY: 2 * both / np.maximum(said + true, 1e-9), "accuracy": weights @ self.same.T / total}
+        return {PRIMARY: 2 * both / np.maximum(predicted + gold, 1e-9), "accuracy": weights @ self.same.T / total}
 
 
 AnySheet = Sheet | TermSheet
 
 
-def columns(of: AnySheet) -> dict[str, int]:
+def columns(table: AnySheet) -> dict[str, int]:
     """Where each model is in arrays of shape (..., models)."""
-    return {model: column for column, model in enumerate(of.models)}
+    return {model: column for column, model in enumerate(table.models)}
 
 
 def sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]]) -> Sheet:
     """The sheet of models' answers, model -> one label an example, in the order of `gold`; None is malformed."""
     labels = pd.Index(sorted(set(gold)))
-    coded = [labels.get_indexer(pd.Index(list(texts), dtype=object)) for texts in predicted.values()]
-    return Sheet(
-        tuple(predicted),
-        labels.get_indexer(pd.Index(list(gold), dtype=object)).astype(np.int16),
-        np.array(coded, dtype=np.int16).reshape(len(predicted), len(gold)),
-    )
+
+    def code(texts: Sequence[str | None]) -> NDArray[np.int16]:
+        return labels.get_indexer(pd.Index(list(texts), dtype=object)).astype(np.int16)
+
+    return Sheet(tuple(predicted), code(gold), np.stack([code(texts) for texts in predicted.values()]))
 
 
 def term_sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]], ontology: Ontology) -> TermSheet:
@@ -129,8 +127,8 @@ def term_sheet(gold: Sequence[str], predicted: Mapping[str, Sequence[str | None]
 
     @functools.cache
     def compare(truth: str, answer: str | None) -> tuple[NDArray[np.float64], bool]:
-        true, ids = answers.split(truth), answers.split(answer) if isinstance(answer, str) else []
-        return term_sets.overlap(ids, true, ontology).sum(axis=0), term_sets.same(ids, true, ontology)
+        pair = (answers.split(answer) if isinstance(answer, str) else [], answers.split(truth))
+        return term_sets.overlap(*pair, ontology).sum(axis=0), term_sets.same(*pair, ontology)
 
     compared = [[compare(*pair) for pair in zip(gold, texts, strict=True)] for texts in predicted.values()]
     return TermSheet(
@@ -164,14 +162,12 @@ def read(study: Study, results: Path) -> StudyAnswers:
     absent, left_out = [], {}
     for task in study.tasks:
         present = []
-        for folder, model, of in study.evaluations():
-            if of == task:
-                there = all((results / folder / f"{split}.parquet").is_file() for split in TEST_SPLITS)
-                present.append((folder, model)) if there else absent.append(folder)
+        for folder, model, its_task in study.evaluations():
+            if its_task == task:
+                complete = all((results / folder / f"{split}.parquet").is_file() for split in TEST_SPLITS)
+                present.append((folder, model)) if complete else absent.append(folder)
         for split in TEST_SPLITS if present else ():
-            gold, predicted = _aligned(
-                {model: results / folder / f"{split}.parquet" for folder, model in present}, split
-            )
+            gold, predicted = _aligned({model: results / folder / f"{split}.parquet" for folder, model in present})
             if not all(TERMS.fullmatch(answer) for answer in gold):
                 sheets[task, split] = sheet(gold, predicted)
             elif (ontology := _ontology(results / "data" / task)) is not None:
@@ -194,28 +190,26 @@ def _ontology(data: Path) -> Ontology | None:
     return space.ontology if isinstance(space, answers.Terms) else None
 
 
-def _aligned(files: Mapping[str, Path], split: str) -> tuple[list[str], dict[str, list[str | None]]]:
-    """Gold labels and each model's answers, by example id."""
-    first: tuple[Path, pd.Index, list[str]] | None = None
+def _aligned(tables: Mapping[str, Path]) -> tuple[list[str], dict[str, list[str | None]]]:
+    """Gold labels and each model's answers, by example id, from the models' tables of one split."""
+    first: tuple[Path, pd.Series] | None = None
     predicted: dict[str, list[str | None]] = {}
-    for model, file in files.items():
+    for model, file in tables.items():
         try:
             frame = pd.read_parquet(file, columns=["id", "answer", "predicted"]).set_index("id").sort_index()
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{file}: cannot be read ({error}); delete {file.parent} and run snakemake again"
             ) from error
-        gold = frame["answer"].tolist()
-        if first is None:
-            first = file, frame.index, gold
-        elif not frame.index.equals(first[1]) or gold != first[2]:
+        first = first or (file, frame["answer"])
+        if not frame.index.equals(first[1].index) or frame["answer"].tolist() != first[1].tolist():
             raise UserError(
-                f"{file.parent} and {first[0].parent} answer different {split} examples; "
+                f"{file.parent} and {first[0].parent} answer different {file.stem} examples; "
                 "delete both folders and run snakemake again"
             )
         predicted[model] = frame["predicted"].astype(object).tolist()
     assert first is not None, "at least one file"
-    return first[2], predicted
+    return first[1].tolist(), predicted
 
 
 def generator(*words: object) -> np.random.Generator:
@@ -229,44 +223,39 @@ class Draws:
 
     Cross-fitting chooses on one half of the examples and measures on the other. The halves are pairs of disjoint random
     halves, each with half of the examples of every label: `halves` of the examples as they are, shape (halvings,
-    models), `resampled_halves` of the same resamples as `resampled`. They are None without halvings.
+    models), `resampled_halves` of the same resamples as `resampled`. Both lists are empty without halvings.
     """
 
     columns: dict[str, int]
     examples: int
     observed: Values
     resampled: Values
-    halves: tuple[Values, Values] | None
-    resampled_halves: tuple[Values, Values] | None
+    halves: list[Values]
+    resampled_halves: list[Values]
 
 
-def draw(of: AnySheet, rng: np.random.Generator, resamples: int = RESAMPLES, halvings: int = 0) -> Draws:
+def draw(table: AnySheet, rng: np.random.Generator, resamples: int = RESAMPLES, halvings: int = 0) -> Draws:
     """Resample the examples of a sheet, with replacement; halve them, and every resample, for cross-fitting."""
-    size = len(of.gold)
+    size = len(table.gold)
     at_once = max(1, BLOCK // size)
-    blocks: list[tuple[Values, ...]] = []
+    blocks = []
     for drawn in bootstrap.weights(rng, size, resamples, at_once):
         weights = drawn.astype(np.float32)
-        masks = [half * weights for half in _halves(of.gold, len(weights), rng)] if halvings else []
-        blocks.append(tuple(of.values(table) for table in (weights, *masks)))
-    resampled, *split = (_join(parts) for parts in zip(*blocks, strict=True))
-    once = []
+        masks = [half * weights for half in _halves(table.gold, len(weights), rng)] if halvings else []
+        blocks.append([table.values(masked) for masked in (weights, *masks)])
+    resampled, *resampled_halves = _join(blocks)
+    halves = []
     if halvings:
         counts = bootstrap.blocks(halvings, at_once)
-        pairs = [tuple(of.values(half) for half in _halves(of.gold, count, rng)) for count in counts]
-        once = [_join(parts) for parts in zip(*pairs, strict=True)]
-    return Draws(
-        columns(of),
-        size,
-        of.values(np.ones((1, size), dtype=np.float32)),
-        resampled,
-        (once[0], once[1]) if halvings else None,
-        (split[0], split[1]) if halvings else None,
-    )
+        halves = _join([[table.values(half) for half in _halves(table.gold, count, rng)] for count in counts])
+    observed = table.values(np.ones((1, size), dtype=np.float32))
+    return Draws(columns(table), size, observed, resampled, halves, resampled_halves)
 
 
-def _join(parts: Sequence[Any]) -> Values:
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+def _join(blocks: Sequence[Sequence[Values]]) -> list[Values]:
+    """The values of each column of `blocks`, one block after the other."""
+    parts = zip(*blocks, strict=True)
+    return [{metric: np.concatenate([values[metric] for values in part]) for metric in part[0]} for part in parts]
 
 
 def _halves(

@@ -48,10 +48,9 @@ def completion(reasoning: str, answer: str) -> str:
 
 
 def parse(output: str, labels: Sequence[str]) -> str | None:
-    """The label that an output answers, or None if it is malformed.
+    """The label that an output answers, or None if it is malformed, as every output without `</think>` is.
 
-    Case, spelling and inner spaces must match a label exactly; white space around the answer is
-    ignored. An output without `</think>` is malformed, whatever it says.
+    Case, spelling and inner spaces must match a label exactly; white space around the answer is ignored.
     """
     answer = _answered(output)
     return answer if answer in tuple(labels) else None

@@ -8,7 +8,7 @@ An interval is from the 2.5% to the 97.5% percentile. It covers no events that t
 agree it has no width, and where fewer than about five examples of a class decide it is too narrow (simulated: 0.87
 instead of 0.95).
 
-Not for what the metrics are: see `cisterna.scoring.metrics`, `calibration`, `at_k` and `term_sets`.
+Not for what the metrics are: see `cisterna.scoring.metrics` and `term_sets`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,12 +72,9 @@ def summaries(
     """Summaries of metrics: at the weights `observed`, shape (units,), with intervals over the blocks `drawn`."""
     values = metrics(observed[None].astype(float))
     resampled = [metrics(block) for block in drawn]
-    return {
-        name: summary(
-            value[0], np.concatenate([block[name] for block in resampled]), n if isinstance(n, int) else n[name]
-        )
-        for name, value in values.items()
-    }
+    sizes = dict.fromkeys(values, n) if isinstance(n, int) else n
+    draws = {name: np.concatenate([block[name] for block in resampled]) for name in values}
+    return {name: summary(value[0], draws[name], sizes[name]) for name, value in values.items()}
 
 
 def paired(first: Metrics, second: Metrics) -> Metrics:
@@ -95,8 +92,6 @@ def means(columns: Mapping[str, ArrayLike], seed: int = 0, resamples: int = RESA
 
     Raises ValueError for no examples, or columns of different lengths.
     """
-    if not columns:
-        return {}
     rows = [np.asarray(column, dtype=float) for column in columns.values()]
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"lengths differ: {[len(row) for row in rows]}")
@@ -104,8 +99,8 @@ def means(columns: Mapping[str, ArrayLike], seed: int = 0, resamples: int = RESA
     if not len(values):
         raise ValueError("no examples to score")
     draws = column_means(values, seed, resamples)
-    found = zip(columns, values.mean(axis=0), draws.T, strict=True)
-    return {name: summary(value, column, len(values)) for name, value, column in found}
+    triples = zip(columns, values.mean(axis=0), draws.T, strict=True)
+    return {name: summary(value, column, len(values)) for name, value, column in triples}
 
 
 def ratio(numerators: Array, denominators: NDArray[np.int64]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import graphlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,10 @@ class Ontology:
 
     def closure(self, term: str) -> frozenset[str]:
         """A term and its ancestors, without the roots."""
-        known = self._closures.get(term)
-        if known is None:
+        if term not in self._closures:
             above = [self.closure(parent) for parent in self.parents[term]]
-            known = frozenset().union(*above, {term} if above else ())
-            self._closures[term] = known
-        return known
+            self._closures[term] = frozenset().union(*above, {term} if above else ())
+        return self._closures[term]
 
     def propagate(self, identifiers: Iterable[str]) -> frozenset[str]:
         """The terms of ids and all their ancestors, without the roots and without unknown ids."""
@@ -137,11 +135,8 @@ def read(path: Path) -> Ontology:
         reason = str(error).strip().replace("\n", " ")
         raise UserError(f"{path}: not readable as OBO ({reason}). Give an ontology such as go-basic.obo.") from None
     obsolete = frozenset(term for term, entry in graph.nodes(data=True) if entry.get("is_obsolete") == "true")
-    namespaces = {
-        term: entry["namespace"]
-        for term, entry in graph.nodes(data=True)
-        if "namespace" in entry and term not in obsolete
-    }
+    live = {term: entry for term, entry in graph.nodes(data=True) if term not in obsolete}
+    namespaces = {term: entry["namespace"] for term, entry in live.items() if "namespace" in entry}
     if not namespaces:
         raise UserError(f"{path}: has no term with a namespace. Give an ontology in OBO format, such as go-basic.obo.")
     parents: dict[str, set[str]] = {term: set() for term in namespaces}
@@ -179,7 +174,7 @@ def read_weights(path: Path, ontology: Ontology) -> dict[str, float]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Give information accretion, a term a line.") from None
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -193,14 +188,14 @@ def read_weights(path: Path, ontology: Ontology) -> dict[str, float]:
                 f"{path}:{number}: {line!r} is not a GO term, a tab and a number of bits >= 0, such as "
                 "'GO:0004672<TAB>3.2'. Correct the line."
             )
-        if term in found:
-            raise UserError(f"{path}:{number}: {term} is there a second time. Keep one of its lines.")
-        found[term] = weight if math.isfinite(weight) else 0.0
-    if not found.keys() & ontology.namespaces.keys():
+        if term in weights:
+            raise UserError(f"{path}:{number}: {term} occurs a second time. Keep one of its lines.")
+        weights[term] = weight if math.isfinite(weight) else 0.0
+    if not weights.keys() & ontology.namespaces.keys():
         raise UserError(
-            f"{path}: none of its {len(found)} terms is in the ontology. Give the file of the same release."
+            f"{path}: none of its {len(weights)} terms is in the ontology. Give the file of the same release."
         )
-    return found
+    return weights
 
 
 def information_accretion(annotations: Iterable[Iterable[str]], ontology: Ontology) -> dict[str, float]:
@@ -212,17 +207,16 @@ def information_accretion(annotations: Iterable[Iterable[str]], ontology: Ontolo
     proteins = [ontology.propagate(identifiers) for identifiers in annotations]
     counted = Counter(term for terms in proteins for term in terms)
     # A root is implied by every term of its namespace.
-    rooted = [terms | {root for term in terms for root in _roots(term, ontology)} for terms in proteins]
+    roots = {term for term, parents in ontology.parents.items() if not parents}
+    rooted = [
+        terms | {parent for term in terms for parent in ontology.parents[term] if parent in roots} for terms in proteins
+    ]
     having: dict[str, set[int]] = {}
     for number, terms in enumerate(rooted):
         for term in terms:
             having.setdefault(term, set()).add(number)
-    found = {}
+    bits = {}
     for term, count in sorted(counted.items()):
         eligible = set.intersection(*(having[parent] for parent in ontology.parents[term]))
-        found[term] = math.log2(len(eligible) / count)
-    return found
-
-
-def _roots(term: str, ontology: Ontology) -> Iterator[str]:
-    return (parent for parent in ontology.parents[term] if not ontology.parents[parent])
+        bits[term] = math.log2(len(eligible) / count)
+    return bits

@@ -29,6 +29,7 @@ from cisterna.sequences.tokenization import decode_completion
 
 CONCISE = 20  # words outside the reasoning; BioReason's limit for the text after </think>
 TAGS = (THINK, END_THINK, ANSWER)
+SHOWN = 200  # characters of a completion in an error
 _FORM = re.compile(
     rf"\s*{re.escape(THINK)}(?P<reasoning>.*?){re.escape(END_THINK)}\s*{re.escape(ANSWER)}[^\n]*\s*", re.DOTALL
 )
@@ -57,9 +58,8 @@ def well_ordered(output: str, answer: str, space: AnswerSpace) -> float:
 
     No tag and no `Answer: ` may occur twice, not even in the reasoning.
     """
-    match = _FORM.fullmatch(output)
-    once = all(output.count(tag) == 1 for tag in TAGS)
-    return float(match is not None and once and bool(match["reasoning"].strip()) and space.parse(output) is not None)
+    match = _FORM.fullmatch(output) if all(output.count(tag) == 1 for tag in TAGS) else None
+    return float(match is not None and match["reasoning"].strip() != "" and space.parse(output) is not None)
 
 
 def tags(output: str, answer: str, space: AnswerSpace) -> float:
@@ -117,8 +117,7 @@ def trl_functions(
     Completions are decoded from their token ids, as in evaluation, because TRL's text leaves control tokens out. A
     completion without the end-of-text token was cut off and earns nothing.
     """
-    unknown = sorted(name for name in weights if name not in REWARDS and not is_own(name))
-    if unknown:
+    if unknown := sorted(name for name in weights if name not in REWARDS and not is_own(name)):
         raise UserError(
             f"rewards {unknown} do not exist; there are {sorted(REWARDS)}, and PATH:FUNCTION for a function of your own"
         )
@@ -138,7 +137,8 @@ def trl_functions(
                 try:
                     values.append(function(text, gold, space) if finished else 0.0)
                 except _OwnError as error:
-                    raise UserError(f"{error}; in completion {index} of {len(answer)}: {_shown(text)}") from error
+                    beginning = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]} ...")
+                    raise UserError(f"{error}; in completion {index} of {len(answer)}: {beginning}") from error
             return values
 
         # TRL logs the mean under this name, and separates the parts of its keys with /.
@@ -171,12 +171,10 @@ def own(name: str) -> Reward:
     module = _run(file)
     function = getattr(module, attribute, None)
     if not callable(function):
-        defined = sorted(
-            key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
-        )
+        own_names = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise UserError(
             f"{file}: has no function {attribute!r}, which the reward {name!r} names. It defines: "
-            f"{', '.join(defined) or 'nothing'}."
+            f"{', '.join(sorted(own_names)) or 'nothing'}."
         )
 
     def reward(output: str, answer: str, space: AnswerSpace) -> float:
@@ -209,14 +207,12 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 def _run(file: Path) -> ModuleType:
     """Import a file as a module. UserError with the line at which that fails."""
-    spec = importlib.util.spec_from_file_location(
-        f"cisterna_reward_{file.stem}", file, loader=_Loader(f"cisterna_reward_{file.stem}", str(file))
-    )
+    loader = _Loader(f"cisterna_reward_{file.stem}", str(file))
+    spec = importlib.util.spec_from_file_location(loader.name, file, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise UserError(
             f"{_place(error, file)}: this file of rewards cannot be run: {type(error).__name__}: {error}"
@@ -230,7 +226,3 @@ def _place(error: Exception, file: Path) -> str:
         return f"{file}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f"{file}:{lines[-1]}" if lines else str(file)
-
-
-def _shown(text: str, length: int = 200) -> str:
-    return repr(text if len(text) <= length else text[:length] + " ...")

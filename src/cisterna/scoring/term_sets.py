@@ -88,13 +88,13 @@ def overlap(predicted: Iterable[str], gold: Iterable[str], ontology: Ontology) -
     The namespaces are in alphabetical order. The last row is for predicted ids that the ontology does not know.
     """
     predicted = set(predicted)
-    said, true = ontology.propagate(predicted), ontology.propagate(gold)
-    found = np.zeros((len(ontology.rows) + 1, 3))
-    for column, terms in enumerate((said & true, said, true)):
+    answered, true = ontology.propagate(predicted), ontology.propagate(gold)
+    weights = np.zeros((len(ontology.rows) + 1, 3))
+    for column, terms in enumerate((answered & true, answered, true)):
         for term in sorted(terms):  # the same sum for the same set
-            found[ontology.rows[ontology.namespaces[term]], column] += ontology.weight(term)
-    found[-1, 1] = ontology.unknown_weight * sum(not ontology.terms(identifier) for identifier in predicted)
-    return found
+            weights[ontology.rows[ontology.namespaces[term]], column] += ontology.weight(term)
+    weights[-1, 1] = ontology.unknown_weight * sum(not ontology.terms(identifier) for identifier in predicted)
+    return weights
 
 
 def micro(overlaps: Array) -> Array:
@@ -115,9 +115,9 @@ def frequent(annotations: Iterable[Iterable[str]], ontology: Ontology) -> list[s
     order = sorted(counted, key=lambda term: (-counted[term], len(ontology.closure(term)), term))
     weights = np.array([ontology.weight(term) for term in order])
     shared = np.cumsum(weights * [counted[term] for term in order])
-    said = np.cumsum(weights * len(proteins))
+    predicted = np.cumsum(weights * len(proteins))
     gold = np.full_like(shared, shared[-1] if len(shared) else 0)
-    scores = micro(np.stack([shared, said, gold], axis=-1))[:, 2]
+    scores = micro(np.stack([shared, predicted, gold], axis=-1))[:, 2]
     return ontology.specific(order[: int(scores.argmax()) + 1]) if len(order) else []
 
 
@@ -161,22 +161,22 @@ def _metrics(
     annotated = [{ontology.namespaces[term] for name in true for term in ontology.terms(name)} for true in gold]
     tables = {"": _columns(overlaps.sum(axis=1), np.ones((len(gold), 1)))}
     for namespace, row in ontology.rows.items():
-        has = np.array([[namespace in named] for named in annotated], dtype=float)
+        has = np.array([[namespace in namespaces] for namespaces in annotated], dtype=float)
         if has.any():
             tables[f":{namespace}"] = _columns(overlaps[:, row], has)
 
     def metrics(weights: Array) -> dict[str, Array]:
-        right, formed, unknown, ids, said, true, proteins = np.moveaxis(weights @ numbers, -1, 0)
-        pairs = ((right, proteins), (formed, proteins), (unknown, ids), (said, proteins), (true, proteins))
-        found = {name: _share(*pair) for name, pair in zip(COUNTED, pairs, strict=True)}
+        right, formed, unknown, ids, answered, true, proteins = np.moveaxis(weights @ numbers, -1, 0)
+        pairs = ((right, proteins), (formed, proteins), (unknown, ids), (answered, proteins), (true, proteins))
+        values = {name: _share(*pair) for name, pair in zip(COUNTED, pairs, strict=True)}
         for part, table in tables.items():
             sums = weights @ table
             over_terms = micro(sums[..., :3])
             over_proteins = _with_f1(_share(sums[..., 3], sums[..., 5]), _share(sums[..., 4], sums[..., 6]))
             for column, name in enumerate(RATIOS):
-                found[f"{name}_micro{part}"] = over_terms[..., column]
-                found[f"{name}_protein{part}"] = over_proteins[..., column]
-        return found
+                values[f"{name}_micro{part}"] = over_terms[..., column]
+                values[f"{name}_protein{part}"] = over_proteins[..., column]
+        return values
 
     n = dict.fromkeys(COUNTED, len(gold)) | {
         f"{name}_{mean}{part}": int(table[:, -1].sum())
