@@ -18,19 +18,19 @@ Ability = Callable[[Model, str], float]  # log odds of a right answer on an exam
 
 def config(seeds: Sequence[int] = (0, 1, 2), tasks: Sequence[str] = tuple(LABELS)) -> dict[str, Any]:
     """Every axis of the claims: CPT, rungs of SFT, RL from early, last and cold, four splits of 8 epochs, two ranks."""
-    given = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    given |= {"study": "simulated", "seeds": list(seeds)}
-    low = given["recipes"]["rl"]["grpo"] | {"epochs": [4, 7, 8], "lora": {"r": 4, "lora_alpha": 8}}
+    content = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    content |= {"study": "simulated", "seeds": list(seeds)}
+    low = content["recipes"]["rl"]["grpo"] | {"epochs": [4, 7, 8], "lora": {"r": 4, "lora_alpha": 8}}
     same = low | {"epochs": [4], "lora": {"r": 16, "lora_alpha": 32}}
-    given["recipes"]["rl"] = {"low": low, "same": same}
+    content["recipes"]["rl"] = {"low": low, "same": same}
     grid = {"tasks": list(tasks), "sequences": ["tokens"], "sft": ["brief"]}
     starts = [{"recipe": "low", "from": [1, 8, "cold"]}, {"recipe": "same", "from": [8]}]
-    given["lineages"] = [
+    content["lineages"] = [
         grid | {"rl": starts},
         grid | {"cpt": ["bio"]},
         grid | {"rl": [{"recipe": "low"}], "budget": {"epochs": 8, "split": [[8, 0], [4, 4], [1, 7], [0, 8]]}},
     ]
-    return given
+    return content
 
 
 def flat(model: Model, split: str) -> float:

@@ -21,52 +21,30 @@ def test_one_answer_after_the_reasoning_is_read(label: str) -> None:
     assert parse(f"<think>GT at +1.</think>\n\n Answer: {label} \n", LABELS) == label
 
 
-@pytest.mark.parametrize(
-    "output",
-    [
-        "",
+WHOLE = ["", "donor", "Answer: donor", "<think>Answer: donor", "<think>Answer: donor</think>"]
+WHOLE += ["<think>x</THINK>Answer: donor", "<think>x</ think>Answer: donor"]
+TAILS = [
+    *(
         "donor",
-        "Answer: donor",
-        "<think>Answer: donor",
-        "<think>Answer: donor</think>",
-        "<think>Answer: donor</think>donor",
-        "<think>x</think>donor",
-        "<think>x</think>The answer is donor",
-        "<think>x</think>Answer: ",
-        "<think>x</think>Answer: donor decoy donor-like",
-        "<think>x</think>Answer: donor, decoy",
-        "<think>x</think>Answer: donor Answer: donor",
-        "<think>x</think>Answer: donor\nAnswer: donor",
-        "<think>x</think>Answer: donor\nAnswer: decoy",
-        "<think>x</think>Answer: Answer: donor",
-        "<think>x</think>Answer: donor.",
-        "<think>x</think>Answer: donor because of GT",
-        "<think>x</think>So: Answer: donor",
-        "<think>x</think>Answer: donor<think>y",
-        "<think>x</think>Answer: donor<|im_end|>",
-        "<think>x</think>Answer: don",
-        "<think>x</think>Answer: donor-",
-        "<think>x</think>Answer: donor-likely",
-        "<think>x</think>Answer: Donor",
-        "<think>x</think>Answer: DONOR",
-        "<think>x</think>answer: donor",
-        "<think>x</think>ANSWER: donor",
-        "<think>x</think>Answer:donor",
-        "<think>x</think>Answer:  donor",
-        "<think>x</think>Answer : donor",
-        "<think>x</think>Answer: 'donor'",
-        "<think>x</think>Answer: d\u043enor",  # Cyrillic o
-        "<think>x</think>\u0410nswer: donor",  # Cyrillic A
-        "<think>x</think>Answer\uff1a donor",  # full-width colon
-        "<think>x</think>Answer: \uff44onor",  # full-width d
-        "<think>x</think>Answer: donor\u200b",  # zero-width space
-        "<think>x</think>Answer: do\u00adnor",  # soft hyphen
-        "<think>x</THINK>Answer: donor",
-        "<think>x</ think>Answer: donor",
-        "<think>x</think>Answer: donor</think>",
-        "<think>x</think>Answer: donor</think>Answer: donor or decoy",
-    ],
-)
+        "The answer is donor",
+        "So: Answer: donor",
+        "Answer: ",
+        "Answer: Answer: donor",
+        "Answer: donor</think>",
+    ),
+    *("Answer: donor decoy donor-like", "Answer: donor, decoy", "Answer: donor</think>Answer: donor or decoy"),
+    *("Answer: donor Answer: donor", "Answer: donor\nAnswer: donor", "Answer: donor\nAnswer: decoy"),
+    *("Answer: donor.", "Answer: donor because of GT", "Answer: donor<think>y", "Answer: donor<|im_end|>"),
+    *("Answer: don", "Answer: donor-", "Answer: donor-likely", "Answer: Donor", "Answer: DONOR", "Answer: 'donor'"),
+    *("answer: donor", "ANSWER: donor", "Answer:donor", "Answer:  donor", "Answer : donor"),
+    *("Answer: d\u043enor", "\u0410nswer: donor"),  # Cyrillic o, Cyrillic A
+    *("Answer\uff1a donor", "Answer: \uff44onor"),  # full-width colon, full-width d
+    *("Answer: donor\u200b", "Answer: do\u00adnor"),  # zero-width space, soft hyphen
+    *("Answer: acceptor",),  # not in the answer space
+]
+
+
+@pytest.mark.parametrize("output", WHOLE + [f"<think>x</think>{tail}" for tail in TAILS])
 def test_malformed_outputs_answer_nothing(output: str) -> None:
     assert parse(output, LABELS) is None
 
@@ -78,11 +56,6 @@ def test_only_the_text_after_the_last_closing_tag_counts() -> None:
 
 def test_an_answer_in_the_reasoning_does_not_spoil_the_answer() -> None:
     assert parse("<think>Answer: decoy? No.</think>Answer: donor", LABELS) == "donor"
-
-
-def test_a_label_outside_the_answer_space_is_malformed() -> None:
-    assert parse("<think>x</think>Answer: acceptor", LABELS) is None
-    assert parse("<think>x</think>Answer: donor", ()) is None
 
 
 def test_a_label_of_several_words_is_one_answer() -> None:
@@ -127,51 +100,23 @@ def test_a_set_of_terms_is_read_in_any_order(terms: set[str], rng: random.Random
     assert parse_terms(completion("x", join(terms))) == join(terms)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "none",
-        "GO:0005515,GO:0003677",
-        "GO:0005515 GO:0003677",
-        "GO:0005515; GO:0003677",
-        "GO:0005515,  GO:0003677",
-        "GO:0005515, ",
-        ", GO:0005515",
-        "GO:0005515, GO:0005515",
-        "GO:0005515, GO:0003677, GO:0005515",
-        "GO:5515",
-        "GO:00055155",
-        "GO:000551",
-        "go:0005515",
-        "GO0005515",
-        "0005515",
-        "GO:000551a",
-        "GO:\u0661\u0661\u0661\u0661\u0661\u0661\u0661",  # Arabic digits
-        "GO:0005515 (protein binding)",
-        "['GO:0005515']",
-        "GO:0005515.",
-        "GO:0005515\nGO:0003677",
-        "GO:0005515\nAnswer: GO:0003677",
-        "GO:0005515, Answer: GO:0003677",
-        "GO:0005515 and GO:0003677",
-        "GO:0005515, donor",
-    ],
-)
+LISTS = [
+    *("", "none", "GO:0005515, ", ", GO:0005515", "GO:0005515.", "['GO:0005515']", "GO:0005515 (protein binding)"),
+    *("GO:0005515,GO:0003677", "GO:0005515 GO:0003677", "GO:0005515; GO:0003677", "GO:0005515,  GO:0003677"),
+    *("GO:0005515 and GO:0003677", "GO:0005515\nGO:0003677", "GO:0005515\nAnswer: GO:0003677"),
+    *("GO:0005515, Answer: GO:0003677", "GO:0005515, donor"),
+    *("GO:0005515, GO:0005515", "GO:0005515, GO:0003677, GO:0005515"),
+    *("GO:5515", "GO:00055155", "GO:000551", "go:0005515", "GO0005515", "0005515", "GO:000551a"),
+    "GO:\u0661\u0661\u0661\u0661\u0661\u0661\u0661",  # Arabic digits
+]
+
+
+@pytest.mark.parametrize("answer", LISTS)
 def test_what_is_not_a_list_of_different_ids_is_malformed(answer: str) -> None:
     assert parse_terms(f"<think>x</think>Answer: {answer}") is None
 
 
-@pytest.mark.parametrize(
-    "output",
-    [
-        "GO:0005515",
-        "Answer: GO:0005515",
-        "<think>Answer: GO:0005515",
-        "<think>Answer: GO:0005515</think>",
-        "<think>x</think>GO:0005515",
-    ],
-)
+@pytest.mark.parametrize("output", ["GO:0005515", "Answer: GO:0005515", "<think>x</think>GO:0005515"])
 def test_terms_without_an_answer_after_the_thought_are_malformed(output: str) -> None:
     assert parse_terms(output) is None
 

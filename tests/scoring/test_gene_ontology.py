@@ -74,12 +74,8 @@ def test_information_accretion_is_finite_and_never_negative(go, proteins):
 def test_weights_are_read_in_the_format_of_cafa(go, tmp_path):
     path = tmp_path / "ia.tsv"
     path.write_text("GO:0000002\t0.5\nGO:0000001\t0.0\n\nGO:0000003\tinf\nGO:0999999\t2\n")
-    assert gene_ontology.read_weights(path, go) == {
-        "GO:0000002": 0.5,
-        "GO:0000001": 0.0,
-        "GO:0000003": 0.0,
-        "GO:0999999": 2.0,
-    }
+    expected = {"GO:0000002": 0.5, "GO:0000001": 0.0, "GO:0000003": 0.0, "GO:0999999": 2.0}
+    assert gene_ontology.read_weights(path, go) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,9 +98,11 @@ def test_weights_that_cannot_be_meant_are_refused_with_their_line(go, tmp_path, 
         gene_ontology.read_weights(path, go)
 
 
-def test_weights_that_are_missing_are_refused(go, tmp_path):
-    with pytest.raises(UserError, match=r"no\.tsv: cannot be read"):
+def test_files_that_are_missing_are_refused(go, tmp_path):
+    with pytest.raises(UserError, match=r"no\.tsv"):
         gene_ontology.read_weights(tmp_path / "no.tsv", go)
+    with pytest.raises(UserError, match=r"go\.obo"):
+        gene_ontology.read(tmp_path / "go.obo")
 
 
 def test_qualifiers_and_comments_behind_a_parent_are_not_part_of_its_id(tmp_path):
@@ -137,11 +135,6 @@ def test_a_file_that_is_no_ontology_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(str(path)) + f".*({message})"):
         gene_ontology.read(path)
-
-
-def test_an_ontology_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"go\.obo: no such file"):
-        gene_ontology.read(tmp_path / "go.obo")
 
 
 def test_a_broken_file_of_terms_is_refused(go, tmp_path):

@@ -111,20 +111,20 @@ def test_intervals_are_those_of_resampling_the_examples_one_by_one() -> None:
     assert result["high"] == pytest.approx(high, abs=0.01)
 
 
+def assert_covered(results: list[dict], truth: dict, least: float, most: float) -> None:
+    """The share of the trials whose interval has the true value in it is from `least` to `most`, for each metric."""
+    for name, value in truth.items():
+        share = np.mean([result[name]["low"] <= value <= result[name]["high"] for result in results])
+        assert least <= share <= most, (name, share)
+
+
 def test_intervals_cover_the_truth_at_the_stated_rate() -> None:
     truth = score(*_draw(np.random.default_rng(4), 50_000), LABELS, resamples=1)
     rng = np.random.default_rng(5)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "mcc", "prior_accuracy", "skill")
-    covered = dict.fromkeys(names, 0)
-    trials = 400
-    for trial in range(trials):
-        result = score(*_draw(rng, 300), LABELS, seed=trial, resamples=400)
-        for name in names:
-            covered[name] += result[name]["low"] <= truth[name]["value"] <= result[name]["high"]
-    # 0.95 less the percentile method's small loss at n = 300; 0.035 is three binomial errors of 400
-    # trials
-    for name, count in covered.items():
-        assert 0.91 <= count / trials <= 0.985, (name, count / trials)
+    results = [score(*_draw(rng, 300), LABELS, seed=trial, resamples=400) for trial in range(400)]
+    # 0.95 less the percentile method's small loss at n = 300; 0.035 is three binomial errors of 400 trials
+    assert_covered(results, {name: truth[name]["value"] for name in names}, 0.91, 0.985)
 
 
 def test_paired_differences_cover_the_truth_and_are_tighter_than_unpaired_ones() -> None:
@@ -136,15 +136,12 @@ def test_paired_differences_cover_the_truth_and_are_tighter_than_unpaired_ones()
     truth = difference(*draw(np.random.default_rng(6), 50_000), LABELS, resamples=1)
     rng = np.random.default_rng(7)
     names = ("accuracy", "balanced_accuracy", "mcc", "prior_accuracy", "skill")
-    covered = dict.fromkeys(names, 0)
+    results = []
     for trial in range(300):
         gold, first, second = draw(rng, 300)
-        result = difference(gold, first, second, LABELS, seed=trial, resamples=400)
-        for name in names:
-            covered[name] += result[name]["low"] <= truth[name]["value"] <= result[name]["high"]
-    for name, count in covered.items():
-        assert 0.90 <= count / 300 <= 0.99, (name, count / 300)
-    paired = result["accuracy"]["high"] - result["accuracy"]["low"]
+        results.append(difference(gold, first, second, LABELS, seed=trial, resamples=400))
+    assert_covered(results, {name: truth[name]["value"] for name in names}, 0.90, 0.99)
+    paired = results[-1]["accuracy"]["high"] - results[-1]["accuracy"]["low"]
     alone = score(gold, second, LABELS)["accuracy"]
     assert paired < alone["high"] - alone["low"]
 
@@ -298,16 +295,14 @@ def test_rows_of_unequal_or_no_samples_are_refused(votes: list) -> None:
 def test_intervals_of_accuracy_at_k_cover_the_truth() -> None:
     """Each example has a rate of its own at which samples are right; the truth is the mean over such rates."""
     rates = np.random.default_rng(15).beta(0.5, 0.8, 200_000)
-    truth = {k: np.mean(1 - (1 - rates) ** k) for k in (1, 4)}
+    truth = {f"{k}": np.mean(1 - (1 - rates) ** k) for k in (1, 4)}
     rng = np.random.default_rng(16)
-    covered = dict.fromkeys(truth, 0)
+    results = []
     for trial in range(300):
         right = rng.random((150, 8)) < rng.beta(0.5, 0.8, (150, 1))
-        columns = {str(k): [pass_at_k(8, number, k) for number in right.sum(axis=1).tolist()] for k in truth}
-        for k, summary in means(columns, seed=trial, resamples=300).items():
-            covered[int(k)] += summary["low"] <= truth[int(k)] <= summary["high"]
-    for k, count in covered.items():
-        assert 0.91 <= count / 300 <= 0.985, (k, count / 300)
+        columns = {k: [pass_at_k(8, number, int(k)) for number in right.sum(axis=1).tolist()] for k in truth}
+        results.append(means(columns, seed=trial, resamples=300))
+    assert_covered(results, truth, 0.91, 0.985)
 
 
 # --- Calibration ---
@@ -382,13 +377,8 @@ def test_intervals_of_calibration_cover_the_truth() -> None:
     truth = score_probabilities(*_believe(np.random.default_rng(20), 50_000, 3.0), LABELS, resamples=1)
     rng = np.random.default_rng(21)
     names = ("confidence", "brier_score", "log_loss", "ece")
-    covered = dict.fromkeys(names, 0)
-    for trial in range(200):
-        found = score_probabilities(*_believe(rng, 400, 3.0), LABELS, seed=trial, resamples=300)
-        for name in names:
-            covered[name] += found[name]["low"] <= truth[name]["value"] <= found[name]["high"]
-    for name, count in covered.items():
-        assert 0.88 <= count / 200 <= 0.995, (name, count / 200)
+    results = [score_probabilities(*_believe(rng, 400, 3.0), LABELS, seed=n, resamples=300) for n in range(200)]
+    assert_covered(results, {name: truth[name]["value"] for name in names}, 0.88, 0.995)
 
 
 def test_examples_without_an_answer_or_probabilities_are_left_out_and_not_counted() -> None:

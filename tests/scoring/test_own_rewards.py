@@ -94,10 +94,7 @@ def test_a_file_or_function_that_is_not_there_is_refused(mine, tokenizer, name, 
     ("source", "message"),
     [
         ("def f(:\n", r"study/my_file\.py:1: .*SyntaxError"),
-        (
-            "\n\nimport no_such_package\n",
-            r"study/my_file\.py:3: .*ModuleNotFoundError: No module named 'no_such_package'",
-        ),
+        ("\n\nimport no_such_package\n", r"study/my_file\.py:3: .*ModuleNotFoundError: .*'no_such_package'"),
         ("x = 1\ny = x / 0\n", r"study/my_file\.py:2: .*ZeroDivisionError"),
     ],
 )
@@ -111,13 +108,10 @@ def test_a_file_that_cannot_be_run_is_refused_with_its_line(mine, tokenizer, sou
     ("function", "message"),
     [
         ("ratio", r"study/my_file\.py:18: the reward failed: ZeroDivisionError: .*; in completion 1 of 3: '<think>"),
-        ("missing", r"study/my_file\.py:21: missing returned None, and a reward has to be a finite number; in comp"),
-        (
-            "text",
-            r"study/my_file\.py:25: text returned '1\.0', and a reward has to be a finite number; in completion 1 ",
-        ),
-        ("endless", r"endless returned inf, and"),
-        ("none_at_all", r"none_at_all returned nan, and"),
+        ("missing", r"study/my_file\.py:21: missing returned None.* completion 1 of 3"),
+        ("text", r"study/my_file\.py:25: text returned '1\.0'"),
+        ("endless", r"endless returned inf"),
+        ("none_at_all", r"none_at_all returned nan"),
     ],
 )
 def test_a_reward_that_fails_ends_the_run_with_completion_file_and_line(mine, tokenizer, function, message):
@@ -220,12 +214,8 @@ def test_an_unknown_reward_beside_one_of_the_users_own_is_the_only_problem():
 
 def test_go_f1_is_for_tasks_of_terms():
     config = with_rewards(go_f1=1.0)
-    config["tasks"]["hairpin"] = {
-        "adapter": "go-terms",
-        "file": "proteins.csv",
-        "options": {"ontology": "go.obo"},
-        "ood": ["Danio rerio"],
-    }
+    task = {"adapter": "go-terms", "file": "proteins.csv", "options": {"ontology": "go.obo"}, "ood": ["Danio rerio"]}
+    config["tasks"]["hairpin"] = task
     assert study.load(config).recipe("rl", "grpo")["rewards"] == {"go_f1": 1.0}
 
 

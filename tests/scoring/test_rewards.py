@@ -34,6 +34,7 @@ GAMING = {
     "label of another case": (f"{THOUGHT}Answer: Spliced", 3),
     "part of a label": (f"{THOUGHT}Answer: splice", 3),
     "no label": (f"{THOUGHT}Answer: ", 3),
+    "label of no task": (f"{THOUGHT}Answer: other", 3),
     "tags and nothing else": ("<think></think>Answer: ", 3),
     "tags inside text": ("I write <think> and </think> and Answer: because they pay", 3),
     "tags again and again": ("<think></think>Answer: " * 5, 0),
@@ -109,18 +110,6 @@ def test_whatever_is_written_each_reward_is_in_its_range_and_only_the_right_answ
     assert paid(output) <= (paid(HONEST) if right else 0.75)
 
 
-def test_only_the_right_answer_is_correct_and_a_wrong_one_is_still_well_formed(scores):
-    outputs = [
-        f"{THOUGHT}Answer: spliced",
-        f"{THOUGHT}Answer: skipped",
-        f"{THOUGHT}Answer: other",
-        f"{THOUGHT}Answer: spliced\n",
-    ]
-    correct, formed = scores({"correct": 1.0, "well_formed": 0.1}, outputs, ["spliced"] * 4)
-    assert correct == [1.0, 0.0, 0.0, 1.0]
-    assert formed == [1.0, 1.0, 0.0, 1.0]
-
-
 def test_each_completion_is_compared_with_its_own_gold_answer(scores):
     outputs = [f"{THOUGHT}Answer: {label}" for label in ("spliced", "skipped", "spliced")]
     assert scores({"correct": 1.0}, outputs, ["spliced", "skipped", "skipped"]) == [[1.0, 1.0, 0.0]]
@@ -132,14 +121,14 @@ def test_a_label_that_begins_another_label_is_not_taken_for_it(scores):
     assert scores({"correct": 1.0}, outputs, ["active site", "active site"], space) == [[0.0, 1.0]]
 
 
-@pytest.mark.parametrize("names", [["correct", "well_formed"], ["well_formed", "correct"], ["format", "well_formed"]])
+@pytest.mark.parametrize("names", [["correct", "well_formed"], ["well_formed", "correct"]])
 def test_functions_and_weights_come_in_the_order_of_the_recipe(names, scores, tokenizer):
     weights = {name: number + 0.5 for number, name in enumerate(names)}
     functions, values = rewards.trl_functions(weights, SPACE, tokenizer)
     assert [function.__name__ for function in functions] == names  # the name that TRL logs
     assert values == list(weights.values())
     wrong = f"{THOUGHT}Answer: skipped"
-    expected = {"correct": 0.0, "well_formed": 1.0, "format": 1.0}
+    expected = {"correct": 0.0, "well_formed": 1.0}
     assert [row[0] for row in scores(weights, [wrong], ["spliced"])] == [expected[name] for name in names]
 
 
