@@ -1,4 +1,4 @@
-# The study: the default one, changed by --configfile and --config, or a complete one of --configfile in its place.
+# The study: a complete one of --configfile, or else the default one, changed by --configfile and --config.
 import os
 
 from cisterna import study as studies

@@ -96,8 +96,8 @@ rule findings:
         "cisterna findings --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
-# The report of a study of which some jobs failed. `cisterna report --partial` writes it; this rule only tells
-# `snakemake --report` about it, which takes no file that no rule makes. Without inputs, so that it needs no other job.
+# The report of a study some of whose jobs failed. `cisterna report --partial` writes it. The rule is for
+# `snakemake --report`, which takes only files that a rule makes. It has no inputs, so that it needs no other job.
 rule partial:
     output:
         [figure(name, *labels, folder=f"{FOLDER}/partial") for name, labels in FIGURES.items()],
@@ -121,9 +121,9 @@ rule partial:
 
 
 onerror:
-    given = [shlex.quote(str(path)) for path in workflow.overwrite_configfiles]
-    study = f" --config {' '.join(given)}" if given else ""
-    same = f" --configfile {' '.join(given)}" if given else ""
+    names = " ".join(shlex.quote(str(path)) for path in workflow.overwrite_configfiles)
+    study = f" --config {names}" if names else ""
+    same = f" --configfile {names}" if names else ""
     print(
         f"Some jobs failed; `cisterna status{study}` says which, and why. A report of the finished ones:\n"
         f"    cisterna report --partial{study}\n"

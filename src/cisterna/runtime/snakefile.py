@@ -1,4 +1,4 @@
-"""What the Snakefile needs besides its rules: its config files, errors as Snakemake reports them, and two workarounds.
+"""What the Snakefile needs besides its rules: config files, errors, the fork server, a workaround for the S3 plugin.
 
 Not for the rules' inputs and resources, which are look-ups in workflow/rules.
 """
