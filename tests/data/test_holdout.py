@@ -1,13 +1,12 @@
 """OOD rows chosen by group, similarity or time: nothing leaks, whatever the table. And the distance behind it."""
 
 import datetime
-import json
 import random
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cisterna import tasks
@@ -16,7 +15,6 @@ from cisterna.data import holdout, similarity, splits
 from cisterna.data.audit import audit_folder
 from cisterna.errors import UserError
 
-PER_EXAMPLE = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 SIZES = {"train": 30, "validation": 5, "id": 10}
 COLUMNS = {"id": "variant", "sequence": "seq", "label": "class"}
 GROUP = {"by": "group", "column": "family", "ood": 0.2}
@@ -222,7 +220,7 @@ def held_out(frame, split, seed=0):
 
 
 @given(tables(), st.sampled_from([0.1, 0.25, 0.5]), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_group_is_on_both_sides_whatever_the_table(frame, share, seed):
     found = held_out(frame, {"by": "group", "column": "g", "ood": share}, seed).examples
     assert not set(found["group"][found["ood"]]) & set(found["group"][~found["ood"]])
@@ -231,7 +229,7 @@ def test_no_group_is_on_both_sides_whatever_the_table(frame, share, seed):
 
 
 @given(tables(), st.sampled_from([0.1, 0.3, 0.6, 0.9, 1.0]), st.integers(0, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_pair_over_the_split_is_nearer_than_the_threshold_whatever_the_table(frame, threshold, seed):
     found = held_out(frame, {"by": "similarity", "threshold": threshold, "ood": 0.3}, seed)
     examples = found.examples
@@ -242,7 +240,7 @@ def test_no_pair_over_the_split_is_nearer_than_the_threshold_whatever_the_table(
 
 
 @given(tables(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_row_in_domain_is_later_than_one_out_of_domain_whatever_the_table(frame, data_):
     days = data_.draw(st.lists(st.integers(0, 8), min_size=len(frame), max_size=len(frame)))
     frame["group"] = [f"2020-01-{1 + day:02d}" for day in days]
@@ -258,11 +256,7 @@ def test_no_row_in_domain_is_later_than_one_out_of_domain_whatever_the_table(fra
     ("frame", "split", "pattern"),
     [
         (rows(families=1), GROUP, r"tasks\.mine\.split: column 'family': .*'f0'.*Name another column"),
-        (
-            rows(families=2),
-            GROUP | {"ood": 0.05},
-            r"split\.ood: column 'family': .* 5% .*list",
-        ),
+        (rows(families=2), GROUP | {"ood": 0.05}, r"split\.ood: column 'family': .* 5% .*list"),
         (rows(families=1), SIMILARITY, r"split: clusters of sequences nearer than 0\.4.*Lower the threshold"),
         (rows().assign(family=""), GROUP, r"row 1: column 'family' is empty"),
         (rows(), GROUP | {"column": "clan"}, r"no column 'clan' \(split\.column\)"),
@@ -314,7 +308,7 @@ def test_distance_to_the_nearest_is_that_of_all_pairs(both):
 
 
 @given(st.sampled_from([equal, unequal, genes]).flatmap(lambda kind: kind), st.sampled_from([0.2, 0.5, 1.0]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_clusters_are_those_of_single_linkage(sequences, threshold):
     measure = similarity.Measure.of(sequences)
     expected = list(range(len(sequences)))
@@ -386,4 +380,3 @@ def test_table_that_is_split_reads_as_in_domain_until_it_is(tmp_path):
     rows().to_csv(tmp_path / "t.csv", index=False)
     task = tasks.load("mine", spec(tmp_path / "t.csv", SIMILARITY))
     assert not tasks.read(task)["ood"].any()
-    assert json.dumps(spec(tmp_path / "t.csv", TIME))

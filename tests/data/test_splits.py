@@ -45,12 +45,14 @@ def contents(folder):
 @pytest.mark.parametrize("name", LABELS)
 def test_every_built_in_task_is_prepared_and_passes_its_audit(name, tmp_path):
     output = tmp_path / name
+    segments = tasks.read(tasks.load(name, {})).set_index("id")["segments"]
     splits.prepare(name, SIZES, 0, output)
     assert sorted(contents(output)) == sorted([*(f"{s}.parquet" for s in SIZES), "card.json"])
     card = json.loads((output / "card.json").read_text())
     for which, size in SIZES.items():
         frame = pd.read_parquet(output / f"{which}.parquet")
         assert tuple(frame.columns) == COLUMNS
+        assert [list(parts) for parts in frame["segments"]] == list(segments[frame["id"]])
         assert len(frame) == size == card["splits"][which]["rows"]
         assert card["splits"][which]["labels"] == {
             label: int((frame["answer"] == label).sum()) for label in LABELS[name]
@@ -80,15 +82,6 @@ def test_card_that_is_missing_or_says_no_hashes_is_refused(tmp_path):
     (tmp_path / "card.json").write_text('{"task": "splice-donor"}')
     with pytest.raises(UserError, match=r"card\.json: .*SHA-256"):
         splits.read_card(tmp_path)
-
-
-@pytest.mark.parametrize("name", LABELS)
-def test_segments_are_read_back_as_they_were_written(name, tmp_path):
-    splits.prepare(name, SIZES, 0, tmp_path / "t")
-    examples = tasks.read(tasks.load(name, {})).set_index("id")
-    for which in SIZES:
-        frame = pd.read_parquet(tmp_path / f"t/{which}.parquet")
-        assert [list(segments) for segments in frame["segments"]] == list(examples["segments"][frame["id"]])
 
 
 def test_card_keeps_what_the_config_says_of_the_task(tmp_path):
@@ -150,8 +143,7 @@ def test_rows_quoted_by_the_tokenizers_text_are_never_tested_on(frames):
     assert frames["train"]["id"].map(tasks.quotable).any()
 
 
-@pytest.mark.parametrize("which", SIZES)
-@pytest.mark.parametrize("size", [0, -1, None, 2.5, "many", True])
+@pytest.mark.parametrize(("which", "size"), zip([*SIZES, *SIZES], [0, -1, None, 2.5, "many", True], strict=False))
 def test_a_size_that_is_no_number_of_rows_is_refused(examples, which, size):
     with pytest.raises(UserError, match=rf"tasks\.my-task\.{which}: .* is not a size"):
         draw_splits(examples, {**SIZES, which: size}, 0, "my-task")
@@ -225,22 +217,9 @@ def test_given_splits_are_never_mixed(frames):
         draw_splits(whole, {**sizes, "id": 11}, 0, "t")
 
 
-@pytest.mark.parametrize("column", ["id", "sequence", "prompt"])
-@pytest.mark.parametrize(("first", "second"), [("train", "ood"), ("validation", "id"), ("train", "id")])
-def test_audit_finds_one_planted_leak(frames, column, first, second):
-    planted = {which: frame.copy() for which, frame in frames.items()}
-    planted[second].loc[7, column] = planted[first].loc[3, column]
-    message = rf"1 row\(s\) of {second} have a {column} .*row 4 of {first} .*row 8 of {second}"
-    with pytest.raises(UserError, match=message):
-        audit(planted)
-
-
 @pytest.mark.parametrize("which", SIZES)
 def test_audit_finds_a_row_that_is_twice_in_one_split(frames, which):
-    doubled = {
-        **frames,
-        which: pd.concat([frames[which], frames[which].head(1)], ignore_index=True),
-    }
+    doubled = frames | {which: pd.concat([frames[which], frames[which].head(1)], ignore_index=True)}
     with pytest.raises(UserError, match=rf"row 1 of {which} .*row {SIZES[which] + 1} of {which}"):
         audit(doubled)
 
@@ -260,7 +239,7 @@ def test_audit_refuses_an_empty_split(frames, which):
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_audit_finds_a_leak_wherever_it_is(frames, data_):
     first, second = data_.draw(st.permutations(list(SIZES)))[:2]
     column = data_.draw(st.sampled_from(["id", "sequence", "prompt"]))

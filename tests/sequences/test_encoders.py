@@ -27,13 +27,7 @@ from tiny import ESM, READING, ROOT, backbone, encoder
 CPU = torch.device("cpu")
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 DNA = ["ATTGCACG", "ACGTACGTACGTACGTACGTAC", "G", "TTAGGCAT"]
-SPECIAL = {
-    "unk_token": "[UNK]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
 
 
 def esm(folder, words, length=64, **options):
@@ -143,7 +137,7 @@ def reference(folder, text, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [0, 1, 2, -1, -3])
+@pytest.mark.parametrize("layer", [0, 1, -1])
 def test_each_residue_has_the_hidden_state_of_its_token(folders, kind, layer):
     folder = getattr(folders, kind)
     modality, texts, _ = KINDS[kind]
@@ -579,8 +573,7 @@ def test_corpus_that_cannot_be_read_is_named_and_nothing_is_published(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": 15}, {"num_attention_heads": 3}, {"hidden_size": "wide"}, {"model_type": "esm-9"}],
-    ids=str,
+    "change", [{"hidden_size": 15}, {"hidden_size": "wide"}, {"model_type": "esm-9"}], ids=str,
 )  # fmt: skip
 def test_architecture_that_cannot_be_made_is_the_users_error(corpora, tmp_path, capsys, change):
     assert cli.main(command(tmp_path, corpora, ESM | change)) == 2

@@ -87,7 +87,6 @@ def esm3_states(esm3, sequence):
     [
         (0, 0),
         (1, 1),
-        (2, 2),
         (3, 3),
         (-1, 3),
         (-4, 0),
@@ -307,13 +306,7 @@ def evo2(package):
 
 @pytest.mark.parametrize(
     ("layer", "name"),
-    [
-        (0, "embedding_layer"),
-        (1, "blocks.0"),
-        (-1, "blocks.3"),
-        ("blocks.2.mlp.l3", "blocks.2.mlp.l3"),
-        ("blocks.1.mlp.l1", "blocks.1.mlp.l1"),
-    ],
+    [(0, "embedding_layer"), (1, "blocks.0"), (-1, "blocks.3"), ("blocks.2.mlp.l3", "blocks.2.mlp.l3")],
 )
 def test_evo2_gives_the_packages_own_embeddings(evo2, layer, name):
     from evo2.scoring import prepare_batch

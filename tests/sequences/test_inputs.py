@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cisterna import models
@@ -146,7 +146,6 @@ WORDS = st.lists(st.sampled_from(SPELLED) | st.text(max_size=8), max_size=6).map
 
 
 @given(WORDS, WORDS)
-@settings(deadline=None)
 @pytest.mark.parametrize("which", ["tokenizer", "chat"])
 def test_no_text_becomes_a_token_of_structure(request, which, before, after):
     tokenizer = request.getfixturevalue(which)

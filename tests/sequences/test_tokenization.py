@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cisterna.errors import UserError
@@ -30,7 +30,6 @@ def encode(tokenizer, prompt):
 
 
 @given(SEQUENCES, PLAIN, PLAIN)
-@settings(deadline=None)
 def test_a_residue_is_one_token_whatever_text_stands_around_it(tokenizer, piece, before, after):
     modality, sequence = piece
     residues = [f"<|{modality}:{letter}|>" for letter in sequence]
@@ -42,7 +41,6 @@ def test_a_residue_is_one_token_whatever_text_stands_around_it(tokenizer, piece,
 
 
 @given(st.lists(st.tuples(PLAIN, SEQUENCES), max_size=4), PLAIN)
-@settings(deadline=None)
 def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokenizer, pieces, end):
     text = "".join(before + tagged(*piece) for before, piece in pieces) + end
     assert tokenization.collapse(tokenization.expand(text)) == text
@@ -50,7 +48,6 @@ def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokenizer, pieces
 
 
 @given(SEQUENCES)
-@settings(deadline=None)
 def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokenizer, piece):
     modality, sequence = piece
     ids = tokenization.residue_ids(tokenizer, sequence.encode(), modality)

@@ -140,10 +140,7 @@ def test_one_file_says_its_splits_in_a_column(tmp_path):
     [
         (["train", "val", "test"], {"train": "train", "val": "id", "test": "ood"}),
         (["train", "test", "network"], {"train": "train", "test": "id", "network": "ood"}),
-        (
-            ["train", "validation", "test", "ood"],
-            {"train": "train", "validation": "id", "test": "id", "ood": "ood"},
-        ),
+        (["train", "validation", "test", "ood"], {"train": "train", "validation": "id", "test": "id", "ood": "ood"}),
         (["train", "test"], {"train": "train", "test": "ood"}),
     ],
 )

@@ -65,12 +65,7 @@ def test_docstring_shows_a_real_row_with_its_true_prompt_trace_and_answer(name, 
     identifier = re.search(r"\bid (\S+)", document)[1]
     row = raw[raw["id"] == identifier].iloc[0]
     example = examples[examples["id"] == identifier].iloc[0]
-    fields = {
-        **row.to_dict(),
-        "prompt": example["prompt"],
-        "trace": example["reasoning"],
-        "answer": example["answer"],
-    }
+    fields = row.to_dict() | {"prompt": example["prompt"], "trace": example["reasoning"], "answer": example["answer"]}
     assert flat(" ".join(f"{key} {value}" for key, value in fields.items())) in document
     assert not example["ood"]
 
@@ -300,17 +295,13 @@ def test_unknown_task_is_refused_with_the_names_there_are():
         tasks.load("splice-doner", {"train": 10})
 
 
-def test_missing_shipped_table_is_a_user_error(tmp_path, monkeypatch, name):
+def test_missing_or_broken_shipped_table_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "CLONE", tmp_path)
-    with pytest.raises(UserError, match=rf"{SOURCES[name]}: no such file.*git checkout"):
-        tasks.read(tasks.load(name, {}))
-
-
-def test_broken_shipped_table_is_a_user_error(tmp_path, monkeypatch, name):
-    path = tmp_path / SOURCES[name]
-    path.parent.mkdir(parents=True)
-    path.write_bytes((ROOT / SOURCES[name]).read_bytes()[:500])
-    monkeypatch.chdir(tmp_path)
+    source = SOURCES["cell-type"]
+    with pytest.raises(UserError, match=rf"{source}: no such file.*git checkout"):
+        tasks.read(tasks.load("cell-type", {}))
+    (tmp_path / source).parent.mkdir(parents=True)
+    (tmp_path / source).write_bytes((ROOT / source).read_bytes()[:500])
     with pytest.raises(UserError, match=r"not a readable Parquet file.*git checkout"):
-        tasks.read(tasks.load(name, {}))
+        tasks.read(tasks.load("cell-type", {}))

@@ -2,14 +2,11 @@
 
 import json
 import random
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cisterna import tasks
@@ -22,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {"id": "variant", "sequence": "seq", "label": "class", "group": "family"}
 SIZES = {"train": 20, "validation": 5, "id": 10}
 # The file is written anew for each example, so one folder for all of them is right.
-PER_EXAMPLE = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+PER_EXAMPLE = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 SHAPES = ["5", "null", '"x"', "[1]", "{}", '{"variant": [1]}', ""]
 
 
@@ -146,15 +143,13 @@ def test_the_segment_is_the_whole_sequence_around_its_middle_or_its_position(csv
 def test_position_that_is_none(csv, position):
     frame = rows().assign(pos="3")
     frame.loc[5, "pos"] = position
-    refused(
-        save(frame, csv),
-        rf"row 6: column 'pos': '{position}' is not a position",
-        columns={**COLUMNS, "position": "pos"},
-    )
+    refused(save(frame, csv), rf"row 6: column 'pos': '{position}'", columns={**COLUMNS, "position": "pos"})
 
 
-def test_missing_file(tmp_path):
+def test_file_that_is_missing_or_a_folder(tmp_path):
     refused(tmp_path / "none.csv", "no such file")
+    (tmp_path / "folder.csv").mkdir()
+    refused(tmp_path / "folder.csv", "no such file")
 
 
 def test_unknown_kind_of_file(tmp_path):
@@ -163,25 +158,12 @@ def test_unknown_kind_of_file(tmp_path):
     refused(path, r"unknown kind of file.*\.csv, \.tsv, \.parquet, \.jsonl")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01garbage\x00", b"[1, 2"])
-def test_unreadable_file(tmp_path, suffix, content):
-    path = tmp_path / f"assay{suffix}"
-    path.write_bytes(content)
-    refused(path, r"cannot be read|no column|no rows|has no rows")
-
-
 def test_broken_json_line_is_named(tmp_path):
     path = tmp_path / "assay.jsonl"
     path.write_text('{"variant": "v1"}\n\n{"variant": \n')
     refused(path, "line 3")
     path.write_text('{"variant": "v1"}\n[1]\n')
     refused(path, "line 2 is not a JSON object")
-
-
-def test_a_folder_is_no_file(tmp_path):
-    (tmp_path / "folder.csv").mkdir()
-    refused(tmp_path / "folder.csv", "no such file")
 
 
 def test_table_without_rows(csv):
@@ -227,18 +209,10 @@ def test_letter_outside_the_modality(csv, modality, letters, wrong):
     frame = rows(letters=letters)
     read(save(frame, csv), modality=modality)
     frame.loc[9, "seq"] = letters + wrong + letters
-    refused(
-        save(frame, csv),
-        f"row 10: column 'seq': '{wrong}' .* {modality}",
-        modality=modality,
-    )
+    refused(save(frame, csv), f"row 10: column 'seq': '{wrong}' .* {modality}", modality=modality)
 
 
-@given(
-    row=st.integers(0, 59),
-    place=st.integers(0, 8),
-    letter=st.characters(blacklist_categories=("Cs", "Cc", "Z")),
-)
+@given(row=st.integers(0, 59), place=st.integers(0, 8), letter=st.characters(blacklist_categories=("Cs", "Cc", "Z")))
 @settings(max_examples=40, **PER_EXAMPLE)
 def test_any_letter_is_either_of_the_alphabet_or_refused_with_its_row(tmp_path, row, place, letter):
     frame = rows(letters="ACGT")
@@ -279,10 +253,9 @@ def test_a_repeated_measurement_is_kept_once(csv):
 
 
 @pytest.mark.parametrize(
-    "markup",
-    ["<dna>", "</protein>", "<|rna:A|>", "<|endoftext|>", "<|im_end|>", "</think>", "< RNA >", "<dna>AC</dna>", "\x00"],
+    ("column", "markup"),
+    [("variant", "<dna>"), ("family", "</protein>"), ("why", "<|im_end|>"), ("why", "< RNA >"), ("why", "\x00")],
 )
-@pytest.mark.parametrize("column", ["variant", "family", "why"])
 def test_markup_in_a_cell(tmp_path, markup, column):
     frame = rows()
     frame.loc[2, column] = f"text {markup} text"
@@ -290,31 +263,14 @@ def test_markup_in_a_cell(tmp_path, markup, column):
     refused(save(frame, tmp_path / "assay.parquet"), rf"row 3: column '{column}': contains", columns=with_trace)
 
 
-def test_pandas_ends_a_csv_cell_at_a_null_byte(csv):
-    frame = rows()
-    frame.loc[2, "why"] = "text \x00 text"
-    assert read(save(frame, csv), columns={**COLUMNS, "reasoning": "why"})["reasoning"][2] == "text"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"question": "What is <dna>?"},
-        {"labels": ["low", "<|high|>"]},
-        {"labels": ["</think>", "low"]},
-    ],
-)
+@pytest.mark.parametrize("change", [{"question": "What is <dna>?"}, {"labels": ["low", "<|high|>"]}])
 def test_markup_in_the_config(csv, change):
     with pytest.raises(UserError, match=rf"tasks\.my-assay\.{next(iter(change))}: contains '<"):
         read(save(rows(), csv), **change)
 
 
 def test_held_out_group_that_no_row_has(csv):
-    refused(
-        save(rows(), csv),
-        "'protease'.*'family'.*gpcr, kinase",
-        ood=["kinase", "protease"],
-    )
+    refused(save(rows(), csv), "'protease'.*'family'.*gpcr, kinase", ood=["kinase", "protease"])
 
 
 def test_holding_out_every_group_leaves_nothing_to_train_on(csv, tmp_path):
@@ -340,15 +296,12 @@ def test_missing_key(csv, key, empty):
     [
         ({"modality": "lipid"}, "'lipid' is not a modality. Use one of dna, rna, protein"),
         ({"columns": {"id": "variant", "sequence": "seq"}}, r"columns\.label: missing"),
-        (
-            {"columns": {k: v for k, v in COLUMNS.items() if k != "group"}},
-            r"columns\.group: missing",
-        ),
+        ({"columns": {k: v for k, v in COLUMNS.items() if k != "group"}}, r"columns\.group: missing"),
         ({"columns": {**COLUMNS, "weight": "w"}}, r"columns\.weight: unknown key"),
         ({"labels": ["low"]}, "two or more different labels"),
         ({"labels": ["low", "low"]}, "two or more different labels"),
-        ({"labels": ["low", " high"]}, "one line without blanks around it"),
-        ({"labels": ["low", "hi\ngh"]}, "one line without blanks around it"),
+        ({"labels": ["low", " high"]}, "one line"),
+        ({"labels": ["low", "hi\ngh"]}, "one line"),
     ],
 )
 def test_malformed_key(csv, change, pattern):
@@ -367,12 +320,12 @@ def template(path, text=TEMPLATE, **changes):
 def test_template_writes_the_prompt_with_the_columns_it_names(csv):
     save(rows(), csv)
     examples = tasks.read(tasks.load("my-assay", template(csv)))
-    for number, (example, row) in enumerate(zip(examples.itertuples(), rows().itertuples(), strict=True)):
-        assert example.prompt == (
+    for number, (found, row) in enumerate(zip(examples.itertuples(), rows().itertuples(), strict=True)):
+        assert found.prompt == (
             f"Is v{number} of the {row.family} family active? <protein>{row.seq}</protein> "
             "Say low, high; {nothing} else.\n"
         )
-        assert example.segments == [{"sequence": row.seq, "start": 0, "center": None}]
+        assert found.segments == [{"sequence": row.seq, "start": 0, "center": None}]
 
 
 def test_template_is_filled_with_cells_and_not_with_what_they_say(csv):
@@ -382,12 +335,6 @@ def test_template_is_filled_with_cells_and_not_with_what_they_say(csv):
     example = tasks.read(tasks.load("my-assay", entry)).iloc[0]
     sequence = example["sequence"]
     assert example["prompt"] == f"a column of any name {{sequence}} {{options}} {{0}} <protein>{sequence}</protein>\n"
-
-
-def test_template_with_the_sequence_alone(csv):
-    save(rows(), csv)
-    example = tasks.read(tasks.load("my-assay", template(csv, "Active? {sequence}"))).iloc[0]
-    assert example["prompt"] == f"Active? <protein>{example['sequence']}</protein>\n"
 
 
 def test_template_that_names_a_column_that_is_not_there(csv):
@@ -422,12 +369,13 @@ def test_new_sequences_are_asked_about_with_the_template(csv, tmp_path):
 
 
 @given(suffix=st.sampled_from([".csv", ".tsv", ".parquet", ".jsonl"]), content=st.binary(max_size=200))
+@example(".csv", b"")
+@example(".parquet", b"\xff\xfe\x00\x01garbage\x00")
 @settings(max_examples=150, **PER_EXAMPLE)
-def test_random_bytes_never_raise_anything_but_a_user_error(tmp_path, suffix, content):
+def test_random_bytes_never_raise_anything_but_a_user_error_that_names_the_file(tmp_path, suffix, content):
     path = tmp_path / f"assay{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError):
-        read(path)
+    refused(path, "")
 
 
 @given(lines=st.lists(st.sampled_from(SHAPES), max_size=4))
@@ -435,18 +383,4 @@ def test_random_bytes_never_raise_anything_but_a_user_error(tmp_path, suffix, co
 def test_json_lines_of_any_shape_never_raise_anything_but_a_user_error(tmp_path, lines):
     path = tmp_path / "assay.jsonl"
     path.write_text("\n".join(lines))
-    with pytest.raises(UserError):
-        read(path)
-
-
-def test_command_prints_the_error_without_a_traceback_and_writes_nothing(csv, tmp_path):
-    frame = rows()
-    frame.loc[7, "class"] = "medium"
-    entry = json.dumps(spec(save(frame, csv)))
-    command = [sys.executable, "-m", "cisterna", "data", "--task", "my-assay", "--spec", entry]
-    command += ["--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 2
-    assert re.match(r"error: .*assay\.csv: row 8: .*'medium'", done.stderr)
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    refused(path, "")

@@ -78,10 +78,5 @@ def examples(raw: pd.DataFrame) -> pd.DataFrame:
     sentence = raw["genes"].map(lambda genes: " ".join(str(genes).split()[:GENES]))
     phase = raw["phase"].astype(str)
     return pd.DataFrame(
-        {
-            "answer": raw["annotation"].map(CELL_TYPES),
-            "sequence": sentence,
-            "group": phase,
-            "ood": phase != "G1",
-        }
+        {"answer": raw["annotation"].map(CELL_TYPES), "sequence": sentence, "group": phase, "ood": phase != "G1"}
     )
