@@ -12,7 +12,7 @@ from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
 from cisterna.scoring import answers
 from cisterna.sequences import feature_bank
-from cisterna.sequences.live import LiveEncoder
+from cisterna.sequences.source import LiveEncoder
 from runs import SOLVE, Run
 from tiny import READING, ROOT, SIZES, encoder
 

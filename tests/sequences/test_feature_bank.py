@@ -17,8 +17,7 @@ from cisterna.constants import SPLITS
 from cisterna.errors import UserError
 from cisterna.sequences import encoders, feature_bank
 from cisterna.sequences.encoders import huggingface
-from cisterna.sequences.live import LiveEncoder
-from cisterna.sequences.source import open_source
+from cisterna.sequences.source import LiveEncoder, open_source
 from cisterna.sequences.windows import cut_window
 from runs import SFT, Run, published
 from tiny import READING, encoder

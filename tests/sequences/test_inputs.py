@@ -15,9 +15,8 @@ from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import encoders, feature_bank, inputs_file, tokenization
-from cisterna.sequences.live import LiveEncoder
 from cisterna.sequences.prompt import encode_prompts
-from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
+from cisterna.sequences.source import LiveEncoder, SequenceSource, connect, open_source, source_of
 from cisterna.training import sft
 from runs import SFT, Run
 from tiny import READING, SIZES, encoder, hub_model

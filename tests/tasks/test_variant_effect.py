@@ -11,7 +11,7 @@ from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
-from cisterna.tasks.adapters import variant_effect
+from cisterna.tasks.adapters import variant_effect, variants
 
 ADAPTERS = ("variant-effect-coding", "variant-effect-non-snv")
 CODING = ["Pathogenic; Marfan_syndrome", "Benign", "benign ; not_provided"]
@@ -111,13 +111,13 @@ def test_docstring_example_is_true(tmp_path):
     ],
 )
 def test_answers_are_cleaned(text, coding, diseases):
-    assert variant_effect.clean_coding(text) == coding
+    assert variants.before_semicolon(text) == coding
     assert variant_effect.clean_diseases(text) == diseases
 
 
 @given(st.text(max_size=40))
 def test_cleaning_twice_is_cleaning_once_and_leaves_no_markup_of_lists(text):
-    for clean in (variant_effect.clean_coding, variant_effect.clean_diseases):
+    for clean in (variants.before_semicolon, variant_effect.clean_diseases):
         assert clean(clean(text)) == clean(text)
     assert not set('[]_"') & set(variant_effect.clean_diseases(text))
 

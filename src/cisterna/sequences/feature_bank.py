@@ -11,14 +11,14 @@ A bank is a folder:
 
 Features are read from a memory map. Rows are numbered through all shards. A sequence is found by the hash of its text,
 so the order of a bank has no meaning; a sequence that is not in it, or has another number of residues or rows, is an
-error. `cisterna.sequences.live` has the same interface without a bank.
+error. `cisterna.sequences.source.LiveEncoder` has the same interface without a bank.
 """
 
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,30 +166,15 @@ def build(
             for part in _parts(path):
                 part.unlink()
             print(f"shard {number + 1}/{len(shards)}: {end}/{len(unique)} sequences", flush=True)
-        return publish(
-            output,
-            encoder,
-            modality,
-            reading,
-            data,
-            unique,
-            counts,
-            [work / _name(number) for number in range(len(shards))],
-            {"seconds": round(time.perf_counter() - started, 3)},
-        )
+        paths = [work / _name(number) for number in range(len(shards))]
+        measured = {"seconds": round(time.perf_counter() - started, 3)}
+        return publish(output, encoder, modality, reading, data, unique, counts, paths, measured)
 
 
 def publish(
-    output: Path,
-    encoder: Path,
-    modality: str,
-    reading: Mapping[str, Any],
-    data: Mapping[str, str],
-    texts: Sequence[str],
-    counts: Sequence[int],
-    shards: Sequence[Path],
-    measured: Mapping[str, Any],
-) -> dict[str, Any]:
+    output: Path, encoder: Path, modality: str, reading: Mapping[str, Any], data: Mapping[str, str],
+    texts: Sequence[str], counts: Sequence[int], shards: Sequence[Path], measured: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Publish a bank of finished shards, which have the rows of `texts` in order; `counts` are their numbers."""
     with files.new_folder(output) as folder:
         for number, path in enumerate(shards):
@@ -275,9 +260,8 @@ def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
 
 def _link(source: Path, target: Path) -> None:
     """A hard link to a file, or a copy if the file system has no hard links."""
-    link: Callable[[Path, Path], Any] = os.link
     try:
-        link(source, target)
+        target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
 

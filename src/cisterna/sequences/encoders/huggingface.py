@@ -42,13 +42,8 @@ class Encoder:
         for token, index in vocabulary.items():
             if index not in special:
                 self._lengths[index] = 1 if tagged else len(token.removeprefix("##").strip("▁Ġ"))
-        if isinstance(layer, int):
-            count = int(module.config.num_hidden_layers)
-            if not -count - 1 <= layer <= count:
-                raise UserError(f"encoder {name}: layer {layer} does not exist; it has {count} layers (0 to {count})")
-        elif layer not in dict(module.named_modules()):
-            near = [known for known, _ in module.named_modules() if known][:8]
-            raise UserError(f"encoder {name}: no module {layer}; expected a name such as {', '.join(near)}")
+        modules = [path for path, _ in module.named_modules() if path]
+        layers.check(name, module, layer, int(module.config.num_hidden_layers), modules[:8])
         with torch.no_grad():
             (probe,) = self.forward(["A"], "dna")
         self.dtype, self.width = probe.dtype, probe.shape[1]

@@ -19,16 +19,17 @@ def find(encoder: str, module: nn.Module, layer: int | str, states: Sequence[str
     `states` names the modules whose outputs are hidden states 0 (the embeddings), 1, ... to the last. A negative
     number counts from the last. Raises UserError, which names the `encoder`, if there is no such layer.
     """
+    check(encoder, module, layer, len(states) - 1, states[:3])
+    return states[layer] if isinstance(layer, int) else layer
+
+
+def check(encoder: str, module: nn.Module, layer: int | str, count: int, examples: Sequence[str]) -> None:
+    """UserError, which names some `examples`, if `layer` is no module and no hidden state of a network of `count`."""
     if isinstance(layer, int):
-        if not -len(states) <= layer < len(states):
-            raise UserError(
-                f"encoder {encoder}: layer {layer} does not exist; it has {len(states) - 1} layers "
-                f"(0 to {len(states) - 1})"
-            )
-        return states[layer]
-    if layer not in dict(module.named_modules()):
-        raise UserError(f"encoder {encoder}: no module {layer}; expected a name such as {', '.join(states[:3])}")
-    return layer
+        if not -count - 1 <= layer <= count:
+            raise UserError(f"encoder {encoder}: layer {layer} does not exist; it has {count} layers (0 to {count})")
+    elif layer not in dict(module.named_modules()):
+        raise UserError(f"encoder {encoder}: no module {layer}; expected a name such as {', '.join(examples)}")
 
 
 def output(module: nn.Module, name: str, *inputs: Any, **options: Any) -> torch.Tensor:

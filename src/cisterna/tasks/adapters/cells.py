@@ -47,7 +47,6 @@ from scipy import sparse
 from cisterna.errors import UserError
 from cisterna.tasks import catalog, loading, tables
 from cisterna.tasks.base import Task
-from cisterna.tasks.tables import refuse_markup
 
 TRACED = 5  # genes in a trace
 RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
@@ -62,7 +61,7 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     path = Path(catalog.sources(name, spec)[0])
     held_out = catalog.held_out(spec)
     options["question"] = str(options["question"]).strip()
-    refuse_markup(options["question"], f"tasks.{name}.options.question")
+    tables.refuse_markup(options["question"], f"tasks.{name}.options.question")
     rule = f"out of domain: cells whose {options['group']!r} is one of {', '.join(held_out)}" if held_out else ""
     made = Task(
         name=name,
@@ -75,8 +74,6 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         sources=(str(path),),
         prompt=functools.partial(prompt, options["question"], genes=options["genes"]),
         segments=lambda sentence: [],
-        letters=None,
-        length=None,
     )
     return dataclasses.replace(made, ask=functools.partial(_ask, made, options))
 
@@ -220,7 +217,7 @@ def _texts(column: pd.Series, path: Path, part: str, what: str, ids: list[str] |
 
 
 def _check_label(label: str, where: str) -> None:
-    refuse_markup(label, where)
+    tables.refuse_markup(label, where)
     if "<" in label or not label.isprintable():
         raise UserError(
             f"{where}: the label {label!r} must be one line without <, so that answers can be parsed. Rename it."
@@ -240,7 +237,7 @@ def _genes(file: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
                 f"{path}: gene {row}: the name {name!r} in {what} of {part} has blanks, which separate genes in a "
                 "cell sentence. Rename it, or name another column of var in options.names."
             )
-        refuse_markup(name, f"{path}: gene {row}")
+        tables.refuse_markup(name, f"{path}: gene {row}")
     advice = "Case is ignored. Make the names unique, or name another column of var in options.names"
     tables.check_unique(names, path, lambda row: f"gene {row + 1}", advice)
     return names

@@ -46,9 +46,4 @@ MEANING = "disease that the variant contributes to: column 'answer', the text be
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
     """The task of KEGG reasoning data; `spec` is its entry in the config. `cisterna.tasks.read` opens the data."""
-    return variants.task(name, spec, clean, MEANING, COLUMNS)
-
-
-def clean(answer: str) -> str:
-    """The text before `;`, in lower case."""
-    return answer.partition(";")[0].strip().lower()
+    return variants.task(name, spec, variants.before_semicolon, MEANING, COLUMNS)

@@ -58,13 +58,8 @@ MEANINGS = {
 def task(name: str, spec: Mapping[str, Any]) -> Task:
     """The task of variant effect data; `spec` is its entry in the config. `cisterna.tasks.read` opens the data."""
     adapter = spec["adapter"]
-    clean = clean_coding if adapter == "variant-effect-coding" else clean_diseases
+    clean = variants.before_semicolon if adapter == "variant-effect-coding" else clean_diseases
     return variants.task(name, spec, clean, MEANINGS[adapter], COLUMNS, ("reasoning",))
-
-
-def clean_coding(answer: str) -> str:
-    """The text before `;`, in lower case."""
-    return answer.partition(";")[0].strip().lower()
 
 
 def clean_diseases(answer: str) -> str:

@@ -119,6 +119,11 @@ def _questions(raw: pd.DataFrame, places: list[str], flank: int) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["sequence", "prompt", "segments"])
 
 
+def before_semicolon(answer: str) -> str:
+    """The text before `;`, in lower case, as BioReason cleans the answers of KEGG and of coding variants."""
+    return answer.partition(";")[0].strip().lower()
+
+
 def prompt(question: str, reference: str, variant: str) -> str:
     """The question and the two tagged sequences; ends with a newline."""
     return f"{question}\nReference: <dna>{reference}</dna>\nVariant: <dna>{variant}</dna>\n"
