@@ -136,19 +136,18 @@ def test_one_file_says_its_splits_in_a_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    "expected",
     [
-        (["train", "val", "test"], {"train": "train", "val": "id", "test": "ood"}),
-        (["train", "test", "network"], {"train": "train", "test": "id", "network": "ood"}),
-        (["train", "validation", "test", "ood"], {"train": "train", "validation": "id", "test": "id", "ood": "ood"}),
-        (["train", "test"], {"train": "train", "test": "ood"}),
+        {"train": "train", "val": "id", "test": "ood"},
+        {"train": "train", "test": "id", "network": "ood"},
+        {"train": "train", "validation": "id", "test": "id", "ood": "ood"},
     ],
 )
-def test_what_the_splits_of_the_data_become(tmp_path, names, expected):
-    whole = pd.concat([rows(name, 3).assign(split=name) for name in names])
+def test_what_the_splits_of_the_data_become(tmp_path, expected):
+    whole = pd.concat([rows(name, 3).assign(split=name) for name in expected])
     whole.to_json(tmp_path / "all.jsonl", orient="records", lines=True)
     raw = published.rows("kegg", {"file": str(tmp_path / "all.jsonl")}, kegg.COLUMNS)
-    assert list(raw["split"]) == [expected[name] for name in names for _ in range(3)]
+    assert list(raw["split"]) == [meaning for meaning in expected.values() for _ in range(3)]
 
 
 def hub_folder(folder, **parts):
@@ -234,18 +233,19 @@ def test_unknown_column_is_named(tmp_path, column):
     refused(save(tmp_path, id=rows("id", 5).assign(**{column: "id"})), rf"id\.csv: unknown column '{column}'")
 
 
-@pytest.mark.parametrize("column", kegg.COLUMNS)
-def test_empty_cell_is_named(tmp_path, column):
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        *((column, "  ", "is empty") for column in kegg.COLUMNS),
+        *((column, "ACGTU", "'U'.* dna") for column in variants.PAIR),
+        *((column, "so </think>", "contains '</think>'") for column in ("question", "answer", "reasoning")),
+        ("answer", "; H00057", "'; H00057'"),  # nothing is left of it when it is cleaned
+    ],
+)
+def test_wrong_cell_is_named(tmp_path, column, cell, message):
     frame = rows("ood", 5)
-    frame.loc[3, column] = "  "
-    refused(save(tmp_path, ood=frame), rf"ood\.csv: row 4: column '{column}' is empty")
-
-
-@pytest.mark.parametrize("column", variants.PAIR)
-def test_letter_that_is_not_of_dna_is_named(tmp_path, column):
-    frame = rows("train", 5)
-    frame.loc[2, column] = frame.loc[2, column][:7] + "U" + frame.loc[2, column][7:]
-    refused(save(tmp_path, train=frame), rf"train\.csv: row 3: column '{column}': 'U'.* dna")
+    frame.loc[3, column] = cell
+    refused(save(tmp_path, ood=frame), rf"ood\.csv: row 4: column '{column}'.*{message}")
 
 
 def test_lower_case_and_unknown_bases_are_read(tmp_path):
@@ -256,19 +256,6 @@ def test_lower_case_and_unknown_bases_are_read(tmp_path):
     pd.testing.assert_frame_equal(lower, expected)
     frame.loc[0, list(variants.PAIR)] = ["ANNNA", "ANNNG"]
     assert "ANNNG" in set(tasks.read(tasks.load("kegg", entry(save(tmp_path / "c", train=frame))))["sequence"])
-
-
-@pytest.mark.parametrize("column", ["question", "answer", "reasoning"])
-def test_markup_in_a_text_is_named(tmp_path, column):
-    frame = rows("id", 5)
-    frame.loc[1, column] += " </think>"
-    refused(save(tmp_path, id=frame), rf"id\.csv: row 2: column '{column}': contains '</think>'")
-
-
-def test_answer_that_is_empty_when_cleaned_is_named(tmp_path):
-    frame = rows("id", 5)
-    frame.loc[4, "answer"] = "; H00057"
-    refused(save(tmp_path, id=frame), r"id\.csv: row 5: column 'answer': '; H00057'")
 
 
 def test_unknown_split(tmp_path):

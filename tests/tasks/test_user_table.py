@@ -90,14 +90,6 @@ def test_all_kinds_of_file_give_the_same_examples(tmp_path, csv, suffix):
     pd.testing.assert_frame_equal(read(save(rows(), tmp_path / f"assay{suffix}")), expected)
 
 
-def test_prompt_has_question_tagged_sequence_and_options(csv):
-    example = read(save(rows(), csv)).iloc[0]
-    assert example["prompt"] == (
-        f"Is this variant active?\n<protein>{example['sequence']}</protein>\nOptions: low, high\n"
-    )
-    assert example["reasoning"] == ""
-
-
 def test_reasoning_column_is_the_trace(csv):
     examples = read(save(rows(), csv), columns={**COLUMNS, "reasoning": "why"})
     assert list(examples["reasoning"]) == list(rows()["why"])
@@ -263,7 +255,9 @@ def test_markup_in_a_cell(tmp_path, markup, column):
     refused(save(frame, tmp_path / "assay.parquet"), rf"row 3: column '{column}': contains", columns=with_trace)
 
 
-@pytest.mark.parametrize("change", [{"question": "What is <dna>?"}, {"labels": ["low", "<|high|>"]}])
+@pytest.mark.parametrize(
+    "change", [{"question": "What is <dna>?"}, {"labels": ["low", "<|high|>"]}, {"prompt": "<dna> {sequence}"}]
+)
 def test_markup_in_the_config(csv, change):
     with pytest.raises(UserError, match=rf"tasks\.my-assay\.{next(iter(change))}: contains '<"):
         read(save(rows(), csv), **change)
@@ -351,11 +345,6 @@ def test_template_that_names_a_column_with_a_cell_that_cannot_be_shown(csv, cell
     save(frame, csv)
     with pytest.raises(UserError, match=rf"assay\.csv: row 5: column 'why'.*{message}"):
         tasks.read(tasks.load("my-assay", template(csv, "{why} {sequence}")))
-
-
-def test_template_with_markup_is_refused(csv):
-    with pytest.raises(UserError, match=r"tasks\.my-assay\.prompt: contains '</think>'"):
-        tasks.load("my-assay", template(csv, "</think> {sequence}"))
 
 
 def test_new_sequences_are_asked_about_with_the_template(csv, tmp_path):
