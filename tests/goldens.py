@@ -4,8 +4,8 @@
 
 A file is JSON, gzipped: the models of a study, the recipe of each stage as its job gets it, and every job with inputs,
 outputs and shell line. A shell line that differs makes Snakemake run finished jobs again, so a change here belongs in
-CHANGELOG.md. Two changes of the next version are there and are undone here, so that the files stay as they are: a leading
-`exec`, and `--config` in the place of `--study`.
+CHANGELOG.md. Two changes of the next version are undone here, so that the files stay as they were: a leading `exec`,
+and `--config` in place of `--study`.
 """
 
 import dataclasses
