@@ -82,6 +82,8 @@ def test_docstring_example_is_true(csv):
     row = read(csv, columns={**COLUMNS, "reasoning": "why"}).iloc[0]
     fields = f"prompt {row['prompt']} trace {row['reasoning']} answer {row['answer']}"
     assert " ".join(fields.split()) in documented
+    assert row["prompt"] == "Is this variant active?\n<protein>MKVLA</protein>\nOptions: low, high\n"
+    assert set(read(csv)["reasoning"]) == {""}  # without the column
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
