@@ -136,8 +136,7 @@ def stages(base: Path, splice: Path, dna: Path, solved: Path, folder: Path) -> d
 
     def training(kind: str, parent: Path, read: Path, recipe: dict[str, Any], epochs: float) -> Stage:
         def command(place: Path) -> list[str]:
-            words = Run(kind, parent, read, place, recipe | often, epochs).command()
-            return words[words.index("cisterna") + 1 :]
+            return Run(kind, parent, read, place, recipe | often, epochs).arguments
 
         return Stage(command, f"e{epochs:g}/checkpoint", f"e{epochs:g}/.work", "checkpoint-*/complete.json")
 

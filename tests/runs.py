@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
 from cisterna.artifacts import checkpoint
-from forks import Fork
 
 SFT = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
@@ -49,34 +49,39 @@ SOLVE = SFT | {
 }
 
 
+@dataclass(eq=False)
 class Run:
-    """One stage: what to train from what, where."""
+    """One stage: what to train from what, where.
 
-    def __init__(
-        self,
-        kind: str,
-        parent: Path,
-        data: Path,
-        folder: Path,
-        recipe: dict[str, Any],
-        epochs: float = 1,
-        *,
-        seed: int = 0,
-        ladder: bool = False,
-        previous: "Run | None" = None,
-        reads: dict[str, Any] | None = None,
-    ) -> None:
-        """With `ladder` (or `previous`) the work folder is that of the ladder, else the rung's own.
+    With `ladder` (or `previous`) the work folder is that of the ladder, else the rung's own. `reads` are the options
+    that say how sequences reach the model: sequences, bank, encoder, reading.
+    """
 
-        `reads` are the options that say how sequences reach the model: sequences, bank, encoder, reading.
-        """
-        self.kind, self.parent, self.data, self.recipe = kind, parent, data, recipe
-        self.epochs, self.seed = float(epochs), seed
-        rung = folder / f"e{epochs:g}"
+    kind: str
+    parent: Path
+    data: Path
+    folder: Path
+    recipe: dict[str, Any]
+    epochs: float = 1
+    _: KW_ONLY
+    seed: int = 0
+    ladder: bool = False
+    previous: "Run | None" = None
+    reads: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        rung = self.folder / f"e{self.epochs:g}"
         self.output = rung / "checkpoint"
-        self.work = folder / ".work" if ladder or previous else rung / ".work"
-        self.previous = previous.output if previous else None
-        self.reads = reads or {}
+        self.work = self.folder / ".work" if self.ladder or self.previous else rung / ".work"
+        self.options: dict[str, Any] = {
+            "parent": self.parent,
+            "output": self.output,
+            "work": self.work,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "epochs": float(self.epochs),
+            "previous": self.previous and self.previous.output,
+        }
 
     def here(self) -> "Run":
         """Train in this process; returns itself."""
@@ -84,63 +89,39 @@ class Run:
         from cisterna.training import cpt, rl, sft
         from cisterna.training.stage import StageArguments
 
-        arguments = StageArguments(
-            kind=self.kind,
-            parent=self.parent,
-            output=self.output,
-            work=self.work,
-            recipe=self.recipe,
-            seed=self.seed,
-            epochs=self.epochs,
-            previous=self.previous,
-        )
+        arguments = StageArguments(kind=self.kind, **self.options)
         if self.kind == "cpt":
             cpt.train(arguments, [self.data])
-            return self
-        modality = json.loads((self.data / "card.json").read_text())["modality"]
-        source = {key: value for key, value in self.reads.items() if key != "sequences"}
-        given = open_source(self.reads.get("sequences", "tokens"), modality, **source)
-        (sft if self.kind == "sft" else rl).train(arguments, self.data, given)
+        else:
+            modality = json.loads((self.data / "card.json").read_text())["modality"]
+            reads = {"sequences": "tokens"} | (self.reads or {})
+            source = open_source(reads.pop("sequences"), modality, **reads)
+            (sft if self.kind == "sft" else rl).train(arguments, self.data, source)
         return self
 
-    def command(self, ranks: int = 1) -> list[str]:
-        launcher = [sys.executable]
-        if ranks > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        given = {
-            "parent": self.parent,
-            "tokens" if self.kind == "cpt" else "data": self.data,
-            "recipe": json.dumps(self.recipe),
-            "seed": self.seed,
-            "epochs": self.epochs,
-            "work": self.work,
-            "output": self.output,
-        } | ({"previous": self.previous} if self.previous else {})
-        given |= self.reads | ({"reading": json.dumps(self.reads["reading"])} if "reading" in self.reads else {})
-        options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-        return [*launcher, "-m", "cisterna", self.kind, *options]
-
-    def start(self, log: Path) -> Fork:
-        """Train in another process, everything it prints in `log`."""
-        words = self.command()
-        return Fork("cisterna", words[words.index("cisterna") + 1 :], log)
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of `cisterna` that train it."""
+        options = self.options | {"tokens" if self.kind == "cpt" else "data": self.data} | (self.reads or {})
+        texts = {
+            key: json.dumps(value) if isinstance(value, dict) else str(value)
+            for key, value in options.items()
+            if value is not None
+        }
+        return [self.kind, *(part for key, text in texts.items() for part in (f"--{key}", text))]
 
     def start_ranks(self, log: Path, ranks: int) -> subprocess.Popen[bytes]:
         """Train in several ranks, in a process group of their own."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream:
             return subprocess.Popen(
-                self.command(ranks),
+                [sys.executable, *launcher, "-m", "cisterna", *self.arguments],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
             )
-
-    def there(self, log: Path) -> "Run":
-        """Train in another process to the end; returns itself."""
-        assert self.start(log).wait() == 0, log.read_text()[-4000:]
-        return self
 
     @property
     def weights(self) -> Path:

@@ -148,11 +148,6 @@ def undisturbed(base: Path, splice: Path, tmp_path_factory: pytest.TempPathFacto
     return Run("sft", base, splice, tmp_path_factory.mktemp("undisturbed") / "sft", FULL, 2).here()
 
 
-def arguments(run: Run) -> list[str]:
-    """The command of a stage, without Python."""
-    return run.command()[3:]
-
-
 # --- Disk full, and other refusals of the system ---
 
 
@@ -165,14 +160,14 @@ def test_training_on_a_full_disk_goes_on_to_the_same_weights_when_there_is_space
     messages, resumed = set(), 0
     for size in (4, 200, 400, 1000, 1300):
         remount(f"size={size}k")
-        message = room.fails(arguments(run), "the disk is full")
+        message = room.fails(run.arguments, "the disk is full")
         assert str(room.disk) in message
         messages.add(re.sub(r".*(the disk is full[^;]*).*", r"\1", message))
         assert not output.exists()
         assert not published(output.parent)
         resumed += any(work.glob("checkpoint-*/complete.json"))
     remount("size=100m")
-    assert "resuming from step" in room.do(room.command(arguments(run)))
+    assert "resuming from step" in room.do(room.command(run.arguments))
     assert messages == {"the disk is full", "the disk is full, or a quota or limit is reached"}
     assert resumed > 1
     assert checkpoint.read_manifest(output)["files"] == undisturbed.manifest["files"]
@@ -212,25 +207,25 @@ def test_training_under_a_limit_on_file_sizes_goes_on_to_the_same_weights(
     run = Run("sft", base, splice, tmp_path, FULL, 2)
     weights = undisturbed.weights.stat().st_size
     with room.limit(resource.RLIMIT_FSIZE, weights // 2):
-        assert "a file would be larger than is allowed here" in room.fails(arguments(run), "limit")
+        assert "a file would be larger than is allowed here" in room.fails(run.arguments, "limit")
     with room.limit(resource.RLIMIT_FSIZE, weights * 3 // 2):  # Adam's state is twice the weights
-        assert "a file could not be written to its end" in room.fails(arguments(run), "limit")
+        assert "a file could not be written to its end" in room.fails(run.arguments, "limit")
     assert list(run.work.glob("checkpoint-*"))
     assert not list(run.work.glob("checkpoint-*/complete.json"))
     assert not published(run.output.parent)
-    assert "resuming" not in room.do(room.command(arguments(run)))
+    assert "resuming" not in room.do(room.command(run.arguments))
     assert run.manifest["files"] == undisturbed.manifest["files"]
 
 
 def test_log_on_a_full_disk_ends_the_stage_and_no_other(room: Room, base: Path, splice: Path, tmp_path: Path) -> None:
     run = Run("sft", base, splice, tmp_path, FULL, 0.25)
-    output = room.do(f"{room.command(arguments(run))} >/dev/full", code=2)
+    output = room.do(f"{room.command(run.arguments)} >/dev/full", code=2)
     assert re.search("error: .*the disk is full", output)
     assert "Traceback" not in output
-    room.do(f"{room.command(arguments(run))} >/dev/full 2>&1", code=2)
+    room.do(f"{room.command(run.arguments)} >/dev/full 2>&1", code=2)
     assert room.socket.exists()
     assert not published(tmp_path)
-    room.do(room.command(arguments(run)))
+    room.do(room.command(run.arguments))
     assert run.manifest["kind"] == "sft"
 
 
@@ -307,10 +302,10 @@ def test_training_without_memory_names_the_keys_that_need_less(
     recipe = CPT | {"block_size": 256, "per_device_train_batch_size": 128}
     run = Run("cpt", base, dna, tmp_path, recipe, 0.01)
     with room.limit(resource.RLIMIT_AS, room.server.memory_info().vms + 200 * 2**20):
-        message = room.fails(arguments(run), r"out of memory \(.*can't allocate memory")
+        message = room.fails(run.arguments, r"out of memory \(.*can't allocate memory")
     assert "mem_mb" in message
     assert "per_device_train_batch_size" in message
-    room.do(room.command(arguments(run)))
+    room.do(room.command(run.arguments))
     assert run.manifest["kind"] == "cpt"
 
 
@@ -319,14 +314,14 @@ def test_killed_stage_says_so_in_its_log_and_goes_on(room: Room, base: Path, spl
     run = Run("sft", base, splice, tmp_path, FULL, 4)
     log = tmp_path / "log"
     with log.open("w") as stream:
-        job = subprocess.Popen(shlex.split(room.command(arguments(run))), stdout=stream, stderr=stream)
+        job = subprocess.Popen(shlex.split(room.command(run.arguments)), stdout=stream, stderr=stream)
     wait(lambda: job.poll() is not None or list(run.work.glob("checkpoint-*/complete.json")))
     (fork,) = room.server.children()
     fork.kill()
     assert job.wait(PATIENCE) == 137
     assert re.match("error: cisterna sft was killed.* memory .*the same command", log.read_text().splitlines()[-1])
     assert not published(run.output.parent)
-    assert "resuming from step" in room.do(room.command(arguments(run)))
+    assert "resuming from step" in room.do(room.command(run.arguments))
 
 
 # --- Losses and rewards ---

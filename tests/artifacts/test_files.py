@@ -42,22 +42,15 @@ def test_a_file_is_replaced_only_when_its_block_ends_well(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_a_new_folder_appears_only_when_its_block_has_ended(tmp_path):
+def test_a_new_folder_appears_or_replaces_the_earlier_one_only_when_its_block_has_ended(tmp_path):
     target = tmp_path / "deep" / "target"
-    with files.new_folder(target) as folder:
-        (folder / "a").write_text("1")
-        assert not target.exists()
-        assert folder.parent == target.parent  # the same file system, so that the rename is one step
-    assert names(target) == ["a"]
-    assert names(target.parent) == ["target"]
-
-
-def test_a_new_folder_replaces_the_earlier_one_as_a_whole(tmp_path):
-    for name in ("old", "new"):
-        with files.new_folder(tmp_path / "target") as folder:
+    for name, earlier in (("old", []), ("new", ["old"])):
+        with files.new_folder(target) as folder:
             (folder / name).write_text(name)
-    assert names(tmp_path / "target") == ["new"]
-    assert names(tmp_path) == ["target"]
+            assert (names(target) if target.exists() else []) == earlier
+            assert folder.parent == target.parent  # the same file system, so that the rename is one step
+        assert names(target) == [name]
+        assert names(target.parent) == ["target"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

@@ -1,4 +1,4 @@
-"""Work folders: locked, and empty of what another run has left."""
+"""Work folders are locked, and cleared of what another run has left."""
 
 import pytest
 
@@ -21,9 +21,8 @@ def use(work, facts):
 
 def test_what_a_run_of_the_same_facts_left_is_kept(tmp_path, capsys):
     use(tmp_path / "work", {"data": 1, "options": {"a": [2]}})
-    assert use(tmp_path / "work", {"options": {"a": [2]}, "data": 1}) == [
-        ".lock", "batches", "fingerprint.json", "shard",
-    ]  # fmt: skip
+    left = use(tmp_path / "work", {"options": {"a": [2]}, "data": 1})
+    assert left == [".lock", "batches", "fingerprint.json", "shard"]
     assert capsys.readouterr().out == ""
 
 
@@ -43,7 +42,7 @@ def test_only_what_matches_is_removed_and_a_reason_removes_it_in_any_case(tmp_pa
     assert "the rung below is gone" in capsys.readouterr().out
 
 
-def test_second_process_is_refused_and_leftovers_of_a_killed_one_are_removed(tmp_path):
+def test_stage_that_is_already_running_is_refused_and_leftovers_of_a_killed_one_are_removed(tmp_path):
     (tmp_path / ".output.abcdefgh").mkdir()
     with work_folder.folder(tmp_path / "work", tmp_path / "output", {}):
         assert names(tmp_path) == ["work"]

@@ -88,7 +88,7 @@ def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dic
     runs["rl-features"] = Run(
         "rl", featured.output, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features
     )
-    commands = [run.command()[run.command().index("cisterna") + 1 :] for run in runs.values()]
+    commands = [run.arguments for run in runs.values()]
     (folder / "log").write_text(torchrun(commands, folder))
     return runs
 

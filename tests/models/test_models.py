@@ -156,63 +156,28 @@ def test_full_weights_compose_below_and_above_an_adapter(parent, lora, tmp_path)
     torch.testing.assert_close(logits(models.compose(last)), logits(third), atol=0, rtol=0)
 
 
-def changed(path, change):
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("full", "model.safetensors")])
-def test_a_missing_key_is_refused_by_its_name(base, tmp_path, kind, name):
-    lost = {}
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("problem", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_are_refused_by_the_name_of_the_tensor(base, tmp_path, file, problem):
+    names = []
 
     def save(folder):
-        (adapted(base) if kind == "adapter" else models.compose(base)).save_pretrained(folder)
-        changed(folder / name, lambda tensors: lost.update([tensors.popitem()]))
+        (models.compose(base) if file == "model.safetensors" else adapted(base)).save_pretrained(folder)
+        tensors = load_file(folder / file)
+        name = "model.layers.9.extra" if problem == "unexpected" else min(tensors)
+        if problem == "missing":
+            del tensors[name]
+        else:
+            tensors[name] = torch.zeros(1)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        names.append(name)
 
     child = publish(base, tmp_path / "child", save)
     checkpoint.verify(child)  # the files are those of the manifest: only loading can see it
-    with pytest.raises(UserError, match="missing") as caught:
+    with pytest.raises(UserError, match=problem) as caught:
         models.compose(child)
     assert str(child) in str(caught.value)
-    assert next(iter(lost)) in str(caught.value)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("full", "model.safetensors")])
-def test_an_unexpected_key_is_refused_by_its_name(base, tmp_path, kind, name):
-    def save(folder):
-        (adapted(base) if kind == "adapter" else models.compose(base)).save_pretrained(folder)
-        changed(folder / name, lambda tensors: tensors.update({"model.layers.9.extra": torch.zeros(1)}))
-
-    child = publish(base, tmp_path / "child", save)
-    with pytest.raises(UserError, match=r"unexpected \['model\.layers\.9\.extra'\]"):
-        models.compose(child)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("full", "model.safetensors")])
-def test_a_tensor_of_another_shape_is_refused_by_its_name(base, tmp_path, kind, name):
-    first = {}
-
-    def shrink(tensors):
-        key = min(tensors)
-        tensors[key] = tensors[key][:1].clone()
-        first[key] = True
-
-    def save(folder):
-        (adapted(base) if kind == "adapter" else models.compose(base)).save_pretrained(folder)
-        changed(folder / name, shrink)
-
-    child = publish(base, tmp_path / "child", save)
-    with pytest.raises(UserError, match="shape") as caught:
-        models.compose(child)
-    assert next(iter(first)) in str(caught.value)
-
-
-def test_an_adapter_of_another_backbone_is_refused(base, tmp_path):
-    models.make_base(backbone(num_hidden_layers=3), tmp_path / "deeper")
-    child = publish(base, tmp_path / "child", adapted(tmp_path / "deeper").save_pretrained)
-    with pytest.raises(UserError, match=r"unexpected .*layers\.2"):
-        models.compose(child)
+    assert names[0] in str(caught.value)
 
 
 def test_a_lineage_that_does_not_begin_with_a_base_is_refused(base, tmp_path):
@@ -229,52 +194,49 @@ def test_a_lineage_that_does_not_begin_with_a_base_is_refused(base, tmp_path):
 # Bases that were trained elsewhere
 
 
-SPARE = {"no-spare-rows": 0, "some-spare-rows": 10, "enough-spare-rows": 100}
-
-
-@pytest.fixture(
-    params=[(tie, spare) for tie in (False, True) for spare in SPARE],
-    ids=lambda p: f"{'tied' if p[0] else 'untied'}-{p[1]}",
-)
+@pytest.fixture(params=[("untied", 0), ("tied", 0), ("tied", 10), ("untied", 100)], ids=lambda p: f"{p[0]}-{p[1]}-rows")
 def pretrained(request, tmp_path):
-    """The base checkpoint over a model made elsewhere, that model and its tokenizer."""
+    """The base checkpoint over a model made elsewhere, that model and its tokenizer.
+
+    The model has more rows than tokens: as many as are needed for the new ones, some, or none.
+    """
     tie, spare = request.param
-    original, tokens = hub_model(tmp_path / "elsewhere", tie, SPARE[spare])
+    original, tokenizer = hub_model(tmp_path / "elsewhere", tie == "tied", spare)
     folder = tmp_path / "models" / "other" / "base" / "checkpoint"
     models.make_base({"pretrained": str(tmp_path / "elsewhere"), "seed": 3}, folder)
-    return folder, original, tokens
+    return folder, original, tokenizer
 
 
 def test_of_a_pretrained_model_only_the_new_rows_are_stored(pretrained):
-    folder, original, tokens = pretrained
+    folder, original, tokenizer = pretrained
     new = len(tokenization.added_tokens()) - len(tokenization.THINK)
     names = {"input"} if original.config.tie_word_embeddings else {"input", "output"}
     stored = load_file(folder / models.base.NEW_ROWS)
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == dict.fromkeys(names, (new, 32))
     assert [path.name for path in folder.glob("*.safetensors")] == [models.base.NEW_ROWS]
-    assert len(tokenization.load(folder)) == len(tokens) + new
+    assert len(tokenization.load(folder)) == len(tokenizer) + new
 
 
 def test_old_tokens_keep_the_logits_of_the_pretrained_model(pretrained):
-    folder, original, tokens = pretrained
+    folder, original, tokenizer = pretrained
     composed = models.compose(folder)
-    known = len(tokens)
+    known = len(tokenizer)
     theirs, ours = logits(original, known)[..., :known], logits(composed, known)[..., :known]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # a wider matrix may be summed in another order
-    assert tokenization.load(folder).encode("a gene of 12 kb") == tokens.encode("a gene of 12 kb")
+    assert tokenization.load(folder).encode("a gene of 12 kb") == tokenizer.encode("a gene of 12 kb")
 
 
 def test_new_tokens_are_distinct_and_read_and_written_by_the_model(pretrained):
-    folder, _, tokens = pretrained
+    folder, _, tokenizer = pretrained
     composed, extended = models.compose(folder), tokenization.load(folder)
     prompt = "Spliced? <rna>GUAAGU</rna> <dna>ACGT</dna> <protein>MKV</protein>"
     ids = extended(tokenization.expand(prompt), add_special_tokens=False)["input_ids"]
-    assert sum(token >= len(tokens) for token in ids) == 13 + 6
+    assert sum(token >= len(tokenizer) for token in ids) == 13 + 6
     assert extended.pad_token_id is not None
     for module in (composed.get_input_embeddings(), composed.get_output_embeddings()):
-        rows = module.weight[len(tokens) : len(extended)]
+        rows = module.weight[len(tokenizer) : len(extended)]
         assert len(torch.unique(rows, dim=0)) == len(rows)
-        old = module.weight[: len(tokens)]
+        old = module.weight[: len(tokenizer)]
         assert (rows.mean(dim=0) - old.mean(dim=0)).norm() < old.norm(dim=1).mean()
     with torch.inference_mode():
         answer = composed.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)

@@ -255,6 +255,6 @@ def test_checkpoint_with_a_broken_ancestor_is_not_loaded(
     run = Run("sft", results / CHILD, results / DATA, tmp_path / "sft-b", SFT)
     paths = ["--checkpoint", str(results / CHILD), "--data", str(results / DATA), "--output", str(run.output)]
     evaluation = ["evaluate", *paths, "--options", json.dumps(OPTIONS)]
-    assert main(evaluation if command == "evaluate" else run.command()[3:]) == 2
+    assert main(evaluation if command == "evaluate" else run.arguments) == 2
     assert f"error: {results / BASE / 'model.safetensors'}: " in capsys.readouterr().err
     assert not run.output.exists()

@@ -164,7 +164,7 @@ def test_rl_is_paid_by_all_rewards_of_its_recipe_and_records_the_users_file(solv
 
 def test_a_failing_reward_ends_the_command_with_code_2_and_publishes_nothing(solved, splice, tmp_path, mine, capsys):
     run = Run("rl", solved.output, splice, tmp_path / "rl", RL | {"rewards": {"study/my_file.py:ratio": 1.0}}, 1)
-    assert cli.main(run.command()[3:]) == 2
+    assert cli.main(run.arguments) == 2
     error = capsys.readouterr().err
     assert re.search(r"study/my_file\.py:18: the reward failed: ZeroDivisionError.* in completion \d+ of 16", error)
     assert "Traceback" not in error

@@ -485,8 +485,7 @@ def test_commands_make_the_same_bank_and_models_as_functions_and_so_does_the_sam
     for name, options in {"bank": reads, "live": live(esm)}.items():
         here = Run("sft", base, splice, tmp_path / name / "here", SFT, 1, reads=options).here()
         there = Run("sft", base, splice, tmp_path / name / "there", SFT, 1, reads=options)
-        words = there.command()
-        assert cli.main(words[words.index("cisterna") + 1 :]) == 0
+        assert cli.main(there.arguments) == 0
         assert there.manifest["identity"] == here.manifest["identity"]
 
 
@@ -517,8 +516,7 @@ def test_features_of_another_encoder_or_reading_are_refused(featured, splice, es
     capsys.readouterr()
     if command == "rl":
         reads = {"sequences": "features", "bank": tmp_path / "bank"}
-        words = Run("rl", featured.output, splice, tmp_path / "rl", RL, reads=reads).command()
-        code = cli.main(words[words.index("cisterna") + 1 :])
+        code = cli.main(Run("rl", featured.output, splice, tmp_path / "rl", RL, reads=reads).arguments)
     else:
         code = cli.main(evaluation(featured.output, splice, tmp_path / "out" / "eval", tmp_path / "bank"))
     assert code == 2

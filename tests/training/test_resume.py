@@ -123,9 +123,8 @@ def test_run_with_features_resumes_but_not_with_those_of_another_reading(base, s
 
 def test_stage_that_is_already_running_is_refused(base, splice, tmp_path, capsys):
     asked = Run("sft", base, splice, tmp_path, SFT)
-    command = asked.command()
     with work_folder.locked(asked.work):
-        assert cli.main(command[command.index("cisterna") + 1 :]) == 2
+        assert cli.main(asked.arguments) == 2
     assert str(asked.work) in capsys.readouterr().err
     assert not published(tmp_path)
 

@@ -4,17 +4,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError
 from cisterna.sequences import tokenization
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_ROWS = "new_embeddings.safetensors"
 
@@ -24,18 +23,15 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
     `spec` is a value of `backbones` in the config. With `architecture`, the model gets random weights, drawn with
     `seed`, and a tokenizer trained on `tokenizer.files`. With `pretrained` (a hub id or a local folder, and a
-    `revision`), the checkpoint holds only what Cisterna adds: the tokenizer with residue tokens, and their embedding
+    `revision`), the checkpoint has only what Cisterna adds: the tokenizer with residue tokens, and their embedding
     rows, drawn around the mean of the model's own rows. The pretrained weights stay where they are; files of a local
-    folder are hashed, so that a later change of them is an error. Raises UserError if the base cannot be made.
+    folder are hashed, so that a later change of them is an error. UserError if the base cannot be made.
     """
     started = time.perf_counter()
     seed = int(spec.get("seed", 0))
     torch.manual_seed(seed)
     with files.new_folder(output) as folder:
-        if "pretrained" in spec:
-            _extend(spec, folder)
-        else:
-            _create(spec, folder)
+        (_extend if "pretrained" in spec else _create)(spec, folder)
         return checkpoint.write_manifest(
             folder,
             published=output,
@@ -58,8 +54,6 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _create(spec: Mapping[str, Any], folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     texts = [files.locate(file) for file in spec["tokenizer"]["files"]]
     tokenizer = tokenization.build(spec["tokenizer"]["vocab_size"], texts)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -70,14 +64,13 @@ def _create(spec: Mapping[str, Any], folder: Path) -> None:
 
 
 def untrained(
-    what: str, auto_class: Any, architecture: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", **ids: int | None
-) -> "PreTrainedModel":
+    name: str, auto_class: Any, architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, **ids: int | None
+) -> PreTrainedModel:
     """A model of `auto_class` with random weights, for the vocabulary of `tokenizer`.
 
-    UserError, which names `what`, for an architecture that cannot be built.
+    UserError, which begins with `name`, for an architecture that cannot be built.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
 
     options = dict(architecture)
     try:
@@ -86,14 +79,11 @@ def untrained(
         with torch.inference_mode():
             model(torch.tensor([[tokenizer.pad_token_id]]))  # some inconsistent shapes fail only here
     except (StrictDataclassError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{what} architecture {dict(architecture)}: {error}") from None
+        raise UserError(f"{name} architecture {dict(architecture)}: {error}") from None
     return model
 
 
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:
-    from tokenizers import AddedToken
-    from transformers import AutoTokenizer
-
     model = _pretrained(spec)
     with _loading(spec):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -117,13 +107,11 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
 
 
-def _embeddings(model: "PreTrainedModel") -> dict[str, Any]:
+def _embeddings(model: PreTrainedModel) -> dict[str, Any]:
     """The input embedding, and the output projection where it is not tied to it."""
-    found = {"input": model.get_input_embeddings()}
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is not found["input"].weight:
-        found["output"] = output
-    return found
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = last is None or last.weight is first.weight
+    return {"input": first} if tied else {"input": first, "output": last}
 
 
 @contextmanager
@@ -138,9 +126,7 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
         ) from None
 
 
-def _pretrained(spec: Mapping[str, Any]) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
+def _pretrained(spec: Mapping[str, Any]) -> PreTrainedModel:
     with _loading(spec):
         return AutoModelForCausalLM.from_pretrained(
             spec["pretrained"],
@@ -151,10 +137,8 @@ def _pretrained(spec: Mapping[str, Any]) -> "PreTrainedModel":
         )
 
 
-def load_base(folder: Path, manifest: Mapping[str, Any]) -> "PreTrainedModel":
+def load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a base checkpoint. UserError if the files of a pretrained model have changed since it was made."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     spec = manifest["recipe"]
     if "pretrained" in spec:
         model = _pretrained(spec)

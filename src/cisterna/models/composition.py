@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from cisterna.artifacts import checkpoint, weights
 from cisterna.errors import UserError
@@ -20,7 +21,6 @@ from cisterna.sequences.source import restore
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
 
 
 def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
@@ -30,7 +30,7 @@ def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
     return LoraConfig(**({"task_type": "CAUSAL_LM", "target_modules": "all-linear"} | dict(options)))
 
 
-def attach(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> Any:
+def attach(model: PreTrainedModel, folder: Path, trainable: bool = False) -> Any:
     """Put the adapter stored in `folder` on a model. Strict: UserError for a missing or unexpected key."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -43,7 +43,7 @@ def attach(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> A
     return adapted
 
 
-def compose(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+def compose(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model of a checkpoint: its lineage is verified and loaded from the base on, every adapter merged.
 
     The model is on the CPU, in evaluation mode; weights are in the base's dtype unless `dtype` names another.
@@ -67,7 +67,6 @@ def compose(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel"
 
 def base_of(folder: Path) -> Path:
     """The base checkpoint of a lineage; it has the tokenizer for all of it."""
-    current = folder
-    while (manifest := checkpoint.read_manifest(current))["parent"]:
-        current = checkpoint.parent_of(current, manifest)
-    return current
+    while (manifest := checkpoint.read_manifest(folder))["parent"]:
+        folder = checkpoint.parent_of(folder, manifest)
+    return folder
