@@ -100,7 +100,7 @@ def load_parent(
     # By default some weights, those of ESM among them, are saved under names of an older release, which `compose` does
     # not know.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
-    frozen = source.features is not None and not _trains_bridge(arguments)
+    frozen = source.features is not None and not arguments.recipe.get("train_bridge", True)
     if frozen and not hasattr(model, "bridge"):
         raise UserError(
             f"{arguments.parent}: the model has no bridge, and with train_bridge: false it would get a random one. Set "
@@ -117,13 +117,9 @@ def lora(arguments: StageArguments, source: SequenceSource = TOKENS) -> LoraConf
     options = arguments.recipe.get("lora")
     if not options:
         return None
-    if source.features is not None and _trains_bridge(arguments):
+    if source.features is not None and arguments.recipe.get("train_bridge", True):
         options = options | {"modules_to_save": [*(options.get("modules_to_save") or []), "bridge"]}
     return models.lora_config(options)
-
-
-def _trains_bridge(arguments: StageArguments) -> bool:
-    return arguments.recipe.get("train_bridge", True)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,17 @@
-"""Base checkpoints of backbones: made here with random weights, or a pretrained model with residue tokens added."""
+"""Models from checkpoints: the base of a lineage, and the weights that its descendants have changed, loaded strictly.
+
+`make_base` publishes the base checkpoint of a backbone: made here with random weights, or a pretrained model with
+residue tokens added. `compose` loads the base, merges the adapter of each descendant in order, and returns one plain
+model, with its bridge if it reads features (`cisterna.sequences.source.connect` connects it to them). A missing or
+unexpected key, or a hash that does not match its manifest, is an error that names it. Not for training
+(`cisterna.training`).
+"""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError
-from cisterna.sequences import tokenization
+from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences.source import restore
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 NEW_ROWS = "new_embeddings.safetensors"
 
@@ -137,7 +148,7 @@ def _pretrained(spec: Mapping[str, Any]) -> PreTrainedModel:
         )
 
 
-def load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
+def _load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a base checkpoint. UserError if the files of a pretrained model have changed since it was made."""
     spec = manifest["recipe"]
     if "pretrained" in spec:
@@ -159,3 +170,50 @@ def load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     weights.load_full(model, folder)
     return model
+
+
+def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
+    """The PEFT configuration of a recipe's `lora` block; options by their PEFT names, all linear layers by default."""
+    from peft import LoraConfig
+
+    return LoraConfig(**({"task_type": "CAUSAL_LM", "target_modules": "all-linear"} | dict(options)))
+
+
+def attach(model: PreTrainedModel, folder: Path) -> Any:
+    """Put the adapter stored in `folder` on a model. Strict: UserError for a missing or unexpected key."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    adapted = get_peft_model(model, PeftConfig.from_pretrained(folder))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    weights.check(folder, tensors, get_peft_model_state_dict(adapted))
+    set_peft_model_state_dict(adapted, tensors)
+    return adapted
+
+
+def compose(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a checkpoint: its lineage is verified and loaded from the base on, every adapter merged.
+
+    The model is on the CPU, in evaluation mode; weights are in the base's dtype unless `dtype` names another.
+    """
+    chain = checkpoint.lineage(folder)
+    base, manifest = chain[0]
+    if manifest["kind"] != "base":
+        raise UserError(f"{base}: a lineage has to begin with a base checkpoint, and this one is {manifest['kind']}")
+    model = _load_base(base, manifest)
+    for path, _ in chain[1:]:
+        if sequence_inputs := inputs_file.read(path):
+            restore(model, sequence_inputs)
+        if (path / "adapter_model.safetensors").is_file():
+            model = attach(model, path).merge_and_unload()
+        else:
+            weights.load_full(model, path)
+    if dtype is not None:
+        model = model.to(dtype)
+    return model.eval()
+
+
+def base_of(folder: Path) -> Path:
+    """The base checkpoint of a lineage; it has the tokenizer for all of it."""
+    while (manifest := checkpoint.read_manifest(folder))["parent"]:
+        folder = checkpoint.parent_of(folder, manifest)
+    return folder

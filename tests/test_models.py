@@ -211,9 +211,9 @@ def test_of_a_pretrained_model_only_the_new_rows_are_stored(pretrained):
     folder, original, tokenizer = pretrained
     new = len(tokenization.added_tokens()) - len(tokenization.THINK)
     names = {"input"} if original.config.tie_word_embeddings else {"input", "output"}
-    stored = load_file(folder / models.base.NEW_ROWS)
+    stored = load_file(folder / models.NEW_ROWS)
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == dict.fromkeys(names, (new, 32))
-    assert [path.name for path in folder.glob("*.safetensors")] == [models.base.NEW_ROWS]
+    assert [path.name for path in folder.glob("*.safetensors")] == [models.NEW_ROWS]
     assert len(tokenization.load(folder)) == len(tokenizer) + new
 
 
