@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import random
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import kills
 
 PUBLISHING = ("sft", "features", "evaluate")  # CPT, SFT and RL publish with the same code
-RESUMED = re.compile("resuming from step|done already")  # printed by training; by features and evaluate
 HEAD = ("fault", "stage", "tried", "recovered", "identical", "resumed", "lost, mean", "lost, most", "run")
 
 
@@ -47,7 +45,7 @@ class Fault:
         all_or_nothing = stage.contents(folder) in (None, expected)
         self.recovered.append(stage.run(folder) == 0)
         self.identical.append(all_or_nothing and stage.contents(folder) == expected and not stage.leftovers(folder))
-        self.resumed.append(bool(RESUMED.search(kills.log(folder))))
+        self.resumed.append(bool(kills.RESUMED.search(kills.log(folder))))
         if lost is not None:
             self.lost.append(lost)
 

@@ -1,8 +1,8 @@
 """Programs that start without their imports: as forks of a process that has imported the libraries, and nothing else.
 
-Importing torch, transformers and TRL costs 5 s of CPU and Snakemake 1 s, more than most tests need for the rest. From
-the imports on a fork is what a program started from a shell is: a process group of its own, its folder, environment,
-output and exit code.
+Importing torch, transformers and TRL costs 5 s of CPU and Snakemake 1 s, more than the rest of most tests. Apart from
+its imports a fork is like a program started from a shell: it has its own process group, folder, environment, output
+and exit code.
 """
 
 import multiprocessing
@@ -59,11 +59,11 @@ class Fork:
         return self._process.exitcode
 
     def join(self, seconds: float) -> None:
-        """Wait for the end, at most so long."""
+        """Wait for the end, at most `seconds`."""
         self._process.join(seconds)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once there is one. After `timeout` seconds the program is killed: TimeoutError."""
+        """Wait for the exit code. After `timeout` seconds the program is killed: TimeoutError."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()

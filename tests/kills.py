@@ -1,11 +1,12 @@
-"""How stages are killed: at a moment, before a change of the file system, by SIGTERM; and what is compared afterwards.
+"""Kill a stage at a moment, before a change of the file system, or by SIGTERM, and compare what it publishes.
 
-A stage is the command that a rule starts, in a fork (`forks`). Used by `test_kills.py` and by `benchmarks/faults.py`.
+A stage is the command that a rule starts, in a fork (`forks`). For `test_kills.py` and `benchmarks/faults.py`.
 """
 
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -20,12 +21,17 @@ from runs import CPT, RL, SFT, Run, solver
 from tiny import READING, ROOT, SIZES, backbone, encoder
 
 PATIENCE = 120  # seconds
+RESUMED = re.compile("resuming from step|done already")  # printed by training; by features and evaluate
 CHANGES = frozenset({"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"})
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of Cisterna in a folder of its own: its words, its output, its work folder, what it saves in that."""
+    """A command of Cisterna in a folder of its own.
+
+    `command` gives its arguments for a folder. `output`, `work` and `saves` (a pattern of the files that it saves in
+    the work folder) are relative to the folder, or to `work`.
+    """
 
     command: Callable[[Path], list[str]]
     output: str
@@ -33,7 +39,7 @@ class Stage:
     saves: str
 
     def start(self, folder: Path, crash: int | None = None) -> Fork:
-        """Start it in `folder`, what it prints in `folder`/log. With `crash` it kills itself before that change."""
+        """Start it in `folder`, with its output in `folder`/log. With `crash` it kills itself before that change."""
         hook = _Crash(folder, folder / self.output, crash) if crash else None
         return Fork("cisterna", self.command(folder), folder / "log", hook=hook)
 
@@ -42,12 +48,12 @@ class Stage:
         return self.start(folder, crash).wait(PATIENCE)
 
     def contents(self, folder: Path) -> dict[str, Any] | None:
-        """What is published: the bytes of each file, of the manifest all that does not depend on when it was made."""
+        """What is published: the bytes of each file, and of the manifest what two identical runs have in common."""
         output = folder / self.output
         return {path.name: _content(path) for path in sorted(output.iterdir())} if output.is_dir() else None
 
     def leftovers(self, folder: Path) -> list[str]:
-        """Names beside what is published that nobody asked for."""
+        """Names of temporary folders that it left next to its output."""
         output = folder / self.output
         return [path.name for path in output.parent.iterdir() if path.name.startswith(f".{output.name}.")]
 
@@ -70,9 +76,9 @@ def _content(path: Path) -> Any:
 class _Crash:
     """An audit hook that kills the process before a change of the file system below `folder`.
 
-    Changes are counted from the first one of the publishing on: that of the new folder beside `output`. Python tells
-    the hook of each before it is made (https://docs.python.org/3/library/audit_events.html); a file that is opened to
-    be written is a change, too.
+    Changes are counted from the first one of the publishing on, which makes the new folder next to `output`. Python
+    calls the hook before each change (https://docs.python.org/3/library/audit_events.html). Opening a file for writing
+    is a change, too.
     """
 
     def __init__(self, folder: Path, output: Path, number: int) -> None:
@@ -102,7 +108,7 @@ class _Crash:
 
 
 def wait(condition: Callable[[], Any], process: Fork) -> None:
-    """Until the condition holds; an error if the process ends before, or if it takes too long."""
+    """Wait until the condition is true; an error if the process ends before, or if it takes too long."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the stage ended before"
@@ -160,7 +166,7 @@ def stages(base: Path, splice: Path, dna: Path, solved: Path, folder: Path) -> d
 
 
 def undisturbed(stage: Stage, folder: Path) -> tuple[dict[str, Any], float]:
-    """Run a stage that nobody disturbs: what it publishes, and the seconds from its start to its end."""
+    """Run a stage undisturbed: what it publishes, and the seconds from its start to its end."""
     started = time.monotonic()
     assert stage.run(folder) == 0, log(folder)
     seconds = time.monotonic() - started
@@ -170,7 +176,7 @@ def undisturbed(stage: Stage, folder: Path) -> tuple[dict[str, Any], float]:
 
 
 def killed(stage: Stage, folder: Path, moment: float) -> float:
-    """Start a stage and kill it so many seconds later; earlier, anew, if it has ended by then.
+    """Start a stage and kill it `moment` seconds later. If it has ended by then, start again and kill it earlier.
 
     Returns the seconds of work that were lost: those since it last saved or, if it has not, since its work began.
     """
@@ -188,9 +194,9 @@ def killed(stage: Stage, folder: Path, moment: float) -> float:
 
 
 def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, float]:
-    """Start a stage and send it SIGTERM so many seconds after its work began, which has to end it with code 143.
+    """Start a stage and send it SIGTERM `moment` seconds after its work began; it has to end with code 143.
 
-    Returns the seconds that it took to end, and those of work that were lost.
+    Returns the seconds that it took to end, and the seconds of work that were lost.
     """
     process = stage.start(folder)
     wait((folder / stage.work / progress.NAME).is_file, process)
@@ -202,7 +208,7 @@ def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, 
 
 
 def crashes(stage: Stage, folder: Path) -> Iterator[None]:
-    """For each change of the file system in the publishing, in turn: make `folder` what a kill before it leaves."""
+    """For each change of the file system in the publishing: fill `folder` with what a kill before it leaves."""
     ready = folder.with_name(f"{folder.name}-ready")
     assert stage.run(ready, crash=1) == -signal.SIGKILL, log(ready)
     for change in itertools.count(1):

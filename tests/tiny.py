@@ -1,4 +1,4 @@
-"""Tiny but real things that tests are made of: a backbone, an encoder, sizes of a task, published checkpoints."""
+"""Tiny but real parts of tests: a backbone, an encoder, the sizes of a task, published checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +16,8 @@ ESM = {
     "position_embedding_type": "rotary",
     "initializer_range": 0.5,  # so that untrained features tell a residue's neighbours
 }
-READING = {
-    "layer": -1,
-    "pool": None,
-    "flank": 1024,
-    "letters": {},
-    "storage": "float16",
-    "batch_tokens": 4096,
-    "trained": False,
-}
+READING = {"layer": -1, "pool": None, "flank": 1024, "letters": {}, "storage": "float16"}
+READING |= {"batch_tokens": 4096, "trained": False}
 
 
 def backbone(seed: int = 0, **architecture: object) -> dict[str, Any]:
@@ -56,22 +49,13 @@ def encoder(output: Path, seed: int = 0, **architecture: object) -> Path:
     from cisterna.training import encoder as stage
 
     torch.manual_seed(seed)
-    tokens = tokenization.build_for_encoder()
-    model = stage.make(ESM | architecture, tokens)
+    tokenizer = tokenization.build_for_encoder()
+    model = stage.make(ESM | architecture, tokenizer)
+    facts: dict[str, Any] = {"recipe": {"architecture": ESM | architecture}, "data": {}, "trained": {}, "measured": {}}
     with files.new_folder(output) as folder:
         model.save_pretrained(folder)
-        tokens.save_pretrained(folder)
-        checkpoint.write_manifest(
-            folder,
-            published=output,
-            kind="encoder",
-            parent=None,
-            recipe={"architecture": ESM | architecture},
-            seed=seed,
-            data={},
-            trained={},
-            measured={},
-        )
+        tokenizer.save_pretrained(folder)
+        checkpoint.write_manifest(folder, published=output, kind="encoder", parent=None, seed=seed, **facts)
     return output
 
 
@@ -79,24 +63,16 @@ def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str =
     """Publish what `save` writes into a folder as a checkpoint trained from `parent`; `train` is its data's SHA-256."""
     from cisterna.artifacts import checkpoint, files
 
+    facts: dict[str, Any] = {"recipe": {"learning_rate": 1e-3}, "data": {"train.parquet": train}}
+    facts |= {"trained": {"steps": 1}, "measured": {"seconds": 1.0}}
     with files.new_folder(output) as folder:
         save(folder)
-        checkpoint.write_manifest(
-            folder,
-            published=output,
-            kind=kind,
-            parent=parent,
-            recipe={"learning_rate": 1e-3},
-            seed=0,
-            data={"train.parquet": train},
-            trained={"steps": 1},
-            measured={"seconds": 1.0},
-        )
+        checkpoint.write_manifest(folder, published=output, kind=kind, parent=parent, seed=0, **facts)
     return output
 
 
 def adapted(parent: Path, seed: int = 1, **lora: object) -> Any:
-    """The model of `parent` with a LoRA adapter (rank 8 unless told), every trainable weight moved at random."""
+    """The model of `parent` with a LoRA adapter (rank 8 by default), every trainable weight moved at random."""
     import torch
     from peft import get_peft_model
 
@@ -124,10 +100,8 @@ def hub_model(folder: Path, tie: bool, spare: int, size: int = 400) -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    core.train([str(TEXTS[0])], trainer)
+    options = {"vocab_size": size, "special_tokens": ["<|end|>"], "initial_alphabet": alphabet}
+    core.train([str(TEXTS[0])], trainers.BpeTrainer(**options, show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in THINK])  # as Qwen3 has them
     tokenizer.save_pretrained(folder)

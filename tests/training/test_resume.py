@@ -1,4 +1,4 @@
-"""An interrupted training resumes to the bytes of one that was not, and from no state but its own.
+"""An interrupted training resumes to the bytes of one that was not interrupted, and only from a state of its own.
 
 Here an interruption is an exception, or a SIGTERM to this process, at a chosen step; `test_kills.py` kills processes.
 """
@@ -34,11 +34,11 @@ def kill(*_):
 
 def terminate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)  # torchrun sends on the one that Slurm sent to every process
+    os.kill(os.getpid(), signal.SIGTERM)  # twice: Slurm sends one to every process, and torchrun sends its own on
 
 
 def interrupt(asked: Run, event: str, number: int, how=kill) -> None:
-    """Train until the callback has had an event (on_save, on_step_end) so many times."""
+    """Train until the callback has had `number` events (on_save, on_step_end), and interrupt it there."""
     original = getattr(StageCallback, event)
     left = [number]
 
@@ -116,9 +116,9 @@ def test_run_with_features_resumes_but_not_with_those_of_another_reading(base, s
     assert again.manifest["identity"] == straight.manifest["identity"]
     feature_bank.build_for_task(esm, splice, READING | {"layer": 1}, tmp_path / "w", tmp_path / "bank")
     asked(tmp_path / "killed", tmp_path / "bank").here()
-    said = capsys.readouterr().out
-    assert "(data changed)" in said
-    assert "resuming" not in said
+    log = capsys.readouterr().out
+    assert "(data changed)" in log
+    assert "resuming" not in log
 
 
 def test_stage_that_is_already_running_is_refused(base, splice, tmp_path, capsys):
@@ -159,7 +159,7 @@ DATA = {"train.parquet": "1" * 64}
 
 @pytest.fixture
 def asked(base, work):
-    """What the state in `work` was made for."""
+    """The arguments of the run that made the state in `work`."""
     arguments = StageArguments("sft", base, work / "output", work, SFT, seed=0, epochs=2)
     shutil.move(work / "checkpoint-7", work / "kept")  # a state without a fingerprint would be discarded
     state.discard_stale(arguments, DATA, 1)
@@ -178,7 +178,7 @@ def test_state_of_another_run_is_discarded_and_the_log_says_why(asked, work, cap
     assert files.read_json(work / FINGERPRINT)["data"] == data
 
 
-def test_more_epochs_and_more_frequent_saving_are_no_other_run(asked, work, capsys):
+def test_state_is_kept_for_more_epochs_and_more_frequent_saving(asked, work, capsys):
     state.discard_stale(dataclasses.replace(asked, epochs=4, recipe=SFT | {"save_minutes": 1}), DATA, 1)
     assert state.latest(work, 100) == work / "checkpoint-7"
     assert capsys.readouterr().out == ""
