@@ -104,12 +104,10 @@ def verify(folder: Path) -> dict[str, Any]:
     """Read a manifest and check every file against it, and the parent's identity. Raises UserError naming the file."""
     manifest = read_manifest(folder)
     changed = (changed_file(folder, name, digest) for name, digest in manifest["files"].items())
-    for problem in itertools.chain(changed, strays(folder, manifest)):
-        if problem:
-            raise UserError(problem)
-    if manifest["parent"] is not None and (
-        problem := other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
-    ):
+    problem = next(filter(None, itertools.chain(changed, strays(folder, manifest))), None)
+    if not problem and manifest["parent"] is not None:
+        problem = other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
+    if problem:
         raise UserError(problem)
     return manifest
 
