@@ -155,9 +155,9 @@ def build(
                 print(f"shard {number + 1}/{len(shards)} is done already", flush=True)
                 continue
             rows: list[torch.Tensor] = []
-            for done in _encode(network, unique[begin:end], modality, reading, path, 60 * save_minutes, rows):
+            for done, stopping in _encode(network, unique[begin:end], modality, reading, path, 60 * save_minutes, rows):
                 progress.update(begin + done, len(unique), "sequences")
-                if shutdown.requested():
+                if stopping:
                     raise shutdown.Stopped(
                         f"{output}: by SIGTERM after {begin + done} of {len(unique)} sequences; their features are "
                         f"saved in {work}: rerun the same command to resume"
@@ -203,11 +203,12 @@ def publish(
 def _encode(
     network: encoders.Encoder, texts: Sequence[str], modality: str, reading: Mapping[str, Any], path: Path,
     seconds: float, rows: list[torch.Tensor],
-) -> Iterator[int]:  # fmt: skip
-    """Fill `rows` with the features of the texts, which are sorted by length; yield how many are done after each batch.
+) -> Iterator[tuple[int, bool]]:  # fmt: skip
+    """Fill `rows` with the features of the texts, which are sorted by length.
 
-    After SIGTERM, and every so many `seconds`, new rows are saved as a part of `path` before the next yield. Parts that
-    were saved before are read and not encoded again.
+    Yields after each batch how many texts are done, and whether SIGTERM has come. After SIGTERM, and every so many
+    `seconds`, new rows are saved as a part of `path` before the yield. Parts that were saved before are read and not
+    encoded again.
     """
     parts = _parts(path)
     rows += [load_file(part)["features"] for part in parts]
@@ -220,10 +221,11 @@ def _encode(
         if batch[0] < first:
             continue
         rows += encoders.encode(network, [texts[index] for index in batch], modality, reading)
-        if shutdown.requested() or time.monotonic() - saved >= seconds:
+        stopping = shutdown.requested()  # asked once: a SIGTERM after this line finds nothing saved
+        if stopping or time.monotonic() - saved >= seconds:
             _save(torch.cat(rows[fresh:]), path.with_suffix(f"{PART}{batch[-1] + 1:09}"))
             fresh, saved = len(rows), time.monotonic()
-        yield batch[-1] + 1
+        yield batch[-1] + 1, stopping
 
 
 def _parts(path: Path) -> list[Path]:
