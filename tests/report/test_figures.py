@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from planted import SIZE, Planted, config, forms
 
 from cisterna.report import CELLS_TABLE, FIGURES, GAINS_TABLE, METRICS_TABLE, RESULTS_PAGE, REWARDS_TABLE, tables
-from cisterna.report.figures import DRAWINGS, figures, label_prior, ladders, rl_reward
+from cisterna.report.figures import DRAWINGS, figures, generalization_gap, label_prior, rl_reward, sft_accuracy
 from cisterna.report.figures.style import spread
 from cisterna.report.gather import IDENTITY, LOGGED, gather
 from tiny import ROOT
@@ -153,7 +153,7 @@ def test_a_task_of_sets_of_terms_has_micro_f1_in_every_figure_and_on_the_page(of
 
 def test_a_study_of_sets_of_terms_alone_has_figures_that_say_what_it_lacks(of_terms: Planted) -> None:
     alone = of_terms.tables.metrics.query("task == 'functions'")
-    assert "sets of terms" in text(ladders.accuracy(alone, "balanced_accuracy"))
+    assert "sets of terms" in text(sft_accuracy.draw(alone, "balanced_accuracy"))
     assert "labels" in text(label_prior.draw(alone))
 
 
@@ -259,10 +259,10 @@ def test_recipes_of_one_rung_are_no_ladders_where_there_are_ladders(tmp_path: Pa
     given = config(cpt=["none"], sft=["brief", "once"], rl=[])
     given["recipes"]["sft"]["once"] = given["recipes"]["sft"]["brief"] | {"epochs": [4]}
     metrics = Planted.of(given, tmp_path, size=40).tables.metrics
-    for figure in (ladders.accuracy(metrics, "accuracy"), ladders.generalization_gap(metrics)):
+    for figure in (sft_accuracy.draw(metrics, "accuracy"), generalization_gap.draw(metrics)):
         assert not any("once" in title for title in titles(figure))
     once = metrics[metrics.sft != "brief"]
-    assert any("cell-type" in title for title in titles(ladders.accuracy(once, "accuracy")))
+    assert any("cell-type" in title for title in titles(sft_accuracy.draw(once, "accuracy")))
 
 
 # --- Reward while RL trains ---

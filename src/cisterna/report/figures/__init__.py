@@ -13,19 +13,29 @@ from matplotlib.figure import Figure
 from cisterna import report
 from cisterna.artifacts import files
 from cisterna.report import pages, tables
-from cisterna.report.figures import label_prior, ladders, lineage, rl_reward, stages, style
+from cisterna.report.figures import (
+    generalization_gap,
+    label_prior,
+    lineage,
+    rl_gain,
+    rl_reward,
+    sequences,
+    sft_accuracy,
+    style,
+    sweeps,
+)
 from cisterna.report.tables import Tables
 from cisterna.study import Study
 
 DRAWINGS: dict[str, Callable[[Study, Tables], Figure]] = {
-    "sft_accuracy": lambda study, of: ladders.accuracy(of.metrics, "accuracy"),
-    "sft_balanced_accuracy": lambda study, of: ladders.accuracy(of.metrics, "balanced_accuracy"),
-    "rl_gain": lambda study, of: stages.rl_gain(of.gains),
+    "sft_accuracy": lambda study, of: sft_accuracy.draw(of.metrics, "accuracy"),
+    "sft_balanced_accuracy": lambda study, of: sft_accuracy.draw(of.metrics, "balanced_accuracy"),
+    "rl_gain": lambda study, of: rl_gain.draw(of.gains),
     "rl_reward": lambda study, of: rl_reward.draw(of.rewards, study),
-    "generalization_gap": lambda study, of: ladders.generalization_gap(of.metrics),
+    "generalization_gap": lambda study, of: generalization_gap.draw(of.metrics),
     "label_prior": lambda study, of: label_prior.draw(of.metrics),
-    "sequences": lambda study, of: ladders.sequences(of.metrics),
-    "sweeps": lambda study, of: stages.sweeps(of.metrics, study),
+    "sequences": lambda study, of: sequences.draw(of.metrics),
+    "sweeps": lambda study, of: sweeps.draw(of.metrics, study),
     "lineage": lambda study, of: lineage.draw(study),
 }
 """How each figure of ``cisterna.report.FIGURES`` is drawn."""
