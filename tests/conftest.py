@@ -54,6 +54,14 @@ MARKS = {
 TRAINED = {"trained", "solved", "featured", "finished"}  # fixtures that train
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a value that has no short text by its argument: workers have to collect the same names.
+
+    Text of an object may hold its address, and bytes may hold the time at which they were packed.
+    """
+    return None if isinstance(val, str | int | float | type | None) else argname
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their place and fixtures, skip those for which there is no GPU, and put the long files first."""
     order = {}
