@@ -205,8 +205,9 @@ class Open(Section):
     """A mapping that also takes options of a library, by their published names (`cisterna.study.config.library`)."""
 
     model_config = ConfigDict(extra="allow")
-    library_options: ClassVar[str] = "options"  # the part of library_options.json that has them, ...
-    kind: ClassVar[str | None] = None  # ... and in it those of a kind of stage, or where None of the key `model_type`
+    # Where library_options.json lists them: the section, and in it the kind of stage (None: the value of `model_type`).
+    library_options: ClassVar[str] = "options"
+    kind: ClassVar[str | None] = None
     library_defaults: ClassVar[dict[str, Any]] = {}  # options whose default is not the library's
 
     @model_validator(mode="before")
