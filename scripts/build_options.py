@@ -18,7 +18,7 @@ import typing
 
 from cisterna.study.config.backbones import Architecture
 from cisterna.study.config.encoders import EncoderArchitecture
-from cisterna.study.config.library import OPTIONS
+from cisterna.study.config.trainer_options import OPTIONS
 from cisterna.study.config.types import Open
 
 # Keys of a transformers config that are bookkeeping, or that Cisterna sets from the tokenizer.

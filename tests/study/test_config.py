@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cisterna import study
 from cisterna.errors import UserError
 from cisterna.study import config as configs
-from cisterna.study.config import library
+from cisterna.study.config import trainer_options
 from cisterna.tasks import catalog
 from studies import OWN_TABLE, Config, adapted, featured, small
 
@@ -438,4 +438,4 @@ def test_every_adapter_says_what_its_options_are_and_has_defaults_of_their_type(
     for adapter in catalog.ADAPTERS.values():
         for option in adapter.options.values():
             assert option.meaning
-            assert option.default is catalog.REQUIRED or library.fits(option.kind, option.default)
+            assert option.default is catalog.REQUIRED or trainer_options.fits(option.kind, option.default)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cisterna.scoring import rewards
-from cisterna.study.config import library, recipes
+from cisterna.study.config import recipes, trainer_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ def script(name: str) -> ModuleType:
 
 def test_options_are_those_of_the_installed_libraries():
     built = json.loads(script("build_options").build())
-    assert library.known() == built, "run python scripts/build_options.py"
+    assert trainer_options.known() == built, "run python scripts/build_options.py"
 
 
 def test_key_tables_and_schema_are_those_of_the_models():
@@ -31,8 +31,8 @@ def test_key_tables_and_schema_are_those_of_the_models():
 
 
 def test_refused_options_exist_in_a_library():
-    known = {name for options in library.known()["options"].values() for name in options}
-    for pattern in library.REFUSED:
+    known = {name for options in trainer_options.known()["options"].values() for name in options}
+    for pattern in trainer_options.REFUSED:
         assert any(re.fullmatch(pattern.replace("*", ".*"), name) for name in known), pattern
 
 

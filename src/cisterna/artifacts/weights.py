@@ -20,7 +20,7 @@ def load_full(model: "PreTrainedModel", folder: Path) -> None:
         tensors.update(load_file(path))
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     check(folder, tensors, model.state_dict(), optional=tied)
-    model.load_state_dict(tensors, strict=False)  # only tied names can be absent now
+    model.load_state_dict(tensors, strict=False)  # `check` has refused every other difference than absent tied names
     model.tie_weights()
 
 

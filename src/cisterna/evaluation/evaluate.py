@@ -216,7 +216,7 @@ def repeats(token_ids: Sequence[int]) -> bool:
     """Whether an output, without the end-of-text token, repeats itself: more than half of its 4-grams of tokens are
     repetitions of others (seq-rep-4 above 0.5; Welleck et al. 2020, arXiv:1908.04319, section 3).
     """
-    grams = list(zip(*(token_ids[start:] for start in range(GRAM)), strict=False))
+    grams = [tuple(token_ids[start : start + GRAM]) for start in range(len(token_ids) - GRAM + 1)]
     return 2 * len(set(grams)) < len(grams)
 
 

@@ -168,6 +168,7 @@ def label_logs(
         if end in written:
             reasoned[index] = prompt + written[: len(written) - written[::-1].index(end)]
     endings = _endings(loaded.tokenizer, labels)
+    # labels differ in length: compared up to the end of the shortest
     equal = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*endings, strict=False))
     shared = [column[0] for column in equal][: min(map(len, endings)) - 1]
     different = [ending[len(shared) :] for ending in endings]

@@ -10,7 +10,7 @@ class Architecture(t.Open):
     restart, which packed CPT needs.
     """
 
-    library_options: ClassVar = "architectures"
+    options_section: ClassVar = "architectures"
 
     model_type: Annotated[Literal["llama", "mistral", "qwen2", "qwen3"], t.Choice] = t.required("the architecture.")
 

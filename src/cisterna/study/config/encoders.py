@@ -12,7 +12,7 @@ Letter = Annotated[str, Field(pattern="^[A-Z]$"), t.Expected("one upper-case let
 class EncoderArchitecture(t.Open):
     """Keys of a transformers config."""
 
-    library_options: ClassVar = "encoders"
+    options_section: ClassVar = "encoders"
 
     model_type: Annotated[Literal["esm"], t.Choice] = t.required("the architecture.")
 
@@ -21,7 +21,7 @@ class EncoderTraining(t.Open):
     """The training of an encoder."""
 
     kind: ClassVar = "cpt"
-    library_defaults: ClassVar = {"num_train_epochs": 1.0}
+    option_defaults: ClassVar = {"num_train_epochs": 1.0}
 
     corpora: t.Names = t.required("the corpora it is trained on. Sequences only: a corpus of text is an error.")
     block_size: t.Count = t.default(256, "residues of a training sequence; longer documents are cut into several.")

@@ -50,7 +50,7 @@ class CptRecipe(Recipe):
     """A recipe of continued pre-training."""
 
     kind: ClassVar = "cpt"
-    library_defaults: ClassVar = {"num_train_epochs": 1.0}
+    option_defaults: ClassVar = {"num_train_epochs": 1.0}
 
     corpora: t.Names = t.required("the corpora it is trained on, mixed block by block.")
     block_size: Annotated[int, Field(ge=2), t.Expected("integer >= 2")] = t.default(
@@ -63,7 +63,7 @@ class SftRecipe(Recipe):
     """A recipe of supervised fine-tuning."""
 
     kind: ClassVar = "sft"
-    library_defaults: ClassVar = {"lr_scheduler_type": "constant"}
+    option_defaults: ClassVar = {"lr_scheduler_type": "constant"}
 
     epochs: Epochs = t.required("the rungs, ascending: epoch counts at which a checkpoint is published.")
     fraction: t.ShareOrAll = t.default(1.0, "share of the training examples that is used, from the first on.")
@@ -101,7 +101,7 @@ class RlRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     kind: ClassVar = "rl"
-    library_defaults: ClassVar = {"lr_scheduler_type": "constant"}
+    option_defaults: ClassVar = {"lr_scheduler_type": "constant"}
 
     epochs: Epochs = t.required("the rungs, ascending: epochs over the prompts.")
     examples: t.Count | None = t.default(None, "prompts that are used, from the first on; null is all of `train`.")

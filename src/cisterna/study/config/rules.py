@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cisterna.constants import STAGES, TERM_REWARDS
-from cisterna.study.config import library
+from cisterna.study.config import trainer_options
 from cisterna.study.config.encoders import EncoderTraining
 from cisterna.study.config.problems import Key, Problems, one_of, suggest
 from cisterna.study.config.recipes import CptRecipe, Recipe, Rewards, RlRecipe, SftRecipe
@@ -41,7 +41,7 @@ def check(written: Mapping[str, Any], config: dict[str, Any], problems: Problems
             problems.add((section,), "empty; expected at least one entry")
     names = _names(written)
     for name, backbone in config["backbones"].items():
-        _check_architecture(("backbones", name), backbone, library.known()["architectures"], problems)
+        _check_architecture(("backbones", name), backbone, trainer_options.known()["architectures"], problems)
     for name, encoder in config["encoders"].items():
         _check_encoder(("encoders", name), encoder, config["corpora"], names, problems)
     for name, corpus in config["corpora"].items():
@@ -99,18 +99,18 @@ def _check_architecture(key: Key, model: dict[str, Any], known: dict[str, Any], 
         options = dict(model["architecture"])
         model_type = options.pop("model_type")
         source = f"a key of the transformers config of {model_type}"
-        library.check((*key, "architecture"), options, known[model_type], source, problems)
+        trainer_options.check((*key, "architecture"), options, known[model_type], source, problems)
 
 
 def _check_encoder(
     key: Key, encoder: dict[str, Any], corpora: dict[str, Any], names: Names, problems: Problems
 ) -> None:
-    _check_architecture(key, encoder, library.known()["encoders"], problems)
+    _check_architecture(key, encoder, trainer_options.known()["encoders"], problems)
     training = dict(encoder.get("training", {}))
     if "deepspeed" in training:
         del training["deepspeed"]
         problems.add((*key, "training", "deepspeed"), "not supported: an encoder is made by one process")
-    library.check_recipe((*key, "training"), "cpt", EncoderTraining.keys(), training, problems)
+    trainer_options.check_recipe((*key, "training"), "cpt", EncoderTraining.keys(), training, problems)
     chosen = training.get("corpora", [])
     _check_known((*key, "training", "corpora"), chosen, names["corpora"], problems)
     for index, name in enumerate(chosen):
@@ -123,7 +123,11 @@ def _check_encoder(
     if encoder["trained"] and encoder.get("package", "transformers") != "transformers":
         problems.expected((*key, "trained"), True, "false: only encoders of the package transformers can be trained")
     layer, layers = encoder["layer"], encoder.get("architecture", {}).get("num_hidden_layers")
-    if library.fits("int", layer) and library.fits("int", layers) and not -layers - 1 <= layer <= layers:
+    if (
+        trainer_options.fits("int", layer)
+        and trainer_options.fits("int", layers)
+        and not -layers - 1 <= layer <= layers
+    ):
         expected = f"0 (embeddings) to {layers} (the last of num_hidden_layers), or -1 (the last) to {-layers - 1}"
         problems.expected((*key, "layer"), layer, expected)
 
@@ -180,12 +184,12 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
     types = {name: option.kind for name, option in adapter.options.items()}
     given = {name: value for name, value in options.items() if value is not catalog.REQUIRED}
     source = f"an option of this adapter ({', '.join(types) or 'it has none'})"
-    library.check((*key, "options"), given, types, source, problems)
+    trainer_options.check((*key, "options"), given, types, source, problems)
     for name, option in adapter.options.items():
         value, place = options[name], (*key, "options", name)
         if value is catalog.REQUIRED:
             problems.add(place, f"missing; required: {option.meaning}")
-        elif not library.fits(option.kind, value) or value is None:
+        elif not trainer_options.fits(option.kind, value) or value is None:
             continue
         elif option.least is not None and value < option.least:
             problems.expected(place, value, f"a number >= {option.least}")
@@ -249,7 +253,7 @@ def _check_forms(key: Key, name: str, task: dict[str, Any], names: Names, proble
 
 
 def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], gpus: int, problems: Problems) -> None:
-    library.check_recipe(key, kind, RECIPES[kind].keys(), recipe, problems)
+    trainer_options.check_recipe(key, kind, RECIPES[kind].keys(), recipe, problems)
     if kind != "cpt":
         _check_ladder(key, recipe, problems)
     nodes = recipe["nodes"]
@@ -271,7 +275,7 @@ def _check_ladder(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
     schedule, place, warmup = recipe["lr_scheduler_type"], (*key, "warmup_steps"), recipe.get("warmup_steps", 0)
     if schedule == "constant" and warmup:
         problems.add(place, "constant has no warm-up; expected lr_scheduler_type: constant_with_warmup")
-    if schedule == "constant_with_warmup" and not (library.fits("int", warmup) and warmup >= 1):
+    if schedule == "constant_with_warmup" and not (trainer_options.fits("int", warmup) and warmup >= 1):
         problems.expected(place, warmup, "an integer >= 1: a share of the run would differ between rungs of a ladder")
 
 
@@ -299,7 +303,7 @@ def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
     names = ("num_generations", "per_device_train_batch_size", "processes", "gradient_accumulation_steps")
     for name in (*names, "steps_per_generation", "generation_batch_size"):
         least = 2 if name == "num_generations" else 1
-        if not library.fits("int", values.get(name, least)):
+        if not trainer_options.fits("int", values.get(name, least)):
             return  # reported as an option of the wrong type
         if values.get(name, least) < least:
             why = ": a group of one has no variance, so no gradient" if least == 2 else ""
@@ -384,7 +388,7 @@ class _Lineage:
         for backbone, entry in self.backbones.items():
             room = entry.get("architecture", {}).get("max_position_embeddings")
             for name, recipe in self.recipes["cpt"].items():
-                if library.fits("int", room) and recipe["block_size"] > room:
+                if trainer_options.fits("int", room) and recipe["block_size"] > room:
                     expected = f"at most {room}, the max_position_embeddings of the backbone {backbone}"
                     self.problems.expected(("recipes", "cpt", name, "block_size"), recipe["block_size"], expected)
 
@@ -452,10 +456,10 @@ def _check_features(key: Key, recipe: dict[str, Any], cold: bool, problems: Prob
     if recipe.get("use_vllm") is True:
         problems.expected((*key, "use_vllm"), True, f"false {where}: vLLM has no bridge")
     penalty, beta = recipe.get("repetition_penalty", 1.0), recipe.get("beta", 0.0)
-    if library.fits("float", penalty) and penalty != 1.0:
+    if trainer_options.fits("float", penalty) and penalty != 1.0:
         expected = f"1.0 {where}: a penalty on tokens of the prompt has no meaning for features"
         problems.expected((*key, "repetition_penalty"), penalty, expected)
-    if recipe["lora"] is None and library.fits("float", beta) and beta != 0:
+    if recipe["lora"] is None and trainer_options.fits("float", beta) and beta != 0:
         expected = f"0.0 {where}, or `lora`: without an adapter the reference model would be loaded without the bridge"
         problems.expected((*key, "beta"), beta, expected)
     if cold and not recipe["train_bridge"]:

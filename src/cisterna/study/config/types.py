@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 
-from cisterna.study.config import library
+from cisterna.study.config import trainer_options
 
 # Names become folders, so they must not look like the folders that Cisterna makes next to them.
 RESERVED = {"all", "base", "checkpoint", "cold", "eval", "manifest.json", "none", "perplexity.json"}
@@ -202,20 +202,20 @@ class Section(BaseModel):
 
 
 class Open(Section):
-    """A mapping that also takes options of a library, by their published names (`cisterna.study.config.library`)."""
+    """A mapping that also takes options of a library, by their published names (see `trainer_options`)."""
 
     model_config = ConfigDict(extra="allow")
     # Where library_options.json lists them: the section, and in it the kind of stage (None: the value of `model_type`).
-    library_options: ClassVar[str] = "options"
+    options_section: ClassVar[str] = "options"
     kind: ClassVar[str | None] = None
-    library_defaults: ClassVar[dict[str, Any]] = {}  # options whose default is not the library's
+    option_defaults: ClassVar[dict[str, Any]] = {}  # options whose default is not the library's
 
     @model_validator(mode="before")
     @classmethod
     def _read_numbers(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        types = library.known()[cls.library_options].get(cls.kind or str(values.get("model_type")), {})
+        types = trainer_options.known()[cls.options_section].get(cls.kind or str(values.get("model_type")), {})
         return {
             name: float(value)
             if isinstance(value, str) and SCIENTIFIC.fullmatch(value) and str(types.get(name)).startswith("float")
@@ -226,7 +226,7 @@ class Open(Section):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Every default, of the options too."""
-        return cls.library_defaults | {
+        return cls.option_defaults | {
             name: plain(field.get_default(call_default_factory=True))
             for name, field in cls.keys().items()
             if not field.is_required() and field.default_factory is not absent
@@ -234,7 +234,7 @@ class Open(Section):
 
     def filled(self) -> dict[str, Any]:
         """See `Section.filled`."""
-        return self.library_defaults | super().filled()
+        return self.option_defaults | super().filled()
 
 
 def plain(value: Any) -> Any:

@@ -135,6 +135,7 @@ def window(reference: str, variant: str, flank: int) -> tuple[tuple[str, str], i
     Indices count from 0. If one sequence is the beginning of the other, the base after its end is the first that
     differs; if they are equal, it is the middle. `flank` is at least 1, so that each sequence keeps a base.
     """
+    # the two may differ in length: compared up to the end of the shorter
     pairs = enumerate(zip(reference, variant, strict=False))
     first = next((place for place, (old, new) in pairs if old != new), min(len(reference), len(variant)))
     if reference == variant:
