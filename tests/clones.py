@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import yaml
 
 from forks import Fork
 from tiny import ROOT, backbone
+from waiting import wait_until
 
 Config = dict[str, Any]
 TRAINING = {
@@ -158,17 +158,15 @@ class Stage:
 
     def wait_for_state(self, after: int, started_by: subprocess.Popen[bytes]) -> int:
         """Wait until the stage has saved its state after more than so many steps; its process id."""
-        deadline = time.monotonic() + 240
-        while True:
-            assert started_by.poll() is None, "it ended too soon"
-            assert time.monotonic() < deadline
-            if any(
-                int(state.parent.name.split("-")[1]) > after for state in self.work.glob("checkpoint-*/complete.json")
-            ):
-                pid = int(json.loads((self.work / "progress.json").read_text())["pid"])
-                if psutil.pid_exists(pid):  # else that of an earlier stage
-                    return pid
-            time.sleep(0.02)
+
+        def pid() -> int | None:
+            states = self.work.glob("checkpoint-*/complete.json")
+            if not any(int(state.parent.name.split("-")[1]) > after for state in states):
+                return None
+            number = int(json.loads((self.work / "progress.json").read_text())["pid"])
+            return number if psutil.pid_exists(number) else None  # else that of an earlier stage
+
+        return wait_until(pid, f"a state after step {after}", started_by)
 
 
 def snakemake(*arguments: str) -> list[str]:

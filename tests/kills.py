@@ -19,8 +19,8 @@ from cisterna.artifacts import progress, shutdown
 from forks import Fork
 from runs import CPT, RL, SFT, Run, solver
 from tiny import READING, ROOT, SIZES, backbone, encoder
+from waiting import PATIENCE, wait_until
 
-PATIENCE = 120  # seconds
 RESUMED = re.compile("resuming from step|done already")  # printed by training; by features and evaluate
 CHANGES = frozenset({"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod"})
 
@@ -107,15 +107,6 @@ class _Crash:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait(condition: Callable[[], Any], process: Fork) -> None:
-    """Wait until the condition is true; an error if the process ends before, or if it takes too long."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, "the stage ended before"
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
-
-
 def prepare(folder: Path) -> dict[str, Stage]:
     """Make everything that the stages to kill read, in `folder`."""
     import contextlib
@@ -199,7 +190,7 @@ def terminated(stage: Stage, folder: Path, moment: float = 0.0) -> tuple[float, 
     Returns the seconds that it took to end, and the seconds of work that were lost.
     """
     process = stage.start(folder)
-    wait((folder / stage.work / progress.NAME).is_file, process)
+    wait_until((folder / stage.work / progress.NAME).is_file, "the first progress", process, pause=0.002)
     process.join(moment)
     started = time.time()
     process.send_signal(signal.SIGTERM)

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +33,8 @@ from cisterna.training import guards
 from clones import CONFIG, TRAINING, Clone, Config, environment, make, snakemake
 from runs import CPT, RL, SFT, Run, published
 from tiny import READING, ROOT, SIZES, TEXTS, backbone
+from waiting import PATIENCE, wait_until
 
-PATIENCE = 300  # seconds, on a machine that does much else
 # Full fine-tuning, so that a state is of several files of some size; one is saved after every step.
 FULL = {key: value for key, value in SFT.items() if key != "lora"} | {"save_minutes": 0}
 EVALUATION = {"max_new_tokens": 8, "batch_size": 16, "bootstrap": 20}
@@ -65,7 +64,7 @@ class Room:
         if not self.refused:
             self.do(f"mount -t tmpfs none '{self.disk}'")
         self.do(f"'{sys.executable}' -m cisterna fork-server '{self.socket}' >'{folder / 'fork_server.log'}' 2>&1 &")
-        wait(self.socket.exists)
+        wait_until(self.socket.exists, "the socket of the fork server")
         (self.server,) = psutil.Process(self.shell.pid).children()
 
     def do(self, command: str, code: int = 0) -> str:
@@ -112,14 +111,6 @@ class Room:
             yield
         finally:
             resource.prlimit(self.server.pid, name, earlier)
-
-
-def wait(condition: Callable[[], object]) -> None:
-    """Wait until the condition is true."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +306,7 @@ def test_killed_stage_says_so_in_its_log_and_goes_on(room: Room, base: Path, spl
     log = tmp_path / "log"
     with log.open("w") as stream:
         job = subprocess.Popen(shlex.split(room.command(run.arguments)), stdout=stream, stderr=stream)
-    wait(lambda: job.poll() is not None or list(run.work.glob("checkpoint-*/complete.json")))
+    wait_until(lambda: list(run.work.glob("checkpoint-*/complete.json")), "a saved state", job)
     (fork,) = room.server.children()
     fork.kill()
     assert job.wait(PATIENCE) == 137
@@ -474,7 +465,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     log = clone.folder.parent / "log"
     with log.open("w") as stream:
         first = subprocess.Popen(snakemake(), cwd=clone.folder, env=environment(), stdout=stream, stderr=stream)
-    wait(lambda: first.poll() is not None or (clone.results / "logs" / "fork_server.log").exists())
+    wait_until((clone.results / "logs" / "fork_server.log").exists, "the fork server", first)
     second = clone.snakemake(code=1)
     assert first.wait(PATIENCE) == 1
     return Finished(clone, log.read_text(), second)

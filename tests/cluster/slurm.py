@@ -7,18 +7,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from waiting import PATIENCE, wait_until
+
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # the daemons are on the path of root only
 NODES = ("node1", "node2")
-LIMIT = 60  # seconds to wait for what should take a few
 
 CONF = """\
 ClusterName={name}
@@ -59,15 +58,6 @@ PartitionName=gpu Nodes=ALL State=UP
 def missing() -> list[str]:
     """The programs that are not installed here."""
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = LIMIT) -> Any:
-    """Wait until `condition` returns something true; what it returned. AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
-    return found
 
 
 class Slurm:
@@ -120,11 +110,11 @@ class Slurm:
         self.run("mungekey", "--create", "--force", f"--keyfile={key}")
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "log", "seed")]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}", *files)
-        wait(munge.exists, "munged's socket")
+        wait_until(munge.exists, "munged's socket")
         self._daemon("slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
-        wait(lambda: self.run("sinfo", "--noheader", "--format=%T") == "idle\n", "both nodes idle")
+        wait_until(lambda: self.run("sinfo", "--noheader", "--format=%T") == "idle\n", "both nodes idle", pause=0.1)
 
     def _daemon(self, *command: str) -> None:
         name = command[-1] if command[0] == "slurmd" else command[0]
@@ -154,7 +144,7 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """Run a command of Slurm, which has to succeed; its standard output."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 

@@ -17,10 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from slurm import Slurm, missing, wait
+from slurm import Slurm, missing
 
 import clones
 from tiny import ROOT
+from waiting import wait_until
 
 RL = clones.CONFIG["recipes"]["rl"]["grpo"]
 # Stages that run long enough to be interrupted, and save their state about every second.
@@ -89,14 +90,14 @@ class Run:
             assert self.process.poll() is None, self.log()
             return ours
 
-        return wait(now, f"{stage} under way", 400)
+        return wait_until(now, f"{stage} under way")
 
     def job(self, number: str) -> dict[str, str]:
         return next(job for job in self.slurm.jobs() if job["JobId"] == number)
 
     def requeued(self, number: str) -> None:
         """Wait until Slurm has requeued a job, and let it start at once (Slurm waits two minutes)."""
-        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} requeued")
+        wait_until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} requeued", pause=0.1)
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def log(self) -> str:
@@ -154,9 +155,9 @@ def disturb(run: Run) -> None:
     node = run.job(job)["NodeList"]
     say(f"{node}, which runs job {job}, loses power: kill -9 of its slurmd and of all processes of its jobs")
     slurm.kill_node(node)
-    wait(lambda: "State=DOWN" in slurm.run("scontrol", "show", "node", node), f"{node} down")
+    wait_until(lambda: "State=DOWN" in slurm.run("scontrol", "show", "node", node), f"{node} down", pause=0.1)
     run.requeued(job)
-    wait(lambda: run.job(job)["JobState"] == "RUNNING", f"job {job} on the other node")
+    wait_until(lambda: run.job(job)["JobState"] == "RUNNING", f"job {job} on the other node", pause=0.1)
     say(f"Slurm marks {node} as down, and job {job} starts on {run.job(job)['NodeList']}; {node} starts again")
     slurm.start_node(node)
 
@@ -176,7 +177,7 @@ def limit(run: Run) -> None:
     run.slurm.run("scancel", "--signal=STOP", job)
     run.slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     published = run.clone.results / PAIR / "e12" / "checkpoint" / "manifest.json"
-    wait(lambda: published.exists() or run.process.poll() is not None, f"{PAIR} published", 400)
+    wait_until(lambda: published.exists() or run.process.poll() is not None, f"{PAIR} published")
 
 
 def results(clone: clones.Clone) -> dict[str, str]:

@@ -14,6 +14,7 @@ from cisterna.constants import SPLITS
 from cisterna.data import holdout, similarity, splits
 from cisterna.data.audit import audit_folder
 from cisterna.errors import UserError
+from studies import OWN_TABLE
 
 SIZES = {"train": 30, "validation": 5, "id": 10}
 COLUMNS = {"id": "variant", "sequence": "seq", "label": "class"}
@@ -45,16 +46,8 @@ def rows(count=100, families=12, seed=0):
 
 
 def spec(path, split, **changes):
-    return {
-        "file": str(path),
-        "modality": "protein",
-        "columns": COLUMNS,
-        "labels": ["low", "high"],
-        "question": "Is this variant active?",
-        "split": split,
-        **SIZES,
-        **changes,
-    }
+    table = {key: value for key, value in OWN_TABLE.items() if key != "ood"}
+    return table | {"file": str(path), "columns": COLUMNS, "split": split} | SIZES | changes
 
 
 def prepare(folder, frame, split, seed=0, **changes):

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from cisterna import models
 from cisterna.artifacts import checkpoint
 from cisterna.training import state
 from runs import CPT, RL, SFT, Run, published
+from waiting import wait_until
 
 RATE = 2.0e-3
 TOLERANCE = 0.01 * RATE
@@ -165,11 +165,7 @@ def test_sigterm_to_every_process_of_two_ranks_saves_the_state_of_both(base, spl
     """Slurm sends it to torchrun and to every rank, and torchrun sends it on."""
     asked = Run("sft", base, splice, tmp_path / "stopped", on_ranks(LORA | {"logging_steps": 1}, "zero2"), 60)
     process = asked.start_ranks(tmp_path / "log", 2)
-    end = time.monotonic() + 200
-    while "step 3/" not in (tmp_path / "log").read_text():
-        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: "step 3/" in (tmp_path / "log").read_text(), f"step 3 in {tmp_path / 'log'}", process)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) != 0
     saved = state.latest(asked.work, 240)

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -23,9 +22,9 @@ import cisterna
 from cisterna.artifacts import checkpoint
 from cisterna.runtime import fork_server
 from tiny import TEXTS, backbone
+from waiting import PATIENCE, wait_until
 
 COMMAND = [sys.executable, "-m", "cisterna"]
-PATIENCE = 60  # seconds; a server needs about 8 s of CPU to import
 START = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
 
 
@@ -33,14 +32,6 @@ def environment(socket_path=None, **changes):
     variables = {name: value for name, value in os.environ.items() if name != fork_server.VARIABLE}
     variables |= {"PYTHONPATH": str(Path(cisterna.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | changes
     return variables | ({fork_server.VARIABLE: str(socket_path)} if socket_path else {})
-
-
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return value
 
 
 def writing_end(pipe):
@@ -58,7 +49,7 @@ def serving():
         [sys.executable, "-c", START, *COMMAND, "fork-server", str(folder / "socket")], env=environment()
     )
     try:
-        wait_until((folder / "socket").exists)
+        wait_until((folder / "socket").exists, "the socket")
         yield psutil.Process(parent.pid), folder / "socket"
     finally:
         children = psutil.Process(parent.pid).children(recursive=True) if parent.poll() is None else []
@@ -83,14 +74,14 @@ def endless(server, base, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     arguments = ["tokenize", "--corpus", "pipe", "--modality", "dna", "--base", str(base), "--output", "out/tokens"]
     client = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment(path))
-    fork = wait_until(process.children)[0]
+    fork = wait_until(process.children, "the fork")[0]
     with contextlib.ExitStack() as stack:
         stack.callback(client.wait)
         stack.callback(client.kill)
         # The writing end can be opened once the job waits at the reading end; nothing is ever written.
-        stack.callback(os.close, wait_until(lambda: writing_end(tmp_path / "pipe")))
+        stack.callback(os.close, wait_until(lambda: writing_end(tmp_path / "pipe"), "the job at the pipe"))
         yield client, fork
-        wait_until(lambda: not process.children())
+        wait_until(lambda: not process.children(), "the end of the fork")
         assert not (tmp_path / "out" / "tokens").exists()
 
 
@@ -169,7 +160,7 @@ def test_a_job_has_the_folder_and_the_environment_of_its_client(server, tmp_path
 def test_the_jobs_end_with_a_killed_client(endless):
     client, fork = endless
     client.kill()
-    wait_until(lambda: gone(fork))
+    wait_until(lambda: gone(fork), "the end of the fork")
 
 
 def test_a_killed_job_is_code_137_in_the_client(endless):
@@ -184,7 +175,7 @@ def test_a_signal_to_the_client_reaches_the_job_and_both_end(endless, number):
     assert ignored_signals(fork) == ignored_signals(client)
     client.send_signal(number)
     assert client.wait(PATIENCE) not in (0, 2)
-    wait_until(lambda: gone(fork))
+    wait_until(lambda: gone(fork), "the end of the fork")
 
 
 def test_jobs_run_at_the_same_time(server, endless, tmp_path):
@@ -198,5 +189,5 @@ def test_the_server_ends_when_its_parent_is_gone_and_takes_its_socket_along():
     with serving() as (parent, path):
         process = parent.children()[0]
         parent.kill()
-        wait_until(lambda: gone(process))
+        wait_until(lambda: gone(process), "the end of the server")
         assert not path.exists()

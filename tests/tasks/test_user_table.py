@@ -14,9 +14,10 @@ from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.tasks import user_table
+from studies import OWN_TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = {"id": "variant", "sequence": "seq", "label": "class", "group": "family"}
+COLUMNS = OWN_TABLE["columns"]
 SIZES = {"train": 20, "validation": 5, "id": 10}
 # The file is written anew for each example, so one folder for all of them is right.
 PER_EXAMPLE = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -38,16 +39,7 @@ def rows(count=60, letters="ACDEFGHIKLMNPQRSTVWY"):
 
 
 def spec(path, **changes):
-    return {
-        "file": str(path),
-        "modality": "protein",
-        "columns": COLUMNS,
-        "labels": ["low", "high"],
-        "question": "Is this variant active?",
-        "ood": ["kinase"],
-        **SIZES,
-        **changes,
-    }
+    return OWN_TABLE | {"file": str(path)} | SIZES | changes
 
 
 def save(frame, path):

@@ -12,6 +12,7 @@ import pytest
 
 import kills
 from cisterna.artifacts import progress
+from waiting import PATIENCE, wait_until
 
 STAGES = ("cpt", "sft", "rl", "features", "evaluate")
 PUBLISHING = ("sft", "features", "evaluate")  # cpt and rl publish as sft does
@@ -83,10 +84,10 @@ def test_stage_that_gets_sigterm_saves_and_resumes(stages, undisturbed, root, na
 def test_stage_that_is_already_running_is_refused(stages, undisturbed, root, name):
     stage, folder = stages[name], root / f"{name}-twice"
     first = stage.start(folder)
-    kills.wait((folder / stage.work / progress.NAME).is_file, first)
+    wait_until((folder / stage.work / progress.NAME).is_file, "the first progress", first, pause=0.002)
     os.kill(first.pid, signal.SIGSTOP)  # otherwise it could end before the second has begun
     assert stage.run(folder) == 2
     assert f"error: {folder / stage.work}: another process is working on this stage" in kills.log(folder)
     os.kill(first.pid, signal.SIGCONT)
-    assert first.wait(kills.PATIENCE) == 0
+    assert first.wait(PATIENCE) == 0
     assert stage.contents(folder) == undisturbed[name][0]
