@@ -132,10 +132,12 @@ def _work(connection: socket.socket, main: Main) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         del os.environ[VARIABLE]
-        if threads := os.environ.get("OMP_NUM_THREADS"):
+        if threads := os.environ.get("OMP_NUM_THREADS"):  # libraries read it when the server loads them
             import torch
+            from threadpoolctl import threadpool_limits
 
             torch.set_num_threads(int(threads))
+            threadpool_limits(int(threads))
         threading.Thread(target=_obey, args=(received,), daemon=True).start()
 
         code = main(request["arguments"])

@@ -52,9 +52,22 @@ def counts(observed: NDArray[np.int64], seed: int, resamples: int) -> Array:
     return np.random.default_rng(seed).multinomial(int(total), observed / total, size=resamples).astype(float)
 
 
+def exact(values: Array) -> Array:
+    """Values rounded to multiples of 2**-26 (1.5e-8), so that their sums have no rounding error.
+
+    A sum of other numbers depends on the order of its terms, which differs between processors and numbers of threads.
+    Holds while the absolute values of a sum add up to less than 2**27.
+    """
+    return np.round(values * 2**26) / 2**26
+
+
 def column_means(columns: Array, seed: int, resamples: int) -> Array:
-    """Means of columns, shape (examples, columns), in resamples of the examples: shape (resamples, columns)."""
+    """Means of columns, shape (examples, columns), in resamples of the examples: shape (resamples, columns).
+
+    The columns are made `exact`, so the means are the same on every machine.
+    """
     n = len(columns)
+    columns = exact(columns)
     drawn = weights(np.random.default_rng(seed), n, resamples, max(1, BLOCK // n))
     return np.concatenate([block @ columns / n for block in drawn])
 

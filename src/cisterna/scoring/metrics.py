@@ -291,6 +291,7 @@ def score_probabilities(
     observed, drawn = values(columns.mean(axis=0)[None]), values(bootstrap.column_means(columns, seed, resamples))
     summaries = {name: bootstrap.summary(observed[name][0], draws, n) for name, draws in drawn.items()}
     rng = np.random.default_rng(seed)
+    confidence = bootstrap.exact(confidence)
     by_chance = []
     for size in bootstrap.blocks(resamples, max(1, bootstrap.BLOCK // n)):
         right = rng.random((size, n)) < confidence
