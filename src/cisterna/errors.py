@@ -45,15 +45,27 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """The whole message of an error, of a library mostly, as one line; its type if it has no message."""
+    return " ".join(printable(str(error)).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""A text with escapes (``\x1b``) for the control characters, line breaks except, that a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def explain(error: Exception, command: str, output: object) -> str | None:
     """The message of an error that the machine caused, in a command that writes to `output`; None for a bug."""
     for link in _causes(error):
         if _is_of_memory(link):
             advice = _LESS_MEMORY.get(command, "use a machine with more")
-            reason = (str(link) or type(link).__name__).splitlines()[0]
             return (
-                f"{output}: out of memory ({reason}). With more memory (mem_mb and gpu under `resources` of the study) "
-                f"the same command resumes from the last saved state; to need less, {advice}"
+                f"{output}: out of memory ({one_line(link)}). With more memory (mem_mb and gpu under `resources` of "
+                f"the study) the same command resumes from the last saved state; to need less, {advice}"
             )
         number = _number(link)
         if number in _TROUBLE:

@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cisterna.artifacts import checkpoint, files, weights
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.source import restore
 
@@ -133,7 +133,7 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id or a local folder with config.json, "
-            f"safetensors weights and a tokenizer. {str(error).splitlines()[0]}"
+            f"safetensors weights and a tokenizer. {one_line(error)}"
         ) from None
 
 

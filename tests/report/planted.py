@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import yaml
@@ -60,7 +59,7 @@ class Planted:
     @cached_property
     def drawn(self) -> dict[str, Figure]:
         """The figures by name, laid out and not written."""
-        with mpl.rc_context(style.RC):
+        with style.context(self.tables.metrics.metric.unique()):
             drawn = {name: draw(self.study, self.tables) for name, draw in DRAWINGS.items()}
             for figure in drawn.values():
                 figure.draw_without_rendering()

@@ -17,7 +17,7 @@ from typing import NoReturn
 from cisterna import __version__
 from cisterna.artifacts.shutdown import EXIT_CODE, Stopped
 from cisterna.cli import commands
-from cisterna.errors import UserError, explain
+from cisterna.errors import UserError, explain, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def _run(words: list[str]) -> int:
         command.run(**options)
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
@@ -60,7 +60,7 @@ def _run(words: list[str]) -> int:
         if message is None:
             raise
         with suppress(OSError):  # the log may be on the disk that is full
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cisterna import tasks
 from cisterna.artifacts import files
-from cisterna.constants import SPLITS
+from cisterna.constants import MALFORMED, SPLITS
 from cisterna.data import holdout
 from cisterna.data.audit import audit, check_distance
 from cisterna.data.drawing import ALL, COLUMNS, describe_draw, draw_splits, without_repeats
@@ -54,6 +54,8 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         examples, dropped = without_repeats(examples)
     frames = draw_splits(examples, sizes, seed, name, task.quoted)
     labels = tuple(sorted(set(examples["answer"]))) if task.labels is None else task.labels
+    if MALFORMED in labels:
+        raise UserError(f"{name}: an answer is {MALFORMED!r}, which tables of results call outputs without an answer")
     checks = audit(frames, measure)
     if measure is not None:
         checks["held_out"] = check_distance(frames, float(spec["split"]["threshold"]), measure)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cisterna.artifacts import checkpoint, files
 from cisterna.constants import SPLITS, TEST_SPLITS
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 
 THREADS = min(16, os.cpu_count() or 1)  # hashing releases Python's lock; more would overload a shared login node
 WEIGHTS = (".safetensors", ".arrow")  # only checkpoints and feature banks have such files
@@ -200,8 +200,7 @@ def _check_readable(folder: Path, names: Sequence[str]) -> list[str]:
         try:
             contents[name] = READERS[Path(name).suffix](folder / name)
         except (OSError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            lines.append(f"{folder / name}: cannot be read ({reason}). Delete {folder} and rerun")
+            lines.append(f"{folder / name}: cannot be read ({one_line(error)}). Delete {folder} and rerun")
     expected = _published_with(names)
     lines += [f"{folder / name}: missing. Delete {folder} and rerun" for name in sorted(expected - set(names))]
     try:

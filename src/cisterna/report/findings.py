@@ -80,8 +80,7 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
     }
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(output / FINDINGS, content)
-    with files.replacing(output / PAGE) as temporary:
-        temporary.write_text(pages.findings(content), encoding="utf-8")
+    pages.write(output / PAGE, f"Findings of study {study.name}", lambda: pages.findings(content))
     return content
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from cisterna.artifacts import files, logs
 from cisterna.constants import TEST_SPLITS
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
 from cisterna.scoring import gene_ontology
 from cisterna.scoring.answers import AnswerSpace, Labels, Terms
@@ -116,7 +116,7 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
             except UserError as error:
                 if not partial:
                     raise
-                state = {"state": "failed", "reason": str(error), "log": None}
+                state = {"state": "failed", "reason": one_line(error), "log": None}
         cells.append(result.identity | {"cell": result.cell} | state)
     if not any(tables.values()):
         first = next((cell["reason"] for cell in cells if cell["state"] == "failed"), "nothing has run")

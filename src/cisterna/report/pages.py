@@ -1,11 +1,17 @@
 """The pages of a report: all results of a study, and its findings. A page is one HTML file that needs no other file."""
 
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
+from cisterna.artifacts import files
+from cisterna.errors import UserError, one_line
 from cisterna.report import tables
 from cisterna.report.tables import (
     BASELINE_NAMES,
@@ -45,17 +51,51 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
+# --- A report does not fail after all training is done ---
+
+
+@contextmanager
+def whatever_fails(what: str, kind: str) -> Iterator[list[str]]:
+    """Yield a list, which is given the reason if the block fails for a bug; ``what`` is the file of this kind.
+
+    The log has the traceback. Errors of the user's and trouble of the machine are raised: who reruns gets the rest.
+    """
+    failure: list[str] = []
+    try:
+        yield failure
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        failure.append(f"{type(error).__name__}: {one_line(error)}")
+        print(f"warning: {what}: this {kind} could not be made ({failure[0]})", file=sys.stderr)
+
+
+def write(path: Path, title: str, page: Callable[[], str]) -> None:
+    """Write a page, or one with its title that says why it could not be made."""
+    with whatever_fails(str(path), "page") as failure:
+        text = page()
+    if failure:
+        text = render("failed.html.j2", title=title, reason=failure[0])
+    with files.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 # --- All results ---
 
 
-def results(of: Tables, study: str) -> str:
-    """What is missing, every model x task x split with baselines, what RL adds, perplexities."""
+def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) -> str:
+    """What is missing, every model x task x split with baselines, what RL adds, perplexities.
+
+    ``not_drawn`` has the reason for each figure that could not be drawn.
+    """
     names = StageNames(of.metrics[of.metrics.kind != "baseline"])
     terms = tables.tasks_of_terms(of.metrics)
     places = {name: place for place, name in enumerate(BASELINE_NAMES.values())}  # baselines first
     return render(
         "results.html.j2",
         study=study,
+        not_drawn=not_drawn or {},
         note=tables.intervals(of.metrics, dots=False),
         splits=SPLIT_NAMES,
         expected=len(of.cells),

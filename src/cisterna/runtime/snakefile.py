@@ -17,7 +17,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import SharedFSUsage
 
 from cisterna.artifacts import files
-from cisterna.errors import UserError
+from cisterna.errors import UserError, printable
 from cisterna.runtime import fork_server
 from cisterna.study import Study
 
@@ -45,7 +45,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise StudyError(str(error)) from None
+        raise StudyError(printable(str(error))) from None
 
 
 def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cisterna.constants import MALFORMED
 from cisterna.scoring import bootstrap
 from cisterna.scoring.bootstrap import Array, Summary
 
@@ -167,7 +168,7 @@ def _shares(tables: Array, labels: Sequence[str]) -> dict[str, Array]:
     """The share of the examples that each label is predicted for, and is the gold label of."""
     total = tables.sum((1, 2))[:, None]
     predicted, gold = tables.sum(1) / total, tables.sum(2) / total
-    names = [f"predicted:{label}" for label in (*labels, "malformed")]
+    names = [f"predicted:{label}" for label in (*labels, MALFORMED)]
     return dict(zip(names, predicted.T, strict=True)) | {
         f"gold:{label}": gold[:, row] for row, label in enumerate(labels)
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.sequences.tokenization import ALPHABETS
 
 # What the tokenizer and the answer parser read as structure.
@@ -66,8 +66,9 @@ def open_table(path: Path) -> pd.DataFrame:
     try:
         frame = reader(path)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as {path.suffix.lower()} ({reason}). Export it again.") from error
+        raise UserError(
+            f"{path}: cannot be read as {path.suffix.lower()} ({one_line(error)}). Export it again."
+        ) from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas used the first field as an index
         raise UserError(f"{path}: rows have more fields than the header has names. Export it again.")
     if len(frame) == 0:

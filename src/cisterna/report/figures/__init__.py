@@ -7,7 +7,6 @@ examples, not other training seeds, which small dots (one a seed) show. The same
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cisterna import report
@@ -45,15 +44,20 @@ def figures(study: Study, folder: Path, output: Path) -> None:
     """Write all figures (.svg, .png) and the page of results into the folder ``output``.
 
     ``folder`` has the tables that ``cisterna.report.gather`` wrote. A figure of something that the study does not have
-    is written, and says so.
+    is written, and says so. So does one that cannot be drawn: the page begins with its reason.
     """
     of = tables.read(study, folder)
     output.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(style.RC):
-        for name in report.FIGURES:
-            _save(DRAWINGS[name](study, of), output / name)
-    with files.replacing(output / report.RESULTS_PAGE) as path:
-        path.write_text(pages.results(of, study.name), encoding="utf-8")
+    not_drawn = {}
+    with style.context(of.metrics.metric.unique()):
+        for name, draw in DRAWINGS.items():
+            with pages.whatever_fails(f"{output / name}.svg", "figure") as failure:
+                _save(draw(study, of), output / name)
+            if failure:
+                _save(style.empty(f"This figure could not be drawn. {report.RESULTS_PAGE} says why."), output / name)
+                not_drawn[name] = failure[0]
+    title = f"Results of study {study.name}"
+    pages.write(output / report.RESULTS_PAGE, title, lambda: pages.results(of, study.name, not_drawn))
 
 
 def _save(figure: Figure, stem: Path) -> None:

@@ -5,14 +5,19 @@ Figures are 10 inches wide (about 1000 pixels in a browser). Colours are those o
 says.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from scipy.optimize import isotonic_regression
 
 from cisterna.report.tables import SPLIT_NAMES
@@ -27,8 +32,10 @@ RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9",
 GLYPHS = {("o", False): "○", ("o", True): "●", ("s", False): "□", ("s", True): "■"}  # by mark and whether it is filled
 LABEL_DISTANCE = 11.2 / 72  # inches between the middles of two labels of 8 points
 LABEL_MARGIN = 0.05  # of the panel's height: labels may be this far above and below it
+FONT = "DejaVu Sans"  # comes with matplotlib
+LAST_RESORT = "Last Resort"  # draws a box with the name of a script; comes with matplotlib
 RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.edgecolor": GREY,
@@ -37,12 +44,69 @@ RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "text.color": INK,
+    "text.parse_math": False,  # a text is no formula, whatever dollar signs it has
     "xtick.color": INK,
     "ytick.color": INK,
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "cisterna",
     "svg.fonttype": "path",
 }
+
+
+def context(texts: Iterable[str] = ()) -> AbstractContextManager[None]:
+    """In the block, matplotlib has its defaults and RC, whatever a matplotlibrc says, and fonts for these texts."""
+    return matplotlib.style.context(RC | {"font.family": [FONT, *_fonts_for("".join(texts))]}, after_reset=True)
+
+
+def _fonts_for(text: str) -> list[str]:
+    """Installed fonts with the characters that FONT does not have, as far as there are such fonts."""
+    wanted = {ord(letter) for letter in text} - _characters(font_manager.findfont(FONT))
+    fonts = []
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name, entry.fname)):
+        if not wanted:
+            break
+        if entry.style == "normal" and entry.weight == 400 and not entry.name.startswith(LAST_RESORT):
+            known = wanted & _characters(entry.fname)
+            fonts += [entry.name] if known else []
+            wanted -= known
+    return fonts
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    """The code points of a font file; none of a font of pictures (colour emoji), which matplotlib cannot draw."""
+    font = font_manager.get_font(path)
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
+def drawable(text: str) -> str:
+    r"""A text with \uXXXX for each character that no font of the context has, which would be drawn as the same box."""
+    fonts = {font_manager.findfont(name) for name in matplotlib.rcParams["font.family"]}
+    known = frozenset().union(*map(_characters, fonts))
+    return "".join(
+        letter if ord(letter) in known else letter.encode("ascii", "backslashreplace").decode() for letter in text
+    )
+
+
+def shortened(texts: Sequence[str], inches: float, size: float) -> list[str]:
+    """Texts, those that are wider than ``inches`` at this size in points without their middle, still all different."""
+    short = []
+    for text in texts:
+        kept = len(text)
+        while kept > 8 and width((one := _without_middle(text, kept)), size) > inches:
+            kept = min(kept - 1, int(kept * inches / width(one, size)))
+        short.append(_without_middle(text, kept))
+    repeated = {text for text in short if short.count(text) > 1}
+    return [f"{number}: {text}" if text in repeated else text for number, text in enumerate(short, start=1)]
+
+
+def _without_middle(text: str, kept: int) -> str:
+    return text if kept >= len(text) else f"{text[: kept - kept // 3]} … {text[len(text) - kept // 3 :]}"
+
+
+def width(text: str, size: float) -> float:
+    """Inches of a text of one line at this size in points."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
 
 
 def grid(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.sequences.encoders import layers
 
 INSTALL = "pip install -e '.[esm3]' && pip install --no-deps esm==3.2.1.post1"
@@ -112,7 +112,7 @@ def _hub(name: str, revision: str | None) -> tuple[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"encoder {name}: cannot get its weights from the hub; accept their licence there and log in "
-            f"(HF_TOKEN), or put them in the hub's cache. {str(error).splitlines()[0]}"
+            f"(HF_TOKEN), or put them in the hub's cache. {one_line(error)}"
         ) from None
     if revision not in (None, newest):
         raise UserError(

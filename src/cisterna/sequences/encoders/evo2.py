@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.sequences.encoders import layers
 
 INSTALL = "pip install -e '.[evo2]', then FlashAttention and, except for the 7B models, Transformer Engine"
@@ -93,7 +93,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
     try:
         return Encoder(name, layer, Evo2(name).model.eval(), device)
     except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"encoder {name}: cannot be loaded. {str(error).splitlines()[0]}") from None
+        raise UserError(f"encoder {name}: cannot be loaded. {one_line(error)}") from None
 
 
 def _local(folder: Path) -> Any:

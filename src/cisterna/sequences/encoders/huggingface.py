@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cisterna.artifacts import weights
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.sequences import tokenization
 from cisterna.sequences.encoders import layers
 
@@ -106,7 +106,7 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
-            f"weights and a tokenizer, and trust_remote_code if it has code of its own. {str(error).splitlines()[0]}"
+            f"weights and a tokenizer, and trust_remote_code if it has code of its own. {one_line(error)}"
         ) from None
     wrong = [key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key]
     wrong += [f"{key} of shape {tuple(shape)}" for key, shape, _ in report["mismatched_keys"]]

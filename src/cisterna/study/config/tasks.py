@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from cisterna.constants import MALFORMED
 from cisterna.study.config import types as t
 from cisterna.tasks.catalog import ADAPTERS
 
@@ -12,6 +13,8 @@ from cisterna.tasks.catalog import ADAPTERS
 def _label(label: str) -> str:
     if label != label.strip() or "<" in label or not label.isprintable():
         raise t.rule("one line without < and without spaces at its ends: answers are parsed strictly")
+    if label == MALFORMED:
+        raise t.rule(f"another label: tables of results call outputs without an answer {MALFORMED}")
     return label
 
 

@@ -44,7 +44,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.tasks import catalog, loading, tables
 from cisterna.tasks.base import Task
 
@@ -183,8 +183,7 @@ def _opened(path: Path) -> Iterator[Any]:
                     )
             yield file
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be read as .h5ad ({reason}). Copy or write it again.") from error
+        raise UserError(f"{path}: cannot be read as .h5ad ({one_line(error)}). Copy or write it again.") from error
 
 
 def _column(file: Any, path: Path, part: str, name: str | None) -> pd.Series:

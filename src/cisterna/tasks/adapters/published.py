@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.tasks import catalog, tables
 from cisterna.tasks.base import SPLIT
 
@@ -107,10 +107,9 @@ def _open_hub(
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # the disk, not the data set
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"tasks.{name}.hub: {hub!r} cannot be loaded ({reason}). Check its name and revision, that this machine "
-            "reaches the hub (or has the data set in its cache), and that you are logged in if it is private."
+            f"tasks.{name}.hub: {hub!r} cannot be loaded ({one_line(error)}). Check its name and revision, that this "
+            "machine reaches the hub (or has the data set in its cache), and that you are logged in if it is private."
         ) from error
     fingerprints = {str(split): part._fingerprint for split, part in parts.items()}
     frames = {str(split): part.to_pandas() for split, part in parts.items()}
