@@ -9,6 +9,7 @@ min_version("9.0")
 # millions of objects that live as long as the run.
 gc.set_threshold(200_000, 50, 50)
 snakefile.see_new_s3_folders(workflow)
+FORK_SERVER = snakefile.ForkServer()
 
 
 report: "workflow/report/workflow.rst"
@@ -27,8 +28,13 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+
 onstart:
-    snakefile.start_fork_server(workflow, STUDY)
+    FORK_SERVER.start(workflow, STUDY)
+
+
+onsuccess:
+    FORK_SERVER.stop()
 
 
 rule models:

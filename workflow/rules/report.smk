@@ -121,6 +121,7 @@ rule partial:
 
 
 onerror:
+    FORK_SERVER.stop()
     names = " ".join(shlex.quote(str(path)) for path in workflow.overwrite_configfiles)
     study = f" --config {names}" if names else ""
     same = f" --configfile {names}" if names else ""

@@ -13,17 +13,21 @@ Bigger jobs would import less often, but cache and rerun less exactly, so the jo
 Without the variable (by hand, under torchrun, on a cluster) a command runs by itself.
 
 Signals to the client are passed on to the fork. A killed client kills its fork. If a fork is killed, the client says so
-in the job's log and ends with exit code 137. The server ends with the Snakemake process that started it. The server
+in the job's log and ends with exit code 137. The server ends with the Snakemake process that started it. Its
+socket is in a temporary folder that it removes when it ends; the next run removes that of a killed server. The server
 never runs torch, so forking is safe. Jobs that use a GPU are not sent to it: CUDA does not survive a fork.
 """
 
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,9 +36,49 @@ from typing import Any, BinaryIO
 
 VARIABLE = "CISTERNA_FORK_SERVER"
 KILLED = 137
+PREFIX = "cisterna-"  # of the folder of a socket
+_NAME = "socket"
+_LONGEST = 78  # bytes of the path of the folder for temporary files; systems allow about 104 for that of a socket
+_STARTING = 3600.0  # seconds in which a server surely makes its socket
 _BACKLOG = 64
 
 Main = Callable[[Sequence[str]], int]
+
+
+def new_socket() -> Path:
+    """A path for the socket of a server, in a new folder; removes the folders that killed servers of this user left."""
+    root = Path(tempfile.gettempdir())
+    if len(os.fsencode(root)) > _LONGEST:
+        root = Path("/tmp")  # noqa: S108  (mkdtemp makes a folder in it that only this user may open)
+    for folder in root.glob(f"{PREFIX}????????"):
+        with suppress(OSError):
+            if _is_left(folder):
+                shutil.rmtree(folder)
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)) / _NAME
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder is that of a socket that no server listens at."""
+    about = folder.lstat()
+    names = os.listdir(folder)
+    if about.st_uid != os.getuid() or set(names) - {_NAME}:
+        return False
+    if not names:
+        return time.time() - about.st_mtime > _STARTING
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(folder / _NAME))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a socket, and its folder if `new_socket` made it."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        if path.parent.name.startswith(PREFIX):
+            path.parent.rmdir()
 
 
 def serve(path: Path, main: Main) -> None:
@@ -42,7 +86,23 @@ def serve(path: Path, main: Main) -> None:
 
     `main` runs a command in the fork: it takes its arguments and returns its exit code.
     """
-    parent = os.getppid()
+    parent, own = os.getppid(), os.getpid()
+
+    def end(number: int, _: Any) -> None:
+        if os.getpid() == own:  # not in a fork that has not come to `_work` yet
+            remove(path)
+        os._exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        _serve(path, main, parent)
+    finally:
+        remove(path)
+
+
+def _serve(path: Path, main: Main, parent: int) -> None:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(path))
     path.chmod(0o600)
@@ -52,18 +112,15 @@ def serve(path: Path, main: Main) -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server.settimeout(1.0)
-    try:
-        while os.getppid() == parent:
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                continue
-            if os.fork() == 0:
-                server.close()
-                _work(connection, main)
-            connection.close()
-    finally:
-        path.unlink(missing_ok=True)
+    while os.getppid() == parent:
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            server.close()
+            _work(connection, main)
+        connection.close()
 
 
 def run(arguments: list[str]) -> int | None:
@@ -119,7 +176,9 @@ def _work(connection: socket.socket, main: Main) -> None:
     code = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does; the server ends at it, as all light commands
         _, streams, _, _ = socket.recv_fds(connection, 1, 2)

@@ -3,11 +3,11 @@
 Not for the rules' inputs and resources, which are look-ups in workflow/rules.
 """
 
+import atexit
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,19 +67,37 @@ def count_missing(cells: Path) -> str:
     return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
 
 
-def start_fork_server(workflow: Any, study: Study) -> None:
-    """Start a fork server for the jobs of a run, if they run on this machine, in this environment, on CPUs."""
-    local = workflow.executor_plugin.common_settings.local_exec
-    gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in study.config["resources"].values())
-    if not local or gpu or workflow.deployment_settings.deployment_method:
-        return
-    socket = Path(tempfile.mkdtemp(prefix="cisterna-")) / "socket"
-    FORK_SERVER_LOG.parent.mkdir(parents=True, exist_ok=True)
-    # Its output goes to a file: a pipe behind Snakemake would stay open until the server ends.
-    with FORK_SERVER_LOG.open("w") as log:
-        command = [sys.executable, "-m", "cisterna", "fork-server", str(socket)]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    os.environ[fork_server.VARIABLE] = str(socket)
+class ForkServer:
+    """The fork server of a run (`cisterna.runtime.fork_server`)."""
+
+    _socket: Path | None = None
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self, workflow: Any, study: Study) -> None:
+        """Start it, if the jobs of the run are on this machine, in this environment, on CPUs."""
+        local = workflow.executor_plugin.common_settings.local_exec
+        gpu = shutil.which("nvidia-smi") or any(job["gpu"] for job in study.config["resources"].values())
+        if not local or gpu or workflow.deployment_settings.deployment_method:
+            return
+        self._socket = fork_server.new_socket()
+        atexit.register(self.stop)
+        FORK_SERVER_LOG.parent.mkdir(parents=True, exist_ok=True)
+        # Its output goes to a file: a pipe behind Snakemake would stay open until the server ends.
+        with FORK_SERVER_LOG.open("w") as log:
+            command = [sys.executable, "-m", "cisterna", "fork-server", str(self._socket)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        os.environ[fork_server.VARIABLE] = str(self._socket)
+
+    def stop(self) -> None:
+        """End it, if it was started: its jobs are done. It ends by itself if Snakemake is killed."""
+        os.environ.pop(fork_server.VARIABLE, None)
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+        if self._socket:
+            fork_server.remove(self._socket)
+        self._process = self._socket = None
+        atexit.unregister(self.stop)
 
 
 def see_new_s3_folders(workflow: Any) -> None:
