@@ -185,6 +185,64 @@ def test_jobs_run_at_the_same_time(server, endless, tmp_path):
     endless[0].kill()
 
 
+@pytest.fixture
+def temporary(monkeypatch):
+    """Where temporary files go: a short path."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def listening(path):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+def test_new_socket_removes_the_folders_of_dead_servers_and_no_others(temporary):
+    for name in ("cisterna-dead0000", "cisterna-lives000", "cisterna-other000", "cisterna-empty000"):
+        (temporary / name).mkdir()
+    listening(temporary / "cisterna-dead0000" / "socket").close()
+    (temporary / "cisterna-other000" / "socket").touch()
+    (temporary / "cisterna-other000" / "a file of the user's").touch()
+    os.utime(temporary / "cisterna-empty000", (0, 0))  # empty, and its server would have made the socket long ago
+    with listening(temporary / "cisterna-lives000" / "socket"):
+        path = fork_server.new_socket()
+        starting = fork_server.new_socket().parent
+        assert set(temporary.iterdir()) == {
+            path.parent,
+            starting,
+            temporary / "cisterna-lives000",
+            temporary / "cisterna-other000",
+        }
+    listening(path).close()
+    fork_server.remove(path)
+    assert not path.parent.exists()
+
+
+def test_path_of_a_socket_is_short_enough_wherever_temporary_files_go(temporary, monkeypatch):
+    long = temporary / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    path = fork_server.new_socket()
+    try:
+        listening(path).close()
+    finally:
+        fork_server.remove(path)
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_server_that_a_signal_ends_takes_its_folder_along(temporary, number):
+    path = fork_server.new_socket()
+    process = subprocess.Popen([*COMMAND, "fork-server", str(path)], env=environment())
+    wait_until(path.exists, "the socket", process)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == 128 + number
+    assert list(temporary.iterdir()) == []
+
+
 def test_the_server_ends_when_its_parent_is_gone_and_takes_its_socket_along():
     with serving() as (parent, path):
         process = parent.children()[0]
