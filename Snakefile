@@ -28,7 +28,6 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-
 onstart:
     FORK_SERVER.start(workflow, STUDY)
 
