@@ -71,19 +71,19 @@ def publish(parent: Path, output: Path, save: Callable[[Path], Any], kind: str =
     return output
 
 
-def adapted(parent: Path, seed: int = 1, **lora: object) -> Any:
+def adapted(parent: Path, seed: int = 1, dtype: Any = None, size: float = 0.1, **lora: object) -> Any:
     """The model of `parent` with a LoRA adapter (rank 8 by default), every trainable weight moved at random."""
     import torch
     from peft import get_peft_model
 
     from cisterna import models
 
-    model = get_peft_model(models.compose(parent), models.lora_config({"r": 8, "lora_alpha": 16} | lora)).eval()
+    model = get_peft_model(models.compose(parent, dtype), models.lora_config({"r": 8, "lora_alpha": 16} | lora)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+                parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     return model
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from cisterna import updates
 from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError, one_line
 from cisterna.sequences import inputs_file, tokenization
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 NEW_ROWS = "new_embeddings.safetensors"
+ADAPTER = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of the names in it
 
 
 def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -184,32 +188,128 @@ def attach(model: PreTrainedModel, folder: Path) -> Any:
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     adapted = get_peft_model(model, PeftConfig.from_pretrained(folder))
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = load_file(folder / ADAPTER)
     weights.check(folder, tensors, get_peft_model_state_dict(adapted))
     set_peft_model_state_dict(adapted, tensors)
     return adapted
 
 
-def compose(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model of a checkpoint: its lineage is verified and loaded from the base on, every adapter merged.
+def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True) -> PreTrainedModel:
+    """The model of a checkpoint: its lineage is verified and loaded from the base on.
 
-    The model is on the CPU, in evaluation mode; weights are in the base's dtype unless `dtype` names another.
+    Weights are in the base's dtype, or that of full weights that a stage has stored, unless `dtype` names another. The
+    update of an adapter is merged into weights in float32 and kept beside those of lower precision, where a merge would
+    round it away; beside all of them where `merged` is False, for a model that is to compute in lower precision than
+    its weights have. Modules that an adapter has trained in full, and a bridge, are in float32 always. The model is on
+    the CPU, in evaluation mode. UserError if less than `updates.KEPT` of an adapter's update would be left.
     """
     chain = checkpoint.lineage(folder)
     base, manifest = chain[0]
     if manifest["kind"] != "base":
         raise UserError(f"{base}: a lineage has to begin with a base checkpoint, and this one is {manifest['kind']}")
     model = _load_base(base, manifest)
-    for path, _ in chain[1:]:
+    full = max(number for number, (path, _) in enumerate(chain) if not is_adapter(path))  # these replace all before
+    for number, (path, _) in enumerate(chain):
         if sequence_inputs := inputs_file.read(path):
             restore(model, sequence_inputs)
-        if (path / "adapter_model.safetensors").is_file():
-            model = attach(model, path).merge_and_unload()
-        else:
+        if is_adapter(path):
+            replaced = number < full
+            model = attach(model, path).merge_and_unload() if replaced else _load_adapter(model, path, merged)
+        elif number > 0:
             weights.load_full(model, path)
-    if dtype is not None:
-        model = model.to(dtype)
+        if number == full and dtype is not None:
+            _cast(model, dtype)
     return model.eval()
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a checkpoint is an adapter, and not full weights."""
+    return (folder / ADAPTER).is_file()
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast the backbone; a bridge, and an encoder that is part of the model, convert what they take and give."""
+    for name, part in model.named_children():
+        if name not in ("bridge", "encoder"):
+            part.to(dtype)
+
+
+def _load_adapter(model: PreTrainedModel, folder: Path, merged: bool) -> PreTrainedModel:
+    """The model with the update of the adapter in `folder`, merged into it or beside it (see `compose`)."""
+    adapted = _attach_wide(model, folder)
+    for name, layer in list(updates.adapted_layers(adapted)):
+        if (kept := _place(adapted.get_base_model(), layer, merged)) is not None:
+            updates.check(kept, f"{folder}: {name}")
+            above, _, last = name.rpartition(".")
+            setattr(adapted.get_submodule(above), last, layer.get_base_layer())
+    return adapted.merge_and_unload()  # what is not beside a weight, and the modules that were trained in full
+
+
+def _attach_wide(model: PreTrainedModel, folder: Path) -> Any:
+    """`attach`, with the modules that were trained in full in float32 if they are stored in it."""
+    with safe_open(folder / ADAPTER, "pt") as stored:
+        full = {name for name in stored.keys() if "lora_" not in name}  # noqa: SIM118 (it is no dict)
+        wide = {name.removeprefix(PREFIX) for name in full if stored.get_slice(name).get_dtype() == "F32"}
+    for name, module in list(model.named_modules()):
+        if any(f"{name}.{own}" in wide for own, _ in module.named_parameters(recurse=False)):
+            updates.widen(model, module)
+    return attach(model, folder)
+
+
+def _place(model: PreTrainedModel, layer: Any, merged: bool) -> float | None:
+    """Put the update of a layer's adapter beside the weight, and return the share that is there; or leave it to merge.
+
+    It is left, None, where the weight is in float32. A weight of lower precision is brought to float32 for an update
+    that is not low-rank (DoRA), and for embeddings and the output layer, whose weight other code reads. If these two
+    are tied, the one with the adapter gets a weight of its own: the other had no part in the update.
+    """
+    base = layer.get_base_layer()
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if layer not in ends and updates.can_stack(layer) and (updates.low(base.weight) or not merged):
+        return updates.stack(base, *updates.factors(layer))
+    if layer in ends and ends[1] is not None and ends[0].weight is ends[1].weight:
+        base.weight = torch.nn.Parameter(base.weight.detach().clone())
+    updates.widen(model, base)
+    return None
+
+
+def rounded_stage(folder: Path, dtype: torch.dtype) -> tuple[Path, float | None] | None:
+    """The stage of a lineage whose full weights, cast to `dtype`, lose too much of their update, and the share left.
+
+    None where there is none; a share of None where its checkpoint, of an earlier version, does not say. Adapters lose
+    nothing (see `compose`).
+    """
+    while (manifest := checkpoint.read_manifest(folder))["parent"]:
+        kept = manifest["measured"].get("update_kept", {}).get(str(dtype).removeprefix("torch."))
+        if not is_adapter(folder) and (kept is None or kept < updates.KEPT):
+            return folder, kept
+        folder = checkpoint.parent_of(folder, manifest)
+    return None
+
+
+def update_kept(parent: Path, folder: Path) -> float:
+    """The share of the update that was trained on `parent`, an adapter in `folder`, which the model of the two has."""
+    from peft.utils import ModulesToSaveWrapper
+
+    adapted = _attach_wide(compose(parent), folder)
+    pairs = [(0.0, 0.0)]  # dot products: of what is there with what was trained, and of that with itself
+    for _, layer in updates.adapted_layers(adapted):
+        adapter, base = layer.active_adapters[0], layer.get_base_layer()
+        before, beside = base.weight.detach().float().clone(), updates.update(base)
+        trained = layer.get_delta_weight(adapter).float()
+        if _place(adapted.get_base_model(), layer, merged=True) is None:
+            layer.merge()
+        there = base.weight.detach().float() - before + (updates.update(base) - beside)
+        if adapter not in layer.lora_variant:  # DoRA: the update is what the merge, always in float32, makes of it
+            pairs.append(((there * trained).sum(), (trained * trained).sum()))
+    stored = load_file(folder / ADAPTER)
+    for name, module in adapted.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            before = dict(module.original_module.named_parameters())
+            for own, now in module.modules_to_save[module.active_adapters[0]].named_parameters():
+                trained = stored[f"{name}.{own}"].float() - before[own].float()
+                pairs.append((((now.float() - before[own].float()) * trained).sum(), (trained * trained).sum()))
+    return updates.share(*(sum(map(float, column)) for column in zip(*pairs, strict=True)))
 
 
 def base_of(folder: Path) -> Path:

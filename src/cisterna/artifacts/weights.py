@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
 
 def load_full(model: "PreTrainedModel", folder: Path) -> None:
-    """Load full weights (safetensors, one file or shards), every key present and none left over, or UserError."""
+    """Load full weights (safetensors, one file or shards), every key present and none left over, or UserError.
+
+    A weight of the model becomes float32 if it is stored in float32: rounded, it would not be the trained one.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         tensors.update(load_file(path))
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     check(folder, tensors, model.state_dict(), optional=tied)
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if name in tensors:
+            weight.data = weight.data.to(torch.promote_types(weight.dtype, tensors[name].dtype))
     model.load_state_dict(tensors, strict=False)  # `check` has refused every other difference than absent tied names
     model.tie_weights()
 

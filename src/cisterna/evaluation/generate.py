@@ -60,10 +60,18 @@ def load(folder: Path, bank: Path | None = None) -> LoadedModel:
 
 
 def load_on_device(folder: Path, source: SequenceSource = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
-    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can."""
+    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can.
+
+    It is in float32 where bfloat16 would lose what training of all weights has changed.
+    """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    model = models.compose(folder, torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else None)
+    dtype = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else None
+    if dtype and (lost := models.rounded_stage(folder, dtype)):
+        share = "unknown" if lost[1] is None else f"{lost[1]:.2f}"
+        print(f"in float32: the share of the update of {lost[0]} that bfloat16 would keep is {share}", flush=True)
+        dtype = torch.float32
+    model = models.compose(folder, dtype)
     connect(model, source)
     return model.to(device), device
 

@@ -58,12 +58,15 @@ class Bridge(nn.Module):
 
 
 def attach(model: Any, kind: str, width: int) -> None:
-    """Give a model a new bridge, `model.bridge`, if it has none. UserError if it has one with another width."""
+    """Give a model a new bridge, `model.bridge`, if it has none; in float32, as everything that is trained.
+
+    UserError if it has one with another width.
+    """
     present = getattr(model, "bridge", None)
     if present is None:
         embedding = model.get_input_embeddings().weight
         bridge = Bridge(kind, width, embedding.shape[1], float(embedding.detach().float().std()))
-        model.bridge = bridge.to(embedding.device, embedding.dtype)
+        model.bridge = bridge.to(embedding.device)
     elif present.width != width:
         raise UserError(f"the model's bridge reads features of width {present.width}, not {width} as the encoder's")
 

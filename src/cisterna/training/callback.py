@@ -17,7 +17,7 @@ from cisterna.artifacts.progress import Progress
 from cisterna.artifacts.work_folder import SAVE_MINUTES
 from cisterna.training import guards
 from cisterna.training.stage import StageArguments
-from cisterna.training.state import mark_complete, of_step, restore_log, save_log
+from cisterna.training.state import mark_complete, of_step, restore_log, save_log, save_masters
 
 
 @dataclass(eq=False)
@@ -78,6 +78,8 @@ class StageCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete the state that the trainer has saved, and remove the one before it."""
         folder = of_step(self.arguments.work, state.global_step)
+        if state.global_step >= state.max_steps:  # otherwise it is not published
+            save_masters(self.trainer, folder)
         save_log(self.trainer, folder)
         PartialState().wait_for_everyone()  # every rank has written its share
         if state.is_world_process_zero:

@@ -10,6 +10,7 @@ rerun the same command: it resumes (`state`) and publishes the same bytes as a r
 """
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -24,7 +25,9 @@ import transformers
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from cisterna import models, updates
 from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.training import guards, state
 from cisterna.training.callback import StageCallback
@@ -117,6 +120,7 @@ class OpenRun:
             tokens = max(entry.get("num_tokens", 0) for entry in history)
         else:
             tokens = self._tokens_per_epoch * arguments.epochs
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # without what publishing needs
         with files.new_folder(arguments.output) as folder:
             for path in weights:
                 shutil.copyfile(path, folder / path.name)
@@ -126,6 +130,7 @@ class OpenRun:
                 shutil.copyfile(final / "config.json", folder / "config.json")
             files.write_json(folder / "history.json", _reproducible(history))
             write_extra(folder)
+            kept = _update_kept(arguments, folder, self._before, dict(trained))
             checkpoint.write_manifest(
                 folder,
                 published=arguments.output,
@@ -142,8 +147,9 @@ class OpenRun:
                 },
                 measured={
                     "seconds": round(time.perf_counter() - self._started, 3),
-                    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "peak_memory_bytes": memory,
                     "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+                    "update_kept": kept,
                 },
             )
         state.keep_rung(arguments.work, self._steps)
@@ -153,6 +159,28 @@ def _trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the weights that a stage saves, by the names under which it saves them."""
     weights = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def _update_kept(
+    arguments: StageArguments, folder: Path, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
+    """The share of the update in `folder` that the composed model has; UserError if it is too small.
+
+    Of full weights also the shares that casts would leave, for `models.rounded_stage`.
+    """
+    if models.is_adapter(folder):
+        assert arguments.parent is not None
+        unset_hf_deepspeed_config()  # under ZeRO-3 the model would be made in parts, for ranks that are not here
+        return {"composed": updates.check(models.update_kept(arguments.parent, folder), str(arguments.output))}
+    kept = {"composed": 1.0}  # it has these very weights
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        there = trained = 0.0
+        for key, tensor in after.items():
+            old, new = before[key].float(), tensor.float()
+            cast = new.to(dtype).float() - old.to(dtype).float()
+            there, trained = there + float((cast * (new - old)).sum()), trained + float((new - old).square().sum())
+        kept[name] = updates.share(there, trained) if math.isfinite(there) else 0.0  # float16 has no large numbers
+    return kept
 
 
 def _adapter_config(path: Path) -> dict[str, Any]:

@@ -17,12 +17,13 @@ import torch
 import transformers
 from peft import LoraConfig
 
-from cisterna import models
+from cisterna import models, updates
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.source import TOKENS, SequenceSource, connect
 from cisterna.study.config import recipe_keys
+from cisterna.study.config.recipes import Lora
 from cisterna.training import trackers
 
 DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
@@ -55,8 +56,11 @@ def configure(config: type[transformers.TrainingArguments], arguments: StageArgu
     """
     recipe, gpu = arguments.recipe, torch.cuda.is_available()
     own = recipe_keys(arguments.kind) | {"architecture"}  # of an encoder
-    bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False) and not recipe.get("fp16", False)
-    options = {"logging_steps": 10, "bf16": bf16, "dataloader_pin_memory": gpu}
+    options: dict[str, Any] = {
+        "logging_steps": 10,
+        "bf16": _computes_in(recipe) == torch.bfloat16,
+        "dataloader_pin_memory": gpu,
+    }
     options |= {key: value for key, value in recipe.items() if key not in own}
     options |= trackers.options(arguments.output, recipe, arguments.seed)
     if recipe.get("deepspeed"):
@@ -77,6 +81,14 @@ def configure(config: type[transformers.TrainingArguments], arguments: StageArgu
         raise UserError(f"recipe: {config.__name__} refuses it: {error}") from None
 
 
+def _computes_in(recipe: Mapping[str, Any]) -> torch.dtype:
+    """What the matrices of a forward pass are cast to: bfloat16 on a GPU that has it, if the recipe says nothing."""
+    if recipe.get("fp16", False):
+        return torch.float16
+    default = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if recipe.get("bf16", default) else torch.float32
+
+
 def _deepspeed(name: str, gpu: bool) -> str:
     """The DeepSpeed configuration file called `name` (zero1, zero2, ...)."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
@@ -92,11 +104,15 @@ def load_parent(
 ) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
     """The tokenizer of the lineage, and the parent's model connected to `source`.
 
-    All weights are trainable, except those of a bridge with `train_bridge: false`.
+    All weights are trainable, except those of a bridge with `train_bridge: false`. What will be trained is in float32:
+    all of the model without `lora`, and with it the modules to save (PEFT makes the adapter float32). Otherwise an
+    optimizer would round small steps away. UserError if full weights of the lineage would lose their update in the
+    precision in which this stage computes.
     """
     assert arguments.parent is not None
     tokenizer = tokenization.load(models.base_of(arguments.parent))
-    model = models.compose(arguments.parent).train().requires_grad_(True)  # merging leaves the weights below frozen
+    model = _compose_parent(arguments, arguments.parent).train()
+    model.requires_grad_(True)  # merging leaves the weights below frozen
     # By default some weights, those of ESM among them, are saved under names of an older release, which `compose` does
     # not know.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
@@ -110,6 +126,26 @@ def load_parent(
     if frozen:
         model.bridge.requires_grad_(False)
     return tokenizer, model
+
+
+def _compose_parent(arguments: StageArguments, parent: Path) -> transformers.PreTrainedModel:
+    recipe = arguments.recipe
+    adapter, computes_in = recipe.get("lora") or {}, _computes_in(recipe)
+    if computes_in != torch.float32 and (adapter or recipe.get("deepspeed")):  # these cast the weights of the parent
+        stage, kept = models.rounded_stage(parent, computes_in) or (parent, None)
+        if kept is not None:
+            raise UserError(
+                f"{stage}: all weights were trained, and {computes_in}, in which this stage would compute, keeps "
+                f"{kept:.2f} of that change; expected at least {updates.KEPT}. Put bf16: false and fp16: false into "
+                "this recipe"
+            )
+    if not adapter or not adapter.keys() <= Lora.model_fields.keys():  # DoRA and the like read the whole weights
+        return models.compose(parent, torch.float32)
+    model = models.compose(parent, merged=computes_in == torch.float32)
+    for name, module in list(model.named_modules()):
+        if any(name.endswith(saved) for saved in adapter.get("modules_to_save") or ()):  # as PEFT finds them
+            updates.widen(model, module)
+    return model
 
 
 def lora(arguments: StageArguments, source: SequenceSource = TOKENS) -> LoraConfig | None:

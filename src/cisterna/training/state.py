@@ -15,7 +15,10 @@ from pathlib import Path
 
 import transformers
 from accelerate import PartialState
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
+from cisterna import updates
 from cisterna.artifacts import checkpoint, files, work_folder
 from cisterna.training.stage import StageArguments
 
@@ -102,6 +105,23 @@ def keep_rung(work: Path, steps: int) -> None:
     for state in work.glob(STATES):
         if step_of(state) not in rungs and step_of(state) < steps:
             shutil.rmtree(state)
+
+
+def save_masters(trainer: transformers.Trainer, state: Path) -> None:
+    """Save the trained weights in float32 where DeepSpeed trains a copy of them and casts the model to 16 bits."""
+    model = trainer.model
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not trainer.is_deepspeed_enabled or not any(map(updates.low, trained.values())):
+        return
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    masters = {name: safe_get_full_fp32_param(weight) for name, weight in trained.items()}  # by all ranks together
+    if isinstance(model, PeftModel):
+        masters = get_peft_model_state_dict(model, masters)
+    for path in weights(state) if PartialState().is_main_process else ():
+        stored = load_file(path)
+        new = {name: masters.get(name, tensor).cpu().contiguous() for name, tensor in stored.items()}
+        save_file(new, path, metadata={"format": "pt"})
 
 
 def save_log(trainer: transformers.Trainer, state: Path) -> None:
