@@ -33,5 +33,6 @@ def test_bug_stays_a_bug():
 )
 def test_study_is_the_default_one_unless_a_file_is_a_study(given, config, module, expected, monkeypatch, tmp_path):
     monkeypatch.chdir(files.CLONE)
-    workflow = SimpleNamespace(overwrite_configfiles=given, modifier=SimpleNamespace(skip_configfile=module))
+    modifier = SimpleNamespace(skip_configfile=module, path_modifier=None)
+    workflow = SimpleNamespace(overwrite_configfiles=given, modifier=modifier)
     assert [str(path) for path in snakefile.config_files(workflow, config)] == [str(path) for path in expected]

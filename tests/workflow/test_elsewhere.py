@@ -79,6 +79,42 @@ def test_workflow_is_a_module_of_another(untouched: Clone, name: str, key: str |
     assert shells == {"cisterna", "exec", "None"}  # None: of rule all
 
 
+def module(clone: Clone, *changes: tuple[str, str], after: str = "") -> None:
+    """Write a workflow that uses this one, with changes of the text of MODULE."""
+    text = MODULE.replace("CONFIG", "config")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (clone.folder / "Snakefile").write_text(f'configfile: "config/config.yaml"\n{text}\n{after}')
+
+
+def test_rules_of_a_module_may_have_other_names_and_a_config_on_top(untouched: Clone) -> None:
+    after = "rule all:\n    default_target: True\n    input: rules.cisterna_all.input\n"
+    module(untouched, ("from cisterna", "from cisterna as cisterna_*"), after=after)
+    (untouched.folder / "more.yaml").write_text("study: renamed\n")
+    output = untouched.run("snakemake", "--cores", "1", "--dry-run", "--configfile", "more.yaml")
+    assert re.search(r"^(local)?rule cisterna_sft:$", output, re.MULTILINE)
+    assert "results/studies/renamed/findings.json" in output
+
+
+@pytest.mark.parametrize("line", ['prefix: "deep"', 'replace_prefix: {"results/": "out/"}'])
+def test_prefix_of_a_module_is_refused(untouched: Clone, line: str) -> None:
+    """Snakemake would change the paths of inputs and outputs, but not those that the commands get."""
+    module(untouched, ("    config: config\n", f"    config: config\n    {line}\n"))
+    message = untouched.run("snakemake", "--cores", "1", "--dry-run", code=1)
+    assert "StudyError:\nprefix and replace_prefix of a module are not supported" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.snakemake
+def test_report_of_a_module_with_its_config_below_a_key(clone: Clone) -> None:
+    module(clone, ("config: config", 'config: config["cisterna"]'))
+    clone.write({"cisterna": CONFIG, "study": "of the other workflow"})
+    assert "WARNING/" not in clone.run("snakemake", "--cores", "1", "--report", "report.html")
+    report = (clone.folder / "report.html").read_text()
+    assert ">How continued pre-training (CPT)" in report
+
+
 def test_mistake_in_the_config_of_a_module_is_named(untouched: Clone) -> None:
     (untouched.folder / "config" / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "sedes": [1]}))
     (untouched.folder / "Snakefile").write_text(

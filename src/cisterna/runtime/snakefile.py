@@ -51,8 +51,17 @@ def refusing() -> Iterator[None]:
 def config_files(workflow: Any, config: Mapping[str, Any]) -> list[Path]:
     """The files that the study is read from: those of --configfile, after the default study if they are none by itself.
 
-    Empty in a workflow that uses this one as a module and passes it a config. UserError if there is no default study.
+    Empty in a workflow that uses this one as a module and passes it a config. UserError if there is no default study,
+    or if the module has a prefix: jobs read and write paths that the config names, which Snakemake does not change.
     """
+    paths = workflow.modifier.path_modifier
+    while paths is not None:
+        if paths.prefix or paths._prefix_replacements:
+            raise UserError(
+                "prefix and replace_prefix of a module are not supported: results are in results/. For another "
+                "folder, run this workflow with --directory, or by itself"
+            )
+        paths = paths.inner_modifier
     if workflow.modifier.skip_configfile:
         return []
     given = [Path(path) for path in workflow.overwrite_configfiles]
