@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluations import DEEP, LABELS, OPTIONS, contents
+from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import Qwen3ForCausalLM
 
 from cisterna import cli, models
 from cisterna.artifacts import files
 from cisterna.data.splits import prepare
 from cisterna.errors import UserError
-from cisterna.evaluation import evaluate, generate
+from cisterna.evaluation import evaluate, generate, scores
 from cisterna.scoring import answers, gene_ontology, metrics
+from cisterna.scoring.answers import Labels
 from cisterna.sequences import tokenization
 from terms import OBO
 from tiny import ROOT, SIZES, publish
@@ -272,10 +274,57 @@ def test_samples_and_calibration_change_no_answer_and_no_metric_that_was_there(e
     for split in ("id", "ood"):
         frame, more = (pd.read_parquet(folder / f"{split}.parquet") for folder, _ in (evaluated, deep))
         pd.testing.assert_frame_equal(more[frame.columns], frame)
-        assert list(more.columns) == [*frame.columns, "confidence", "sampled"]
+        assert list(more.columns) == [
+            *frame.columns,
+            "confidence",
+            "sampled",
+            *(f"probability:{name}" for name in LABELS),
+        ]
         assert evaluated[1][split].items() <= deep[1][split].items()
-    assert deep[1]["groups"] == evaluated[1]["groups"]
+        for group, summaries in evaluated[1]["groups"][split].items():
+            assert summaries.items() <= deep[1]["groups"][split][group].items()
     assert files.read_json(deep[0] / "metrics.json") == deep[1]
+
+
+def test_ranking_metrics_are_those_of_the_probabilities_that_are_kept(deep, splice):
+    labels = files.read_json(splice / "card.json")["labels"]
+    columns = [f"probability:{label}" for label in labels]
+    for split in ("id", "ood"):
+        found = pd.read_parquet(deep[0] / f"{split}.parquet")
+        assert list(found.columns[-2:]) == columns
+        known = found[found[columns[0]].notna()]
+        assert len(known) > 0
+        np.testing.assert_allclose(known[columns].sum(axis=1), 1, rtol=1e-6)
+        answered = known[known["well_formed"]]
+        of_answer = [row[f"probability:{row['predicted']}"] for _, row in answered.iterrows()]
+        np.testing.assert_allclose(answered["confidence"], of_answer, rtol=1e-6)
+        given = found[columns].fillna(1 / 2)
+        truth = found["answer"] == labels[0]
+        expected = {
+            "auroc": roc_auc_score(truth, given[columns[0]]),
+            "auprc": np.mean(
+                [average_precision_score(found["answer"] == label, given[f"probability:{label}"]) for label in labels]
+            ),
+        }
+        for name, value in expected.items():
+            assert deep[1][split][name]["value"] == pytest.approx(value, abs=1e-6)
+            assert deep[1][split][name]["n"] == len(found)
+
+
+def test_groups_are_ranked_among_themselves(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "answer": ["a", "b"] * 5 + ["a"] * 5,
+            "predicted": ["a"] * 15,
+            "group": ["both"] * 10 + ["one"] * 5,
+            "probability:a": np.linspace(1, 0, 15),
+            "probability:b": np.linspace(0, 1, 15),
+        }
+    )
+    found = scores.of_groups(rows, Labels(("a", "b")), 0, 50)
+    truth, given = rows["answer"][:10] == "a", rows["probability:a"][:10]
+    assert found["both"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, given))
+    assert found["one"]["auroc"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
 def test_accuracy_at_k_is_that_of_the_sampled_answers_that_are_kept(deep):
@@ -358,7 +407,7 @@ def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
 
 
 def test_small_groups_are_one():
-    assert evaluate.pooled(["x"] * 5 + ["y"] * 4 + ["z"]) == ["x"] * 5 + ["other"] * 5
+    assert scores.pooled(["x"] * 5 + ["y"] * 4 + ["z"]) == ["x"] * 5 + ["other"] * 5
 
 
 def test_groups_have_the_metrics_of_their_examples(trained, splice, tmp_path):

@@ -2,17 +2,21 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from cisterna import cli
+from cisterna.artifacts import files
 from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
+from cisterna.evaluation.predict import _sources
 from cisterna.scoring import answers
 from cisterna.sequences import feature_bank
 from cisterna.sequences.source import LiveEncoder
+from cisterna.tasks import tables
 from runs import SOLVE, Run
 from tiny import READING, ROOT, SIZES, encoder
 
@@ -27,9 +31,11 @@ def models_(solved, featured):
     return {"tokens": solved.output, "features": featured.output}
 
 
-def predict(folder, table, output, code=0):
+def predict(folder, table, output, code=0, more=()):
     words = ["predict", str(folder), "--input", str(table), "--output", str(output), "--options", json.dumps(OPTIONS)]
-    assert cli.main(words) == code
+    assert cli.main([*words, *more]) == code
+    if output.suffix != ".parquet":
+        return None
     return pd.read_parquet(output) if code == 0 else None
 
 
@@ -79,6 +85,61 @@ def test_a_known_sequence_is_answered_as_in_evaluation(models_, splice, bank, tm
     assert list(found["prompt"]) == list(expected["prompt"])
     # Greedy text may flip where two tokens are within the rounding of live features: allow one of 24.
     assert (found["output"] != expected["output"]).sum() <= (0 if form == "tokens" else 1)
+
+
+def test_probabilities_of_the_labels_are_those_of_evaluation(models_, splice, tmp_path):
+    folder = models_["tokens"]
+    evaluate.evaluate(folder, splice, tmp_path / "eval", OPTIONS | {"calibration": True})
+    pd.read_parquet(splice / "id.parquet")[["id", "sequence"]].to_csv(tmp_path / "known.csv", index=False)
+    found = predict(folder, tmp_path / "known.csv", tmp_path / "known.parquet", more=["--probabilities"])
+    columns = [f"probability:{label}" for label in files.read_json(splice / "card.json")["labels"]]
+    assert list(found.columns) == COLUMNS + columns
+    expected = pd.read_parquet(tmp_path / "eval" / "id.parquet")
+    pd.testing.assert_frame_equal(found[columns], expected[columns])
+    assert found[columns[0]].notna().any()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_columns_are_those_asked_for_in_their_order(models_, splice, tmp_path, suffix):
+    pd.DataFrame({"sequence": NEW, "id": list("abcd")}).to_csv(tmp_path / "new.csv", index=False)
+    second, first = files.read_json(splice / "card.json")["labels"]
+    output = tmp_path / f"answers{suffix}"
+    whole = predict(models_["tokens"], tmp_path / "new.csv", tmp_path / "all.parquet", more=["--probabilities"])
+    predict(models_["tokens"], tmp_path / "new.csv", output, more=["--columns", "id", first, second, "answer"])
+    found = tables.open_table(output)
+    assert list(found.columns) == ["id", first, second, "answer"]
+    assert list(found["id"]) == list("abcd")
+    for label in (first, second):
+        given = pd.to_numeric(found[label]).to_numpy(float)
+        np.testing.assert_allclose(given, whole[f"probability:{label}"].to_numpy(float), rtol=1e-6)
+    assert list(found["answer"].replace("", None)) == list(whole["predicted"])
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "named"),
+    [
+        ("answers.csv", ["id", "maybe"], ["'maybe'", "answer, spliced, skipped"]),
+        ("answers.csv", ["id", "spliced", "id"], ["'id'", "twice"]),
+        ("answers.xlsx", [], ["answers.xlsx", ".csv"]),
+    ],
+    ids="unknown twice ending".split(),
+)
+def test_columns_and_endings_that_there_are_not_are_refused(models_, tmp_path, capsys, name, columns, named):
+    pd.DataFrame({"sequence": NEW}).to_csv(tmp_path / "new.csv", index=False)
+    more = ["--columns", *columns] if columns else []
+    predict(models_["tokens"], tmp_path / "new.csv", tmp_path / name, code=2, more=more)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert all(part in error for part in named)
+    assert not (tmp_path / name).exists()
+
+
+def test_label_that_is_also_the_name_of_a_column_is_ambiguous():
+    with pytest.raises(UserError, match=r"'output' is a column and a label.*'probability:output'"):
+        _sources(["output"], ["id", "output"], ["output", "input"])
+    assert _sources(["probability:output", "input"], ["id", "output"], ["output", "input"]) == {
+        "probability:output": "probability:output", "input": "probability:input",
+    }  # fmt: skip
 
 
 def test_rows_without_an_id_are_numbered(models_, tmp_path):

@@ -199,16 +199,28 @@ def audit(data: Path, output: Path | None) -> None:
 @command(
     path("checkpoint", metavar="CHECKPOINT"),
     path("--input", help="csv, tsv, Parquet or JSON lines with the sequences; cells also .h5ad"),
-    path("--output", help="Parquet file, a row a sequence"),
+    path("--output", help="csv, tsv, Parquet or JSON lines by its ending, a row a sequence"),
     mapping("--options", default={}, help="keys of the config's evaluation block that differ from their defaults"),
+    option(
+        "--probabilities", action="store_true", help="also the probability of each label: columns probability:LABEL"
+    ),
+    option(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="only these columns, in this order; a label is its probability, `answer` what was predicted",
+    ),
     heavy=True,
 )
-def predict(checkpoint: Path, input: Path, output: Path, options: JSON) -> None:
+def predict(
+    checkpoint: Path, input: Path, output: Path, options: JSON, probabilities: bool, columns: list[str]
+) -> None:
     """Answer new sequences with a checkpoint of SFT or RL."""
     from cisterna.evaluation import predict
     from cisterna.study.config import evaluation_options
 
-    predict.predict(checkpoint, input, output, evaluation_options(options))
+    predict.predict(checkpoint, input, output, evaluation_options(options), columns, probabilities)
 
 
 @command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)

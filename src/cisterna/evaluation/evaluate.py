@@ -11,8 +11,6 @@ On request the options add to this, and change no answer: `samples` draws furthe
 at k, and `calibration` computes the probability of each label after the model's own reasoning.
 """
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +25,7 @@ from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.artifacts.progress import Progress
 from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
-from cisterna.evaluation import generate
+from cisterna.evaluation import generate, scores
 from cisterna.evaluation.generate import LoadedModel, OnBatch
 from cisterna.scoring import answers, bootstrap, metrics
 from cisterna.scoring.answers import AnswerSpace
@@ -38,8 +36,6 @@ LOGGED = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # printed
 COLUMNS = "id prompt output answer predicted well_formed tokens finished repeated confidence sampled".split()
 # Keys of the options that change no output: outputs saved under other values of these are used.
 CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration"})
-FEWEST = 5  # examples of a group that has metrics of its own
-OTHER = "other"  # the group of all examples of smaller groups
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
 
 
@@ -58,22 +54,23 @@ def evaluate(
 
     Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), well_formed,
     tokens (generated, the end-of-text token included), finished (False where `max_new_tokens` cut it), repeated (see
-    `repeats`). With `calibration` in the options also confidence: the probability of `predicted` among the labels,
-    after the model's own reasoning; null where it is not known (see `generate.label_logs`). With `samples` also
-    sampled: the answers of that many further outputs, drawn from the model's whole distribution at
+    `repeats`). With `calibration` in the options also, for a task of labels, the probability of each label after the
+    model's own reasoning, a column each (`probability:up`, in the order of the task's `labels`; they add up to 1), and
+    confidence: that of `predicted`. They are null where they are not known (see `generate.label_logs`). With `samples`
+    also sampled: the answers of that many further outputs, drawn from the model's whole distribution at
     `sample_temperature`, null where one does not parse.
 
     metrics.json: split -> metric -> value, low, high, n, with the metrics of the task's answer space
-    (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`,
-    with `samples` those of `metrics.score_samples`, and the shares of degenerate outputs:
+    (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`
+    and `ranking.score`, with `samples` those of `metrics.score_samples`, and the shares of degenerate outputs:
 
     - unfinished: cut by `max_new_tokens`
     - empty: finished without an answer: nothing after `</think>` (or at all), or nothing after `Answer:`
     - off_format: finished with something else that does not parse; so the three and well_formed add up to 1
     - repeated: any of these that repeats itself (see `repeats`)
 
-    and under "groups": split -> group of the data (`pooled`) -> accuracy and balanced accuracy (of terms micro F1). A
-    metric of no examples has n 0 and null for numbers.
+    and under "groups": split -> group of the data (`scores.pooled`) -> accuracy and balanced accuracy (of terms micro
+    F1), with `calibration` AUROC and AUPRC. A metric of no examples has n 0 and null for numbers.
 
     Raises UserError for a checkpoint that was trained on other splits of the task, for splits that are not those of
     their card, and if `work` is in use; Stopped after SIGTERM.
@@ -101,13 +98,15 @@ def evaluate(
         for split, frame in frames.items():
             predictions[split], logs = _answer(loaded, frame, space, options, work / split if work else None, on_batch)
             results[split] = _score(predictions[split], logs, space, options)
-            groups[split] = _score_groups(predictions[split], space, options)
+            seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
+            groups[split] = scores.of_groups(predictions[split], space, seed, resamples)
             logged = (f"{name} {results[split][name]['value']:.3f}" for name in LOGGED if name in results[split])
             print(f"{split}: n {len(frame)} {' '.join(logged)}", flush=True)
         results["groups"] = groups
         with files.new_folder(output) as target:
             for split, table in predictions.items():
-                table[[name for name in COLUMNS if name in table]].to_parquet(target / f"{split}.parquet", index=False)
+                names = [name for name in (*COLUMNS, *scores.probability_columns(space.labels)) if name in table]
+                table[names].to_parquet(target / f"{split}.parquet", index=False)
             files.write_json(target / "metrics.json", results)
     return results
 
@@ -154,12 +153,14 @@ def _answer(
     logs = None
     if options.get("calibration") and space.labels:
         logs = generate.label_logs(loaded, prompts, outputs, space.labels, next_to("labels"), on_batch)
-        table["confidence"] = metrics.confidences(_texts(table["predicted"]), logs, space.labels)
+        table["confidence"] = metrics.confidences(scores.texts(table["predicted"]), logs, space.labels)
+        probabilities = metrics.probabilities(logs, len(space.labels))
+        table = table.join(scores.probability_table(probabilities, space.labels))
     samples = []
     for number in range(1, int(options.get("samples") or 0) + 1):
         folder = next_to(f"sample-{number:04}")
         drawn = generate.generate(loaded, prompts, generate.sampling(options), folder, on_batch, number)
-        samples.append(_texts(generate.read(loaded, drawn, space.parse)["predicted"]))
+        samples.append(scores.texts(generate.read(loaded, drawn, space.parse)["predicted"]))
     if samples:
         table["sampled"] = [list(row) for row in zip(*samples, strict=True)]
     return table, logs
@@ -169,34 +170,16 @@ def _score(
     table: pd.DataFrame, logs: NDArray[np.float64] | None, space: AnswerSpace, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The metrics of a split, with null for NaN, which JSON does not have."""
-    gold, predicted = table["answer"].tolist(), _texts(table["predicted"])
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
-    scores = space.score(gold, predicted, seed, resamples) | bootstrap.means(degenerate(table), seed, resamples)
+    summaries = scores.of_split(table, space, seed, resamples) | bootstrap.means(degenerate(table), seed, resamples)
+    gold = table["answer"].tolist()
     if logs is not None:
-        scores |= metrics.score_probabilities(gold, predicted, logs, space.labels, seed, resamples)
+        predicted = scores.texts(table["predicted"])
+        summaries |= metrics.score_probabilities(gold, predicted, logs, space.labels, seed, resamples)
     if "sampled" in table:
         samples = [[answer and space.canonical(answer) for answer in row] for row in table["sampled"]]
-        scores |= metrics.score_samples([space.canonical(answer) for answer in gold], samples, seed, resamples)
-    return {
-        name: {key: None if math.isnan(number) else number for key, number in summary.items()}
-        for name, summary in scores.items()
-    }
-
-
-def _score_groups(table: pd.DataFrame, space: AnswerSpace, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Some metrics of each group of a split."""
-    seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
-    scores = {}
-    for group, rows in table.groupby(np.array(pooled(table["group"].fillna("none").tolist())), sort=False):
-        summaries = space.score(rows["answer"].tolist(), _texts(rows["predicted"]), seed, resamples)
-        scores[str(group)] = {name: summaries[name] for name in space.group_metrics}
-    return scores
-
-
-def pooled(groups: Sequence[str]) -> list[str]:
-    """The group of each example, with all groups of fewer than `FEWEST` examples as one, `OTHER`."""
-    sizes = Counter(groups)
-    return [group if sizes[group] >= FEWEST else OTHER for group in groups]
+        summaries |= metrics.score_samples([space.canonical(answer) for answer in gold], samples, seed, resamples)
+    return scores.for_json(summaries)
 
 
 def degenerate(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -218,8 +201,3 @@ def repeats(token_ids: Sequence[int]) -> bool:
     """
     grams = [tuple(token_ids[start : start + GRAM]) for start in range(len(token_ids) - GRAM + 1)]
     return 2 * len(set(grams)) < len(grams)
-
-
-def _texts(column: pd.Series) -> list[str | None]:
-    """The answers in a column of a table, None where the output does not parse."""
-    return [value if isinstance(value, str) else None for value in column]

@@ -41,6 +41,13 @@ def weights(rng: np.random.Generator, examples: int, resamples: int, at_once: in
         yield rng.multinomial(examples, np.full(examples, 1 / examples), size=size)
 
 
+def quick_weights(rng: np.random.Generator, examples: int, resamples: int, at_once: int) -> Iterator[NDArray[np.int64]]:
+    """As `weights`, from other random numbers and ten times faster. Metrics with published numbers keep `weights`."""
+    for size in blocks(resamples, at_once):
+        drawn = rng.integers(0, examples, (size, examples)) + examples * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * examples).reshape(size, examples)
+
+
 def counts(observed: NDArray[np.int64], seed: int, resamples: int) -> Array:
     """Resamples of a table of counts, shape (cells,), none of them 0: shape (resamples, cells).
 

@@ -309,6 +309,11 @@ def confidences(predicted: Sequence[str | None], logs: ArrayLike, labels: Sequen
     return probabilities[np.arange(len(answers)), answers]
 
 
+def probabilities(logs: ArrayLike, size: int) -> Array:
+    """Probabilities of `size` labels from log-probabilities up to a constant a row, NaN where those are NaN."""
+    return _normalised(logs, size)[0]
+
+
 def _normalised(logs: ArrayLike, size: int) -> tuple[Array, Array]:
     """Probabilities and their logarithms, rows normalised, from log-probabilities up to a constant a row."""
     rows = np.asarray(logs, dtype=float).reshape(-1, size)
