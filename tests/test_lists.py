@@ -3,14 +3,14 @@
 import typing
 
 from cisterna.report import pages, tables
-from cisterna.scoring import metrics
+from cisterna.scoring import metrics, ranking
 from cisterna.sequences import encoders
 from cisterna.study.config.encoders import PretrainedEncoder
 
 
 def test_metrics_of_the_results_page_are_computed():
     computed = set(metrics.score(["a", "b"], ["a", "b"], ("a", "b"), resamples=1))
-    assert set(tables.LABEL_METRICS) <= computed
+    assert set(tables.LABEL_METRICS) <= computed | set(ranking.METRICS)
     assert set(pages.GAINS) <= computed
 
 

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from planted import SIZE, Planted, config, forms
 
+from cisterna.artifacts import files
 from cisterna.report import CELLS_TABLE, FIGURES, GAINS_TABLE, METRICS_TABLE, RESULTS_PAGE, REWARDS_TABLE, tables
 from cisterna.report.figures import DRAWINGS, figures, generalization_gap, label_prior, rl_reward, sft_accuracy
 from cisterna.report.figures.style import spread
@@ -113,6 +114,23 @@ def test_the_page_has_every_model_and_the_baselines(planted: Planted) -> None:
     assert "http" not in page
     assert "src=" not in page
     assert not re.search(r"\bnan\b", page)
+
+
+def test_the_page_has_metrics_of_probabilities_where_some_were_measured(planted: Planted, small: Planted) -> None:
+    """Results of earlier versions have none; where only one label occurs they are not defined."""
+    assert "AUROC" not in planted.page
+    path = small.results / "baselines" / "splice-donor" / "metrics.json"
+    scores = files.read_json(path)
+    for split in ("id", "ood"):
+        scores["knn"][split]["auroc"] = {"value": 0.876, "low": 0.8, "high": 0.9, "n": 40}
+        scores["logistic"][split]["auroc"] = {"value": None, "low": None, "high": None, "n": 0}
+    files.write_json(path, scores)
+    part = sections(small.page)[0]
+    assert part.count(">AUROC</th>") == 2
+    assert "AUPRC" not in part
+    assert part.count(">0.876<span>0.80 to 0.90</span></td>") == 2
+    assert part.count(">&ndash;</td>") == 2 * (part.count("<tr class=") - 1)
+    assert not re.search(r"\bnan\b", part)
 
 
 def test_the_page_names_form_and_encoder_where_a_task_has_several(formed: Planted) -> None:

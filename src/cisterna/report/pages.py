@@ -105,7 +105,7 @@ def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) 
                 "task": task,
                 "modality": rows.modality.iloc[0],
                 "sizes": tables.split_sizes(rows),
-                "columns": TERM_METRICS if task in terms else LABEL_METRICS,
+                "columns": _measured(rows, TERM_METRICS if task in terms else LABEL_METRICS),
                 "rows": sorted(_rows(rows, names), key=lambda row: places.get(row["name"], len(places))),
             }
             for task, rows in of.metrics.groupby("task", sort=False)
@@ -120,6 +120,11 @@ def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) 
             for model, rows in of.perplexity.groupby("model", sort=False)
         ],
     )
+
+
+def _measured(numbers: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns whose metric some row has: probabilities, for one, are measured on request."""
+    return {metric: name for metric, name in columns.items() if metric in set(numbers.metric)}
 
 
 def _rows(numbers: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:

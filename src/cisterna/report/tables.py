@@ -26,6 +26,8 @@ LABEL_METRICS = {  # of tasks whose answers are labels
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
     "mcc": "MCC",
+    "auroc": "AUROC",  # this one and the next where the probabilities of labels were measured
+    "auprc": "AUPRC",
 }
 TERM_METRICS = {  # of tasks whose answers are sets of terms
     "f1_micro": "micro F1",

@@ -23,7 +23,9 @@ class Evaluation(t.Section):
         1.0, "their temperature; they are drawn from the whole distribution (no top-k, no top-p)."
     )
     calibration: t.Flag = t.default(
-        True, "whether the probability of each label is measured, after the model's own reasoning."
+        True,
+        "whether the probability of each label is measured, after the model's own reasoning: for calibration, AUROC "
+        "and AUPRC.",
     )
 
 
