@@ -291,7 +291,10 @@ def update_kept(parent: Path, folder: Path) -> float:
     """The share of the update that was trained on `parent`, an adapter in `folder`, which the model of the two has."""
     from peft.utils import ModulesToSaveWrapper
 
-    adapted = _attach_wide(compose(parent), folder)
+    model = compose(parent)
+    if sequence_inputs := inputs_file.read(folder):
+        restore(model, sequence_inputs)
+    adapted = _attach_wide(model, folder)
     pairs = [(0.0, 0.0)]  # dot products: of what is there with what was trained, and of that with itself
     for _, layer in updates.adapted_layers(adapted):
         adapter, base = layer.active_adapters[0], layer.get_base_layer()
