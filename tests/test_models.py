@@ -295,3 +295,11 @@ def test_a_pretrained_folder_that_went_away_is_named_when_its_lineage_is_compose
     shutil.rmtree(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=f"backbone {tmp_path / 'elsewhere'}: cannot be loaded"):
         models.compose(tmp_path / "checkpoint")
+
+
+def test_model_of_the_hub_that_cannot_be_fetched_is_an_error_with_all_that_the_library_says(tmp_path):
+    """Transformers gives the reason in its first line and what to do in its second one."""
+    with pytest.raises(UserError, match=r"couldn't connect to .* Check your internet connection") as caught:
+        models.make_base({"pretrained": "nobody/no-such-model"}, tmp_path / "base")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "base").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.study.config.problems import Key, Place, Problems, show
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where PyYAML has it
@@ -41,8 +41,7 @@ def parse(path: Path, problems: Problems) -> dict[Any, Any]:
     except RecursionError:
         raise UserError(f"{path}: broken YAML: an alias contains itself") from None
     except (yaml.YAMLError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: broken YAML: {reason}") from None
+        raise UserError(f"{path}: broken YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         expected = "a mapping with the keys study, backbones, tasks, lineages"
         raise UserError(f"{path}: found {show(document)}; expected {expected}.")
