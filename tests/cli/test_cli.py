@@ -47,6 +47,14 @@ def test_reader_that_stops_reading_gets_no_traceback(clone: Clone) -> None:
     assert len(shown.splitlines()) == 1
 
 
+def test_text_of_the_user_is_shown_on_a_terminal_that_does_not_know_its_letters(clone: Clone) -> None:
+    log = clone.results / "logs" / "data" / "hairpin.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: label '中 [bold]\x1b[2J' is not one of low, high\n", encoding="utf-8")
+    assert "label '中 [bold] [2J' is not" in clone.run("cisterna", "status", PYTHONIOENCODING="utf-8")
+    assert r"label '\u4e2d [bold] [2J' is not" in clone.run("cisterna", "status", PYTHONIOENCODING="ascii")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -6,6 +6,7 @@ saved, anything else a bug.
 
 import argparse
 import atexit
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def fork_server(socket: Path) -> None:
 
 
 def _run(words: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal does not know
     options = vars(_parser().parse_args(words))
     command = commands.COMMANDS[options.pop("command")]
     if command.heavy:
