@@ -149,7 +149,7 @@ def kept(base: Path, child: Path, way: Callable[..., PreTrainedModel], cast: tor
     for name, up in stored.items():
         if "lora_B" in name:
             delta = scale * up @ stored[name.replace("lora_B", "lora_A")]
-            weight = name.removeprefix(models.PREFIX).replace(".lora_B", "")
+            weight = name.removeprefix(updates.PREFIX).replace(".lora_B", "")
             got = after[weight] - before[weight]
             there, trained = there + float((got * delta).sum()), trained + float((delta * delta).sum())
             same, count = same + float((got == 0).sum()), count + got.numel()

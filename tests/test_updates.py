@@ -4,6 +4,9 @@ The updates here are of the size that a learning rate of 1e-5 makes: the second 
 elements move by at most the learning rate a step, so after 10 steps they are about 5e-5.
 """
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -171,6 +174,25 @@ def test_a_model_without_its_last_adapter_is_its_parent_with_all_earlier_ones(ba
     with torch.inference_mode():
         torch.testing.assert_close(reference, models.compose(sft)(ids).logits, atol=0, rtol=0)
         assert (reference - models.compose(bases["bfloat16"])(ids).logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_for_vllm_have_trls_names_and_every_update_and_the_model_does_not_change(bases, dtype, tmp_path):
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    sft = publish(bases[dtype], tmp_path / "sft", adapted(bases[dtype], 1).save_pretrained)
+    trained = adapted(sft, 2, modules_to_save=["lm_head"])
+    rl = publish(sft, tmp_path / "rl", trained.save_pretrained)
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    ours = dict(updates.merged_parameters(trained, lambda parameters: nullcontext()))
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    exact = updates.weights(models.compose(rl))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor.float(), exact[name].to(tensor.dtype).float())
+    generation = object.__new__(VLLMGeneration)  # its own needs vLLM
+    generation.model = trained
+    generation._dist = SimpleNamespace(is_fsdp=False, gather_params=lambda parameters: nullcontext())
+    assert [name for name, _ in generation._iter_named_params()] == list(ours)
 
 
 def test_full_weights_in_float32_stay_so_above_a_base_of_lower_precision(bases, tmp_path):

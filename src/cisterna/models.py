@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 NEW_ROWS = "new_embeddings.safetensors"
 ADAPTER = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of the names in it
 
 
 def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -249,7 +248,7 @@ def _attach_wide(model: PreTrainedModel, folder: Path) -> Any:
     """`attach`, with the modules that were trained in full in float32 if they are stored in it."""
     with safe_open(folder / ADAPTER, "pt") as stored:
         full = {name for name in stored.keys() if "lora_" not in name}  # noqa: SIM118 (it is no dict)
-        wide = {name.removeprefix(PREFIX) for name in full if stored.get_slice(name).get_dtype() == "F32"}
+        wide = {name.removeprefix(updates.PREFIX) for name in full if stored.get_slice(name).get_dtype() == "F32"}
     for name, module in list(model.named_modules()):
         if any(f"{name}.{own}" in wide for own, _ in module.named_parameters(recurse=False)):
             updates.widen(model, module)

@@ -10,7 +10,7 @@ and without that adapter (the reference of a KL penalty) the layer still has the
 (`cisterna.models`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
+PREFIX = "base_model.model."  # of the names in a PEFT model
 KEPT = 0.99  # a model that has less than this share of a trained update is refused
 
 
@@ -107,6 +108,26 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
         if hasattr(module, "update_down"):
             found[f"{name}.weight"] = found[f"{name}.weight"] + update(module)
     return found
+
+
+def merged_parameters(model: Any, gather: Callable[[list], Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of a PEFT model by their names in the plain model, each with its updates merged, in its own dtype.
+
+    For vLLM, which has neither adapters nor updates beside weights. The model does not change: to merge and to unmerge
+    again, as PEFT does, would leave other weights behind in lower precision. `gather` makes sharded parameters whole.
+    """
+    for name, weight in model.named_parameters():
+        if model.prefix in name or "original_module" in name:
+            continue
+        above, _, own = name.rpartition(".")
+        module, layer = model.get_submodule(above), model.get_submodule(above.removesuffix(".base_layer"))
+        adapted, plain = module is not layer, name.removeprefix(PREFIX).replace(".base_layer", "")
+        with torch.no_grad(), gather(list(layer.parameters()) if adapted else [weight]):
+            value = weight.data
+            if own == "weight" and (adapted or hasattr(module, "update_down")):
+                added = update(module) + (layer.get_delta_weight(layer.active_adapters[0]) if adapted else 0.0)
+                value = (value.float() + added).to(value.dtype)
+            yield plain.replace("modules_to_save.default.", ""), value
 
 
 def _add_update(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -3,22 +3,26 @@
     cisterna rl --parent .../sft-brief/e2/checkpoint --data results/data/splice-donor \
         --output .../e2/rl-grpo/e1/checkpoint --work results/.work/... --recipe '{...}' --seed 0 --epochs 1
 
-The trainer is `trl.GRPOTrainer`, its options the recipe's. The parent's adapters are merged before the run and the RL
-adapter starts anew, so its rank is free of the SFT rank (asymmetric capacity). The run fails, with the numbers, if no
-group of completions ever had reward variance: such a run has no gradient, and its checkpoint would be the parent.
+The trainer is `trl.GRPOTrainer`, its options the recipe's. The parent's adapters are part of the model (see
+`cisterna.models.compose`) and the RL adapter starts anew, so its rank is free of the SFT rank (asymmetric capacity).
+The run fails, with the numbers, if no group of completions ever had reward variance: such a run has no gradient, and
+its checkpoint would be the parent.
 """
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
+from cisterna import updates
 from cisterna.errors import UserError
 from cisterna.scoring import answers, rewards
 from cisterna.sequences import inputs_file
@@ -47,6 +51,11 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
                 f"{examples.path}: {len(frame)} prompts do not fill one batch of "
                 f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
                 "per_device_train_batch_size in the RL recipe"
+            )
+        if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
+            raise UserError(
+                "recipe: use_transformers_continuous_batching with bf16 or fp16 casts all weights to 16 bits, even "
+                "those that are trained; expected false, or bf16: false and fp16: false"
             )
         if config.beta != 0.0 and adapter is None:
             _keep_reference(model, arguments.work / "reference")
@@ -89,6 +98,14 @@ class _Order(Sampler):
 
 
 class _Trainer(GRPOTrainer):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.use_vllm and isinstance(self.model, PeftModel):
+            generation = self.vllm_generation
+            generation._iter_named_params = partial(
+                updates.merged_parameters, self.model, generation._dist.gather_params
+            )
+
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         """Prompts are token ids already: a feature row has no text."""
         return prompts, None, {}
