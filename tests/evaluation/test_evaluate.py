@@ -408,6 +408,7 @@ def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
 
 def test_small_groups_are_one():
     assert scores.pooled(["x"] * 5 + ["y"] * 4 + ["z"]) == ["x"] * 5 + ["other"] * 5
+    assert scores.pooled(["other"] * 5 + ["y"] * 4) == ["other"] * 5 + ["other (pooled)"] * 4
 
 
 def test_groups_have_the_metrics_of_their_examples(trained, splice, tmp_path):

@@ -61,9 +61,15 @@ def _ranking(table: pd.DataFrame, space: AnswerSpace, seed: int, resamples: int)
 
 
 def pooled(groups: Sequence[str]) -> list[str]:
-    """The group of each example, with all groups of fewer than `FEWEST` examples as one, `OTHER`."""
+    """The group of each example, with all groups of fewer than `FEWEST` examples as one.
+
+    That is called `OTHER`, with "(pooled)" behind it if the data have a group of that name.
+    """
     sizes = Counter(groups)
-    return [group if sizes[group] >= FEWEST else OTHER for group in groups]
+    other = OTHER
+    while sizes[other] >= FEWEST:
+        other += " (pooled)"
+    return [group if sizes[group] >= FEWEST else other for group in groups]
 
 
 def for_json(summaries: Mapping[str, Summary]) -> dict[str, Any]:
