@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from planted import Planted, config
 
 from cisterna.errors import UserError
-from cisterna.report import FIGURES, METRICS_TABLE, RESULTS_PAGE, REWARDS_TABLE, pages
+from cisterna.report import CELLS_TABLE, FIGURES, RESULTS_PAGE, REWARDS_TABLE, findings, pages, statistics
 from cisterna.report.figures import figures, label_prior, style
 from cisterna.study import load
 
@@ -137,9 +137,8 @@ def test_figure_that_fails_leaves_the_others_and_the_page_says_why(
 
 
 def test_page_that_fails_says_why_and_the_figures_are_drawn(small: Planted, tmp_path: Path) -> None:
-    table = small.folder / METRICS_TABLE
-    metrics = pd.read_parquet(table)
-    metrics[metrics.metric != "mcc"].to_parquet(table)
+    table = small.folder / CELLS_TABLE
+    pd.read_parquet(table).rename(columns={"reason": "why"}).to_parquet(table)
     figures(small.study, small.folder, tmp_path)
     page = (tmp_path / RESULTS_PAGE).read_text()
     assert "This page could not be made" in page
@@ -164,3 +163,16 @@ def test_trouble_of_the_machine_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         pages.write(tmp_path / "page.html", "x", page)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_that_cannot_be_judged_for_a_bug_leave_a_page_that_says_so(
+    small: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def holm(ps: list[float]) -> list[float]:
+        raise ZeroDivisionError("a bug <here>")
+
+    monkeypatch.setattr(statistics, "holm", holm)
+    found = findings.findings(small.study, small.results, tmp_path)
+    assert found["claims"] == []
+    assert found["error"] == "ZeroDivisionError: a bug <here>"
+    assert "ZeroDivisionError: a bug &lt;here&gt;" in (tmp_path / findings.PAGE).read_text()

@@ -67,7 +67,8 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
     """Write findings.json and findings.html of a study into the folder ``output``; returns the content of the JSON.
 
     ``results`` is the folder with ``models/``. Evaluations that are absent are listed and left out. The same answers
-    give the same bytes. Raises the UserErrors of ``cisterna.report.statistics.read``.
+    give the same bytes. Raises the UserErrors of ``cisterna.report.statistics.read``. If judging fails for a bug,
+    the JSON has the reason as ``error`` and no claims, and the page says so.
     """
     answers = statistics.read(study, results)
     present = {(task, model) for (task, _), sheet in answers.sheets.items() for model in sheet.models}
@@ -76,11 +77,16 @@ def findings(study: Study, results: Path, output: Path) -> dict[str, Any]:
         "method": METHOD,
         "evaluations": {"expected": len(study.evaluations()), "absent": list(answers.absent)},
         "tasks_left_out": answers.left_out,
-        "claims": judge(claims(study, present), answers.sheets),
+        "claims": [],
     }
+    title = f"Findings of study {study.name}"
+    with pages.whatever_fails(str(output / FINDINGS), "test of the claims") as failure:
+        content["claims"] = judge(claims(study, present), answers.sheets)
+    if failure:
+        content["error"] = failure[0]
     output.mkdir(parents=True, exist_ok=True)
     files.write_json(output / FINDINGS, content)
-    pages.write(output / PAGE, f"Findings of study {study.name}", lambda: pages.findings(content))
+    pages.write(output / PAGE, title, lambda: pages.failed(title, failure[0]) if failure else pages.findings(content))
     return content
 
 

@@ -76,9 +76,14 @@ def write(path: Path, title: str, page: Callable[[], str]) -> None:
     with whatever_fails(str(path), "page") as failure:
         text = page()
     if failure:
-        text = render("failed.html.j2", title=title, reason=failure[0])
+        text = failed(title, failure[0])
     with files.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def failed(title: str, reason: str) -> str:
+    """The page with this title that says why it could not be made."""
+    return render("failed.html.j2", title=title, reason=reason)
 
 
 # --- All results ---
