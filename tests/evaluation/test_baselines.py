@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from cisterna.data import corpus, similarity
 from cisterna.errors import UserError
 from cisterna.evaluation import baselines
+from cisterna.evaluation.features import sequence_kind
 from cisterna.scoring.answers import Labels
 
 CORPORA = Path(__file__).resolve().parents[2] / "resources" / "corpora"
@@ -35,6 +37,7 @@ def planted(length: int | None, modality: str = "dna") -> pd.DataFrame:
 def write(table: pd.DataFrame, folder: Path) -> Path:
     """The table as four splits of 50 / 10 / 20 / 20 %."""
     folder.mkdir()
+    table = table.assign(group=[f"group {row % 2}" for row in range(len(table))])
     cuts = [int(len(table) * share) for share in (0, 0.5, 0.6, 0.8, 1)]
     for split, start, stop in zip(("train", "validation", "id", "ood"), cuts[:-1], cuts[1:], strict=True):
         table.iloc[start:stop].to_parquet(folder / f"{split}.parquet", index=False)
@@ -66,10 +69,11 @@ def test_logistic_regression_finds_a_planted_signal(tmp_path, length, modality, 
     ("length", "features"), [(similarity.ALIGNED, "positions"), (similarity.ALIGNED + 1, "3-mers")]
 )
 def test_long_sequences_of_one_length_are_not_taken_for_aligned(length, features):
-    assert baselines._features(pd.Series(["A" * length, "C" * length]), "dna")[0] == features
+    assert sequence_kind(pd.Series(["A" * length, "C" * length]), "dna")[0] == features
 
 
-def test_logistic_regression_finds_a_marker_gene_in_a_list_of_words(tmp_path):
+def test_a_marker_gene_is_found_in_a_list_of_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "DENSE", 1)  # boosting reads the most telling gene alone
     genes = ["CD3D", "MS4A1", "NKG7", "LYZ", "ACTB", "B2M", "RPLP0", "MALAT1", "HLA-A", "HLA-B"]
     random = np.random.default_rng(0)
     cells = [" ".join(random.choice(genes, 5, replace=False)) for _ in range(400)]
@@ -77,7 +81,43 @@ def test_logistic_regression_finds_a_marker_gene_in_a_list_of_words(tmp_path):
     table["answer"] = np.where(table["sequence"].str.contains("HLA-A"), "yes", "no")
     scores = fit(write(table, tmp_path / "data"), tmp_path / "out", "rna")
     assert json.loads((tmp_path / "out" / "choices.json").read_text())["features"] == "words"
-    assert value(scores, "logistic") == 1.0
+    assert value(scores, "logistic") == value(scores, "boosting") == 1.0
+
+
+def test_boosting_finds_what_no_sum_of_letters_says(tmp_path):
+    """Whether two letters are equal: trees can say it, logistic regression gets one of the four cases wrong."""
+    table = planted(30)
+    first = np.random.default_rng(0).choice(["A", "C"], (len(table), 2), p=[0.6, 0.4])
+    table["sequence"] = [a + b + text[2:] for (a, b), text in zip(first, table["sequence"], strict=True)]
+    table["answer"] = ["yes" if text[0] == text[1] else "no" for text in table["sequence"]]
+    scores = fit(write(table, tmp_path / "data"), tmp_path / "out")
+    assert value(scores, "boosting") > 0.95
+    assert value(scores, "boosting", "auroc") > 0.95
+    assert value(scores, "logistic") < 0.9
+    assert json.loads((tmp_path / "out" / "choices.json").read_text())["boosting"]["max_iter"] in baselines.ROUNDS
+
+
+def test_groups_and_probabilities_of_baselines_are_scored(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    scores = fit(data, tmp_path / "out")
+    for split in ("id", "ood"):
+        found = pd.read_parquet(tmp_path / "out" / f"{split}.parquet")
+        group = pd.read_parquet(data / f"{split}.parquet")["group"] == "group 1"
+        for name, rows in found.groupby("baseline"):
+            truth, given = (rows["gold"] == "yes").to_numpy(), rows["probability:yes"].to_numpy()
+            assert value(scores, name, "auroc", split) == pytest.approx(roc_auc_score(truth, given), abs=1e-6)
+            of_group = scores[name]["groups"][split]["group 1"]
+            assert of_group["accuracy"]["n"] == group.sum()
+            expected = roc_auc_score(truth[group], given[group])
+            assert of_group["auroc"]["value"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_label_that_train_lacks_has_probability_zero(tmp_path):
+    data = write(planted(30), tmp_path / "data")
+    fit(data, tmp_path / "out", labels=("maybe", "no", "yes"))
+    table = pd.read_parquet(tmp_path / "out" / "id.parquet")
+    assert list(table.columns[-3:]) == ["probability:maybe", "probability:no", "probability:yes"]
+    assert (table["probability:maybe"] == 0).all()
 
 
 def test_majority_accuracy_is_the_share_of_the_largest_train_class(tmp_path):
@@ -125,8 +165,12 @@ def test_every_example_has_one_prediction_of_each_baseline(tmp_path):
     fit(data, tmp_path / "out")
     for split in ("id", "ood"):
         table = pd.read_parquet(tmp_path / "out" / f"{split}.parquet")
-        assert list(table.columns) == ["id", "baseline", "gold", "predicted"]
-        assert set(table["baseline"]) == {"majority", "knn", "logistic"}
+        columns = ["probability:no", "probability:yes"]
+        assert list(table.columns) == ["id", "baseline", "gold", "predicted", *columns]
+        assert set(table["baseline"]) == {"majority", "knn", "logistic", "boosting"}
+        np.testing.assert_allclose(table[columns].sum(axis=1), 1, rtol=1e-6)
+        likely = np.where(table["probability:yes"] > 0.5, "yes", "no")
+        assert (likely == table["predicted"])[table["probability:yes"] != 0.5].all()
         gold = pd.read_parquet(data / f"{split}.parquet")
         for _, rows in table.groupby("baseline"):
             assert rows["id"].tolist() == gold["id"].tolist()

@@ -304,7 +304,7 @@ def data(task: str, spec: JSON, seed: int, output: Path) -> None:
 
 @command(DATA, EVALUATION, OUTPUT, by_rule=True, heavy=True)
 def baselines(data: Path, options: JSON, output: Path) -> None:
-    """Majority, k-NN and logistic regression on a task's splits."""
+    """Majority, k-NN, logistic regression and gradient boosting on a task's splits."""
     from cisterna.evaluation import baselines
     from cisterna.scoring import answers
     from cisterna.study.config import evaluation_options

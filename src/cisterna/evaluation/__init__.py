@@ -5,5 +5,5 @@
 - scores: the metrics of a table of predictions, of the whole and of each group
 - predict: answers to new sequences
 - perplexity: base and CPT models on held-out parts of corpora
-- baselines: majority, k-NN and logistic regression
+- features, baselines: what majority, k-NN, logistic regression and gradient boosting read, and what they answer
 """

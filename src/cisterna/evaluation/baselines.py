@@ -1,10 +1,10 @@
-"""The usual alternatives to a language model: majority, k-NN and logistic regression.
+"""The usual alternatives to a language model: majority, k-NN, logistic regression and gradient boosting.
 
-They read the same sequences as the models and learn from `train.parquet` alone; k and C are chosen on
-`validation.parquet`. The two test splits are read only to be predicted.
+They read what the prompts of the models say (`cisterna.evaluation.features`) and learn from `train.parquet` alone; k,
+C and the number of trees are chosen on `validation.parquet`. The two test splits are read only to be predicted.
 
 Where answers are sets of terms, majority is the best set of frequent terms (`term_sets.frequent`), k-NN the terms that
-more than half of the k nearest have, and there is no regression.
+more than half of the k nearest have, and there are no others.
 
 Not for neural networks, and not for tuned competitors: the grids are small on purpose, because a baseline is what
 anyone gets in five minutes.
@@ -12,45 +12,61 @@ anyone gets in five minutes.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits
 
 from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
-from cisterna.data import similarity
 from cisterna.errors import UserError
+from cisterna.evaluation import features, scores
 from cisterna.scoring import answers, term_sets
 from cisterna.scoring.answers import AnswerSpace, Terms
 
 # Simplest first: of equals on validation, the first wins.
 NEIGHBOURS = (25, 11, 5, 3, 1)
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, the inverse strength of the L2 penalty
+ROUNDS = (25, 50, 100, 200)  # of boosting: a tree of each a label
+LEAVES = 8  # of a tree: 4 to 8 work well (Hastie et al. 2009, The Elements of Statistical Learning, section 10.11)
+FEWEST = 5  # examples of a leaf: with the 20 of scikit-learn's default a few hundred examples are split too coarsely
+DENSE = 2000  # features of boosting, which reads no sparse matrices: the best ones by their F-test on train
 
-# For proteins pairs, the usual dipeptide composition: a short protein has few of the 8,000 triples.
-KMER = {"dna": 3, "rna": 3, "protein": 2}
+Predict = Callable[[csr_matrix], Iterable[str | None]]  # from features to predictions
 
-Analyzer = Callable[[str], Iterable[str]]
-Baseline = Callable[[pd.Series], Iterable[str | None]]  # from sequences to predictions
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted baseline; `probabilities`, shape (examples, labels), unless answers are sets of terms."""
+
+    predict: Predict
+    probabilities: Callable[[csr_matrix], NDArray[np.float64]] | None = None
 
 
 def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
-    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer). Writes the folder `output`, whole
-    or not at all:
+    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer, group). Writes the folder `output`,
+    whole or not at all:
 
-    - id.parquet, ood.parquet: one row an example and baseline: id, baseline, gold, predicted
-    - metrics.json: {baseline: {split: metrics}}, the metrics of the answer space `space` with `bootstrap` resamples
-      drawn from `seed`. The fits themselves are not random.
-    - choices.json: the features, and the k and C chosen, with their accuracy on validation
+    - id.parquet, ood.parquet: one row an example and baseline: id, baseline, gold, predicted, and for labels the
+      probability of each (`probability:up`), in the order of the task's `labels`
+    - metrics.json: {baseline: {split: metrics}}, the metrics of the answer space `space` and of the probabilities
+      (`cisterna.scoring.ranking`) with `bootstrap` resamples drawn from `seed`; under "groups" those of each group, as
+      in `cisterna.evaluation.evaluate`. The fits themselves are not random.
+    - choices.json: the features, and the k, C and number of rounds chosen, with their accuracy on validation
 
     Raises UserError for a split that cannot be read, and for a `train` with only one label.
     """
@@ -61,28 +77,35 @@ def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, 
             f"{data / 'train.parquet'}: every answer is {train['answer'].iloc[0]!r}; "
             "a classifier needs examples of at least two of them"
         )
-    with threadpool_limits(1):
-        features, analyzer = _features(train["sequence"], modality)
+    with (
+        threadpool_limits(1),
+        np.errstate(divide="ignore"),
+    ):  # the F of a feature that alone tells the labels is infinite
+        fitted = features.fit(train, {"sequence": modality})
+        inputs = {name: fitted.of(table) for name, table in splits.items()}
+        given = (inputs["train"], train["answer"], inputs["validation"], validation["answer"])
         if isinstance(space, Terms):
-            baselines, choices = _fit_terms(train, validation, analyzer, space)
+            baselines, choices = _fit_terms(*given, space)
         else:
-            baselines, choices = _fit_labels(train, validation, analyzer)
-        predictions = {split: _predictions(baselines, splits[split]) for split in TEST_SPLITS}
-    scores: dict[str, dict[str, object]] = {name: {} for name in baselines}
+            baselines, choices = _fit_labels(*given, space.labels)
+        predictions = {split: _predictions(baselines, inputs[split], splits[split], space) for split in TEST_SPLITS}
+    results: dict[str, dict[str, dict[str, object]]] = {name: {} for name in baselines}
     for split, table in predictions.items():
-        for name, rows in table.groupby("baseline"):
-            gold, predicted = rows["gold"].tolist(), rows["predicted"].tolist()
-            scores[str(name)][split] = space.score(gold, predicted, seed, bootstrap)
+        for name, rows in table.rename(columns={"gold": "answer"}).groupby("baseline"):
+            of_baseline = results[str(name)]
+            of_baseline[split] = scores.for_json(scores.of_split(rows, space, seed, bootstrap))
+            of_baseline.setdefault("groups", {})[split] = scores.of_groups(rows, space, seed, bootstrap)
+    kinds: object = fitted.kinds if len(fitted.kinds) > 1 else next(iter(fitted.kinds.values()))
     with files.new_folder(output) as folder:
         for split, table in predictions.items():
-            table.to_parquet(folder / f"{split}.parquet", index=False)
-        files.write_json(folder / "choices.json", {"features": features} | choices)
-        files.write_json(folder / "metrics.json", scores)
+            table.drop(columns="group").to_parquet(folder / f"{split}.parquet", index=False)
+        files.write_json(folder / "choices.json", {"features": kinds} | choices)
+        files.write_json(folder / "metrics.json", results)
 
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_parquet(path, columns=["id", "sequence", "answer"])
+        table = pd.read_parquet(path, columns=["id", "sequence", "answer", "group"])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a split of a task: {error}") from None
     if table.empty:
@@ -90,85 +113,89 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def _features(sequences: pd.Series, modality: str) -> tuple[str, Analyzer]:
-    """Name and function of the features: words, letters by position, or k-mers.
-
-    Lists of words (a cell's genes) are bags of words. Sequences of one length of at most `similarity.ALIGNED` letters
-    are aligned, so a letter counts by its position (one-hot). All others are bags of k-mers. `train` decides.
-    """
-    if sequences.str.contains(" ", regex=False).any():
-        return "words", str.split
-    lengths = set(map(len, sequences))
-    if len(lengths) == 1 and max(lengths) <= similarity.ALIGNED:
-        return "positions", lambda sequence: [f"{position}{letter}" for position, letter in enumerate(sequence)]
-    k = KMER[modality]
-    return f"{k}-mers", lambda sequence: [sequence[i : i + k] for i in range(max(1, len(sequence) - k + 1))]
-
-
 def _fit_labels(
-    train: pd.DataFrame, validation: pd.DataFrame, analyzer: Analyzer
+    train: csr_matrix, gold: pd.Series, validation: csr_matrix, validation_gold: pd.Series, labels: tuple[str, ...]
 ) -> tuple[dict[str, Baseline], dict[str, object]]:
     """Baselines that predict labels, fitted on `train`, and what was chosen on `validation`."""
-
-    def fit(model: ClassifierMixin) -> Pipeline:
-        return make_pipeline(CountVectorizer(analyzer=analyzer), model).fit(train["sequence"], train["answer"])
-
-    neighbours = [k for k in NEIGHBOURS if k <= len(train)]
-    grids: dict[str, dict[float, ClassifierMixin]] = {
-        "knn": {k: KNeighborsClassifier(n_neighbors=k, algorithm="brute") for k in neighbours},
-        "logistic": {c: LogisticRegression(C=c, max_iter=2000) for c in PENALTIES},
+    grids: dict[str, tuple[str, dict[float, ClassifierMixin]]] = {
+        "knn": (
+            "n_neighbors",
+            {k: KNeighborsClassifier(k, algorithm="brute") for k in NEIGHBOURS if k <= train.shape[0]},
+        ),
+        "logistic": ("C", {c: LogisticRegression(C=c, max_iter=2000) for c in PENALTIES}),
+        "boosting": ("max_iter", {rounds: _boosting(rounds, train.shape[1]) for rounds in ROUNDS}),
     }
-    fitted = {"majority": fit(DummyClassifier(strategy="most_frequent"))}
+    models = {"majority": DummyClassifier(strategy="prior").fit(train, gold)}
     choices: dict[str, object] = {}
-    for name, grid in grids.items():
-        pipelines = {value: fit(model) for value, model in grid.items()}
-        questions, gold = validation["sequence"], validation["answer"]
-        accuracies = {value: float(pipeline.score(questions, gold)) for value, pipeline in pipelines.items()}
+    for name, (option, grid) in grids.items():
+        fitted = {value: model.fit(train, gold) for value, model in grid.items()}
+        accuracies = {value: float(model.score(validation, validation_gold)) for value, model in fitted.items()}
         best = max(accuracies, key=lambda value: accuracies[value])
-        fitted[name] = pipelines[best]
-        choices[name] = {"n_neighbors" if name == "knn" else "C": best, "validation_accuracy": accuracies[best]}
-    return {name: pipeline.predict for name, pipeline in fitted.items()}, choices
+        models[name] = fitted[best]
+        choices[name] = {option: best, "validation_accuracy": accuracies[best]}
+
+    def baseline(model: ClassifierMixin) -> Baseline:
+        def probabilities(inputs: csr_matrix) -> NDArray[np.float64]:
+            found = pd.DataFrame(model.predict_proba(inputs), columns=model.classes_)
+            return found.reindex(columns=list(labels), fill_value=0.0).to_numpy()  # 0: a label that train lacks
+
+        return Baseline(model.predict, probabilities)
+
+    return {name: baseline(model) for name, model in models.items()}, choices
+
+
+def _boosting(rounds: int, size: int) -> ClassifierMixin:
+    """Gradient boosting of the most telling of `size` features. Without early stopping nothing in it is random."""
+    trees = HistGradientBoostingClassifier(
+        max_iter=rounds, max_leaf_nodes=LEAVES, min_samples_leaf=FEWEST, early_stopping=False, random_state=0
+    )
+    chosen = [VarianceThreshold(), SelectKBest(f_classif, k=DENSE)] if size > DENSE else []
+    return make_pipeline(*chosen, FunctionTransformer(csr_matrix.toarray, accept_sparse=True), trees)
 
 
 def _fit_terms(
-    train: pd.DataFrame, validation: pd.DataFrame, analyzer: Analyzer, space: Terms
+    train: csr_matrix, gold: pd.Series, validation: csr_matrix, validation_gold: pd.Series, space: Terms
 ) -> tuple[dict[str, Baseline], dict[str, object]]:
     """Baselines that predict sets of terms, and the k chosen on `validation`.
 
     The k nearest neighbours vote; there is no prediction (None) where no term has a majority.
     """
     ontology = space.ontology
-    annotated = [answers.split(text) for text in train["answer"]]
+    annotated = [answers.split(text) for text in gold]
     sets = [ontology.propagate(terms) for terms in annotated]
     frequent = answers.join(term_sets.frequent(annotated, ontology))
-    vectorizer = CountVectorizer(analyzer=analyzer).fit(train["sequence"])
-    nearest = NearestNeighbors(algorithm="brute").fit(vectorizer.transform(train["sequence"]))
-    most = min(max(NEIGHBOURS), len(train))
+    nearest = NearestNeighbors(algorithm="brute").fit(train)
+    most = min(max(NEIGHBOURS), train.shape[0])
 
-    def vote(sequences: pd.Series, k: int) -> list[str | None]:
+    def vote(inputs: csr_matrix, k: int) -> list[str | None]:
         predicted = []
-        for rows in nearest.kneighbors(vectorizer.transform(sequences), most, return_distance=False):
+        for rows in nearest.kneighbors(inputs, most, return_distance=False):
             votes = Counter(term for row in rows[:k] for term in sets[row])
             predicted.append(answers.join(ontology.specific(term for term, n in votes.items() if 2 * n > k)) or None)
         return predicted
 
-    scores = {
-        k: space.score(validation["answer"].tolist(), vote(validation["sequence"], k), resamples=1)["f1_micro"]["value"]
+    found = {
+        k: space.score(validation_gold.tolist(), vote(validation, k), resamples=1)["f1_micro"]["value"]
         for k in NEIGHBOURS
         if k <= most
     }
-    best = max(scores, key=lambda k: scores[k])
-    baselines: dict[str, Baseline] = {
-        "majority": lambda sequences: [frequent] * len(sequences),
-        "knn": lambda sequences: vote(sequences, best),
+    best = max(found, key=lambda k: found[k])
+    baselines = {
+        "majority": Baseline(lambda inputs: [frequent] * inputs.shape[0]),
+        "knn": Baseline(lambda inputs: vote(inputs, best)),
     }
-    return baselines, {"knn": {"n_neighbors": best, "validation_f1_micro": scores[best]}}
+    return baselines, {"knn": {"n_neighbors": best, "validation_f1_micro": found[best]}}
 
 
-def _predictions(baselines: Mapping[str, Baseline], split: pd.DataFrame) -> pd.DataFrame:
-    """One row a baseline and example: id, baseline, gold, predicted (null for no prediction)."""
+def _predictions(
+    baselines: Mapping[str, Baseline], inputs: csr_matrix, split: pd.DataFrame, space: AnswerSpace
+) -> pd.DataFrame:
+    """One row a baseline and example: id, baseline, gold, predicted (null for no prediction), group, probabilities."""
     tables = []
-    for name, predict in baselines.items():
+    for name, baseline in baselines.items():
         columns = {"id": split["id"], "baseline": name, "gold": split["answer"]}
-        tables.append(pd.DataFrame(columns | {"predicted": list(predict(split["sequence"]))}))
+        table = pd.DataFrame(columns | {"predicted": list(baseline.predict(inputs)), "group": split["group"]})
+        if baseline.probabilities is not None:
+            table = table.join(scores.probability_table(baseline.probabilities(inputs), space.labels))
+        tables.append(table)
     return pd.concat(tables)

@@ -266,9 +266,6 @@ def _evaluation_rows(identity: Row, file: Path) -> Iterator[Row]:
     with _reading(file, "metrics of id and ood"):
         splits = files.read_json(file)
         yield from _split_rows(identity, splits)
-        for split in TEST_SPLITS:
-            for group, metrics in sorted(splits.get("groups", {}).get(split, {}).items()):
-                yield from _metric_rows(identity | {"split": split, "group": group}, metrics)
 
 
 def _baseline_rows(identity: Row, file: Path) -> Iterator[Row]:
@@ -280,6 +277,9 @@ def _baseline_rows(identity: Row, file: Path) -> Iterator[Row]:
 def _split_rows(identity: Row, splits: Any) -> Iterator[Row]:
     for split in TEST_SPLITS:
         yield from _metric_rows(identity | {"split": split}, splits[split])
+    for split in TEST_SPLITS:
+        for group, metrics in sorted(splits.get("groups", {}).get(split, {}).items()):
+            yield from _metric_rows(identity | {"split": split, "group": group}, metrics)
 
 
 def _metric_rows(identity: Row, metrics: dict[str, Any]) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from cisterna.study import Study
 SPLIT_NAMES = {"id": "in-domain (ID)", "ood": "out-of-domain (OOD)"}
 KIND_NAMES = {"base": "base", "cpt": "CPT", "sft": "SFT", "rl": "RL"}
 FORM_NAMES = {"tokens": "tokens", "features": "features", "both": "both forms"}
-BASELINE_NAMES = {"majority": "majority", "knn": "k-NN", "logistic": "logistic"}
+BASELINE_NAMES = {"majority": "majority", "knn": "k-NN", "logistic": "logistic", "boosting": "boosting"}
 LABEL_METRICS = {  # of tasks whose answers are labels
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

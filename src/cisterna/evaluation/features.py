@@ -1,0 +1,92 @@
+"""What baselines read of an example: everything that differs between prompts, as a matrix.
+
+A sequence is a bag of k-mers or of words, or one-hot by position. Another column of the prompt is one-hot, a number, or
+TF-IDF of its words if it is free text. What a column is, `train` alone decides.
+
+Not for the encoders that models read (`cisterna.sequences.encoders`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from scipy.sparse import csr_matrix
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, OneHotEncoder, StandardScaler
+
+from cisterna.data import similarity
+
+# For proteins pairs, the usual dipeptide composition: a short protein has few of the 8,000 triples.
+KMER = {"dna": 3, "rna": 3, "protein": 2}
+WORDS = 3  # free text has more of them than this, on average
+NUMBERS = 10  # a column of more different numbers than this is a quantity, not a category
+
+Analyzer = Callable[[str], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Fitted on train: `kinds` says what each column became, and `of` makes the matrix of a table."""
+
+    kinds: Mapping[str, str]
+    transformer: ColumnTransformer
+
+    def of(self, table: pd.DataFrame) -> csr_matrix:
+        """The features of a table, shape (rows, features)."""
+        return csr_matrix(self.transformer.transform(table))
+
+
+def fit(train: pd.DataFrame, sequences: Mapping[str, str], fields: Iterable[str] = ()) -> Features:
+    """The features of a table with the columns `sequences`, each with its modality, and the other columns `fields`.
+
+    All columns are texts. If there are several, each is scaled to length 1 (but numbers to standard deviation 1), so
+    that the many k-mers of a sequence do not outweigh a category.
+    """
+    parts: dict[str, tuple[str, Any]] = {}
+    for column, modality in sequences.items():
+        name, analyzer = sequence_kind(train[column], modality)
+        parts[column] = name, CountVectorizer(analyzer=analyzer)
+    for column in fields:
+        parts[column] = _field_kind(train[column])
+    transformers = []
+    for column, (kind, transformer) in parts.items():
+        whole_column = [column] if kind in ("one-hot", "number") else column  # a table, or the texts alone
+        if len(parts) > 1 and kind != "number":
+            transformer = make_pipeline(transformer, Normalizer())
+        transformers.append((column, transformer, whole_column))
+    fitted = ColumnTransformer(transformers, sparse_threshold=1.0).fit(train)
+    return Features({column: kind for column, (kind, _) in parts.items()}, fitted)
+
+
+def sequence_kind(sequences: pd.Series, modality: str) -> tuple[str, Analyzer]:
+    """Name and function of the features of sequences: words, letters by position, or k-mers.
+
+    Lists of words (a cell's genes) are bags of words. Sequences of one length of at most `similarity.ALIGNED` letters
+    are aligned, so a letter counts by its position (one-hot). All others are bags of k-mers.
+    """
+    if sequences.str.contains(" ", regex=False).any():
+        return "words", str.split
+    lengths = set(map(len, sequences))
+    if len(lengths) == 1 and max(lengths) <= similarity.ALIGNED:
+        return "positions", lambda sequence: [f"{position}{letter}" for position, letter in enumerate(sequence)]
+    k = KMER[modality]
+    return f"{k}-mers", lambda sequence: [sequence[i : i + k] for i in range(max(1, len(sequence) - k + 1))]
+
+
+def _field_kind(texts: pd.Series) -> tuple[str, Any]:
+    """Name and transformer of another column of the prompt."""
+    different = texts.drop_duplicates()
+    if len(different) > NUMBERS and _numbers(different.to_frame()).notna().all(axis=None):
+        return "number", make_pipeline(FunctionTransformer(_numbers), SimpleImputer(), StandardScaler())
+    if 2 * len(different) > len(texts) and different.str.split().str.len().mean() > WORDS:
+        return "tf-idf", TfidfVectorizer()
+    return "one-hot", OneHotEncoder(handle_unknown="ignore")
+
+
+def _numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of texts as numbers; what is none is missing."""
+    return table.apply(pd.to_numeric, errors="coerce")
