@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from cisterna import models, updates
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
+from cisterna.evaluation.generate import gpu_dtype
 from tiny import adapted, backbone, hub_model, publish
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -208,7 +209,7 @@ def test_full_weights_in_float32_stay_so_above_a_base_of_lower_precision(bases, 
     assert not any(torch.equal(composed[name], tensor) for name, tensor in before.items())
 
 
-def test_stage_whose_full_weights_a_cast_would_round_is_found(bases, tmp_path):
+def test_stage_whose_full_weights_a_cast_would_round_is_found_and_evaluated_in_float32(bases, tmp_path, capsys):
     def full(name, kept):
         facts = {"recipe": {}, "data": {}, "trained": {}, "measured": kept}
         with files.new_folder(tmp_path / name) as folder:
@@ -227,6 +228,12 @@ def test_stage_whose_full_weights_a_cast_would_round_is_found(bases, tmp_path):
     assert models.rounded_stage(lost, torch.float16) is None
     assert models.rounded_stage(kept, torch.bfloat16) is None
     assert models.rounded_stage(old, torch.bfloat16) == (tmp_path / "old", None)
+    dtypes = [gpu_dtype(folder) for folder in (lost, kept, old)]
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
+    said = capsys.readouterr().out
+    assert f"in float32: bfloat16 would keep 0.41 of the update of {tmp_path / 'lost'}\n" in said
+    assert "in bfloat16, with at least 0.99" in said
+    assert f"an unknown share of the update of {tmp_path / 'old'}\n" in said
 
 
 def test_too_small_a_share_is_refused_with_the_number():

@@ -18,14 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cisterna import models
+from cisterna import models, updates
 from cisterna.artifacts import checkpoint
 from cisterna.training import state
 from runs import CPT, RL, SFT, Run, published
+from tiny import hub_model
 from waiting import wait_until
 
 RATE = 2.0e-3
 TOLERANCE = 0.01 * RATE
+LOW_RATE = 1.0e-5
 LORA = SFT | {"lora": {"r": 4, "lora_alpha": 8}, "fraction": 0.5, "learning_rate": RATE}  # 4 steps an epoch
 # Each level of ZeRO, and LoRA, full fine-tuning, features and packed blocks: each once, of their products a few.
 STAGES = {
@@ -77,8 +79,17 @@ def stages(folder: Path, base: Path, splice: Path, dna: Path, features: dict, ra
 
 
 @pytest.fixture(scope="module")
-def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dict[str, Run]:
-    """Every stage of STAGES, a second rung above the one with ZeRO-2, and RL, in one start of two ranks."""
+def narrow(tmp_path_factory) -> Path:
+    """A base in bfloat16 with tied embeddings."""
+    folder = tmp_path_factory.mktemp("narrow")
+    hub_model(folder / "elsewhere", tie=True, spare=0)[0].to(torch.bfloat16).save_pretrained(folder / "elsewhere")
+    models.make_base({"pretrained": str(folder / "elsewhere"), "dtype": "bfloat16"}, folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def made(base, narrow, splice, dna, features, solved, featured, tmp_path_factory) -> dict[str, Run]:
+    """Every stage of STAGES, a rung above the one with ZeRO-2, RL, and some in bfloat16; one start of two ranks."""
     folder = tmp_path_factory.mktemp("zero")
     runs = stages(folder, base, splice, dna, features, ranks=True)
     zero2 = on_ranks(LORA, "zero2")
@@ -88,6 +99,11 @@ def made(base, splice, dna, features, solved, featured, tmp_path_factory) -> dic
     runs["rl-features"] = Run(
         "rl", featured.output, splice, folder / "rl-features", on_ranks(RL, "zero3"), 1, reads=features
     )
+    low = LORA | {"learning_rate": LOW_RATE, "bf16": True}
+    saved = {"r": 4, "lora_alpha": 8, "modules_to_save": ["embed_tokens", "lm_head"]}
+    runs["low-lora"] = Run("sft", narrow, splice, folder / "low-lora", on_ranks(low | {"lora": saved}, "zero2"), 1)
+    runs["low-above"] = Run("sft", runs["low-lora"].output, splice, folder / "above", on_ranks(low, "zero3"), 1)
+    runs["low-full"] = Run("sft", narrow, splice, folder / "low-full", on_ranks(low | {"lora": None}, "zero2"), 1)
     commands = [run.arguments for run in runs.values()]
     (folder / "log").write_text(torchrun(commands, folder))
     return runs
@@ -140,6 +156,22 @@ def test_rl_on_two_ranks_learns_and_publishes(made, name):
     assert any(entry["frac_reward_zero_std"] < 1 for entry in made[name].history)
     assert made[name].manifest["trained"]["largest_weight_change"] > 0
     models.compose(made[name].output)
+
+
+@pytest.mark.parametrize("name", ["low-lora", "low-above", "low-full"])
+def test_steps_that_bfloat16_does_not_have_are_published_and_composed(made, name):
+    """DeepSpeed casts the model to bfloat16 and trains a float32 copy of the weights."""
+    stored = load_file(made[name].weights)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    assert made[name].manifest["measured"]["update_kept"]["composed"] == pytest.approx(1, abs=1e-4)
+    folders = checkpoint.parent_of(made[name].output, made[name].manifest), made[name].output
+    before, after = (updates.weights(models.compose(folder)) for folder in folders)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert ("lm_head.weight" in moved, "model.layers.0.self_attn.q_proj.weight" in moved) == (name != "low-above", True)
+    for key in moved:
+        assert (after[key] - before[key]).abs().max() < 8 * 2 * LOW_RATE  # 4 steps, and an adapter is scaled by 2
+    if name == "low-full":
+        assert {(after[key] != before[key]).float().mean().item() for key in before} == {1.0}
 
 
 @pytest.mark.parametrize("name", ["features-zero3", "rl-features"])

@@ -81,6 +81,18 @@ def test_computing_in_bfloat16_leaves_the_updates_of_a_float32_lineage_unmerged(
     assert not hasattr(merged, "update_down")
 
 
+@pytest.mark.parametrize("lora", [LORA["lora"], None], ids=["lora", "full"])
+def test_bridge_over_bfloat16_is_float32_in_every_stage(answering, splice, bank, tmp_path, lora):
+    reads = {"sequences": "features", "bank": bank}
+    sft = Run("sft", answering, splice, tmp_path / "sft", LORA | {"lora": lora, "fraction": 0.2}, 1, reads=reads).here()
+    again = Run("sft", sft.output, splice, tmp_path / "again", LORA | {"fraction": 0.2}, 1, reads=reads).here()
+    stored = [load_file(made.weights) for made in (sft, again)]
+    (first,), (second,) = ([one[name] for name in one if "bridge.weight" in name] for one in stored)
+    assert first.dtype == second.dtype == torch.float32
+    assert 0 < (second - first).abs().max() < 8 * RATE
+    assert torch.equal(models.compose(again.output, torch.bfloat16).bridge.weight, second)
+
+
 def test_full_weights_over_bfloat16_are_trained_in_float32_and_not_cast_in_silence(tuned, splice, tmp_path):
     full = Run("sft", tuned.output, splice, tmp_path / "full", LORA | {"lora": None, "fraction": 0.2}, 1).here()
     assert {tensor.dtype for tensor in load_file(full.weights).values()} == {torch.float32}

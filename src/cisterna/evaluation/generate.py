@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from cisterna import models
+from cisterna import models, updates
 from cisterna.artifacts import files
 from cisterna.scoring import answers
 from cisterna.sequences import tokenization
@@ -60,20 +60,23 @@ def load(folder: Path, bank: Path | None = None) -> LoadedModel:
 
 
 def load_on_device(folder: Path, source: SequenceSource = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
-    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can.
-
-    It is in float32 where bfloat16 would lose what training of all weights has changed.
-    """
+    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can (see `gpu_dtype`)."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    dtype = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else None
-    if dtype and (lost := models.rounded_stage(folder, dtype)):
-        share = "unknown" if lost[1] is None else f"{lost[1]:.2f}"
-        print(f"in float32: the share of the update of {lost[0]} that bfloat16 would keep is {share}", flush=True)
-        dtype = torch.float32
-    model = models.compose(folder, dtype)
+    model = models.compose(folder, gpu_dtype(folder) if gpu and torch.cuda.is_bf16_supported() else None)
     connect(model, source)
     return model.to(device), device
+
+
+def gpu_dtype(folder: Path) -> torch.dtype:
+    """bfloat16, or float32 where a cast would lose what training of all weights has changed. Says which, and why."""
+    lost = models.rounded_stage(folder, torch.bfloat16)
+    if lost is None:
+        print(f"in bfloat16, with at least {updates.KEPT} of the update of each stage", flush=True)
+        return torch.bfloat16
+    share = "an unknown share" if lost[1] is None else f"{lost[1]:.2f}"
+    print(f"in float32: bfloat16 would keep {share} of the update of {lost[0]}", flush=True)
+    return torch.float32
 
 
 def generate(

@@ -110,7 +110,8 @@ def keep_rung(work: Path, steps: int) -> None:
 def save_masters(trainer: transformers.Trainer, state: Path) -> None:
     """Save the trained weights in float32 where DeepSpeed trains a copy of them and casts the model to 16 bits."""
     model = trainer.model
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    parameters = model.named_parameters(remove_duplicate=False)  # tied weights may be stored twice
+    trained = {name: weight for name, weight in parameters if weight.requires_grad}
     if not trainer.is_deepspeed_enabled or not any(map(updates.low, trained.values())):
         return
     from deepspeed.utils import safe_get_full_fp32_param

@@ -43,7 +43,9 @@ class PretrainedBackbone(t.Section):
     revision: t.Text | None = t.default(
         None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
     )
-    dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
+    dtype: t.Dtype = t.default(
+        "float32", "type of the loaded weights. What is trained is kept in float32, beside them or in their place."
+    )
 
 
 def _model(entry: dict[str, Any]) -> type[t.Section] | None:
