@@ -34,18 +34,21 @@ def planted(length: int | None, modality: str = "dna") -> pd.DataFrame:
     return table
 
 
-def write(table: pd.DataFrame, folder: Path) -> Path:
+def write(table: pd.DataFrame, folder: Path, prompts: list[str] | None = None) -> Path:
     """The table as four splits of 50 / 10 / 20 / 20 %."""
     folder.mkdir()
-    table = table.assign(group=[f"group {row % 2}" for row in range(len(table))])
+    table = table.assign(prompt=prompts or table["sequence"], group=[f"group {row % 2}" for row in range(len(table))])
     cuts = [int(len(table) * share) for share in (0, 0.5, 0.6, 0.8, 1)]
     for split, start, stop in zip(("train", "validation", "id", "ood"), cuts[:-1], cuts[1:], strict=True):
         table.iloc[start:stop].to_parquet(folder / f"{split}.parquet", index=False)
     return folder
 
 
-def fit(data: Path, output: Path, modality: str = "dna", labels: tuple[str, ...] = LABELS) -> dict:
-    baselines.run(data, output, Labels(tuple(labels)), modality, seed=0, bootstrap=200)
+def fit(
+    data: Path, output: Path, modality: str = "dna", labels: tuple[str, ...] = LABELS, spec: dict | None = None
+) -> dict:
+    card = {"modality": modality, "labels": list(labels), "spec": spec or {}}
+    baselines.run(data, output, Labels(tuple(labels)), card, seed=0, bootstrap=200)
     return json.loads((output / "metrics.json").read_text())
 
 
@@ -95,6 +98,21 @@ def test_boosting_finds_what_no_sum_of_letters_says(tmp_path):
     assert value(scores, "boosting", "auroc") > 0.95
     assert value(scores, "logistic") < 0.9
     assert json.loads((tmp_path / "out" / "choices.json").read_text())["boosting"]["max_iter"] in baselines.ROUNDS
+
+
+def test_other_columns_of_the_prompt_are_learned_from(tmp_path):
+    """The gene that a prompt names decides; the sequence says nothing."""
+    table = planted(30)
+    genes = np.random.default_rng(0).integers(0, 8, len(table))
+    table["answer"] = np.where(genes < 4, "yes", "no")
+    prompts = [f"Gene G{gene}: <dna>{text}</dna>\n" for gene, text in zip(genes, table["sequence"], strict=True)]
+    data = write(table, tmp_path / "data", prompts)
+    spec = {"file": "own.csv", "prompt": "Gene {gene}: {sequence}"}
+    scores = fit(data, tmp_path / "out", spec=spec)
+    for name in ("knn", "logistic", "boosting"):
+        assert value(scores, name) > 0.95, name
+    features = json.loads((tmp_path / "out" / "choices.json").read_text())["features"]
+    assert features == {"gene": "one-hot", "sequence": "positions"}
 
 
 def test_groups_and_probabilities_of_baselines_are_scored(tmp_path):

@@ -327,7 +327,7 @@ def test_baselines_of_sets_of_terms_are_the_frequent_set_and_the_vote_of_the_nei
     card = splits.read_card(clone / "data")
     space = answers.load_space(card, clone / "data")
     for folder in ("one", "two"):
-        baselines.run(clone / "data", clone / folder, space, "protein", seed=0, bootstrap=50)
+        baselines.run(clone / "data", clone / folder, space, card, seed=0, bootstrap=50)
     for path in (clone / "one").iterdir():
         assert path.read_bytes() == (clone / "two" / path.name).read_bytes()
     scores = json.loads((clone / "one" / "metrics.json").read_text())

@@ -315,7 +315,7 @@ def baselines(data: Path, options: JSON, output: Path) -> None:
         data,
         output,
         space=answers.load_space(card, data),
-        modality=card["modality"],
+        card=card,
         seed=int(chosen.get("seed", 0)),
         bootstrap=int(chosen["bootstrap"]),
     )

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,10 +56,11 @@ class Baseline:
     probabilities: Callable[[csr_matrix], NDArray[np.float64]] | None = None
 
 
-def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, bootstrap: int) -> None:
+def run(data: Path, output: Path, space: AnswerSpace, card: Mapping[str, Any], seed: int, bootstrap: int) -> None:
     """Fit the baselines on the task in `data` and evaluate them on `id` and `ood`.
 
-    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, answer, group). Writes the folder `output`,
+    Reads {train,validation,id,ood}.parquet in `data` (columns id, sequence, prompt, answer, group), with the task's
+    `card`. Writes the folder `output`,
     whole or not at all:
 
     - id.parquet, ood.parquet: one row an example and baseline: id, baseline, gold, predicted, and for labels the
@@ -81,8 +83,9 @@ def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, 
         threadpool_limits(1),
         np.errstate(divide="ignore"),
     ):  # the F of a feature that alone tells the labels is infinite
-        fitted = features.fit(train, {"sequence": modality})
-        inputs = {name: fitted.of(table) for name, table in splits.items()}
+        texts, modalities = features.read(pd.concat(splits), card)
+        fitted = features.fit(texts.loc[["train"]], modalities)
+        inputs = {name: fitted.of(texts.loc[[name]]) for name in splits}
         given = (inputs["train"], train["answer"], inputs["validation"], validation["answer"])
         if isinstance(space, Terms):
             baselines, choices = _fit_terms(*given, space)
@@ -105,7 +108,7 @@ def run(data: Path, output: Path, space: AnswerSpace, modality: str, seed: int, 
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_parquet(path, columns=["id", "sequence", "answer", "group"])
+        table = pd.read_parquet(path, columns=["id", "sequence", "prompt", "answer", "group"])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a split of a task: {error}") from None
     if table.empty:

@@ -6,9 +6,11 @@ TF-IDF of its words if it is free text. What a column is, `train` alone decides.
 Not for the encoders that models read (`cisterna.sequences.encoders`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy.sparse import csr_matrix
@@ -19,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, OneHotEncoder, StandardScaler
 
 from cisterna.data import similarity
+from cisterna.sequences.tokenization import TAGGED
 
 # For proteins pairs, the usual dipeptide composition: a short protein has few of the 8,000 triples.
 KMER = {"dna": 3, "rna": 3, "protein": 2}
@@ -26,6 +29,63 @@ WORDS = 3  # free text has more of them than this, on average
 NUMBERS = 10  # a column of more different numbers than this is a quantity, not a category
 
 Analyzer = Callable[[str], Iterable[str]]
+
+
+class Inputs(NamedTuple):
+    """What differs between prompts: a table of texts, and the modality of those of its columns that are sequences."""
+
+    texts: pd.DataFrame
+    modalities: Mapping[str, str]
+
+
+def read(table: pd.DataFrame, card: Mapping[str, Any]) -> Inputs:
+    """What the prompts of all splits (columns sequence and prompt) of the task with this card say.
+
+    - of a built-in task the sequence, from which all of its prompt follows
+    - of the user's table with `prompt` in its entry of the config the columns in braces there
+    - otherwise the sequences of the prompt, and, if it differs, its text without them
+    """
+    spec = card["spec"]
+    alone = Inputs(table[["sequence"]], {"sequence": str(card["modality"])})
+    if not spec.get("file") and not spec.get("adapter"):
+        return alone
+    cells = _cells(table["prompt"], str(spec["prompt"]), card["labels"]) if spec.get("prompt") else None
+    if cells is not None:
+        modalities = {}
+        for name in map(str, cells.columns):
+            tagged = [match for match in map(TAGGED.fullmatch, cells[name]) if match]
+            if len(tagged) == len(cells):
+                modalities[name] = tagged[0][1]
+                cells[name] = [match[2] for match in tagged]
+        return Inputs(cells, modalities)
+    stretches = [TAGGED.findall(prompt) for prompt in table["prompt"]]
+    count = len(stretches[0])
+    if count == 0 or any(len(row) != count for row in stretches):  # a cell's genes have no tags
+        return alone
+    names = ["sequence"] if count == 1 else [f"sequence {place}" for place in range(1, count + 1)]
+    modalities = {name: modality for name, (modality, _) in zip(names, stretches[0], strict=True)}
+    texts = pd.DataFrame([[text for _, text in row] for row in stretches], columns=names, index=table.index)
+    others = table["prompt"].str.replace(TAGGED, " ", regex=True)
+    return Inputs(texts if (others == others.iloc[0]).all() else texts.assign(text=others), modalities)
+
+
+def _cells(prompts: pd.Series, template: str, labels: Sequence[str]) -> pd.DataFrame | None:
+    """The cells that filled the template, a column each in the order of the template; None if prompts do not fit it."""
+    names: dict[str, int] = {}
+    pattern = ""
+    for text, name, _, _ in string.Formatter().parse(template.strip()):
+        pattern += re.escape(text)
+        if name == "options":
+            pattern += re.escape(", ".join(labels))
+        elif name in names:
+            pattern += rf"(?:\{names[name]})"
+        elif name is not None:
+            names[name] = len(names) + 1
+            pattern += "(.*?)"
+    matches = [re.fullmatch(pattern, prompt.removesuffix("\n"), re.DOTALL) for prompt in prompts]
+    if not names or not all(matches):
+        return None
+    return pd.DataFrame([match.groups() for match in matches if match], columns=list(names), index=prompts.index)
 
 
 @dataclass(frozen=True)
@@ -40,18 +100,19 @@ class Features:
         return csr_matrix(self.transformer.transform(table))
 
 
-def fit(train: pd.DataFrame, sequences: Mapping[str, str], fields: Iterable[str] = ()) -> Features:
-    """The features of a table with the columns `sequences`, each with its modality, and the other columns `fields`.
+def fit(train: pd.DataFrame, modalities: Mapping[str, str]) -> Features:
+    """The features of a table of texts; `modalities` are those of the columns that are sequences.
 
-    All columns are texts. If there are several, each is scaled to length 1 (but numbers to standard deviation 1), so
+    If there are several columns, each is scaled to length 1 (but numbers to standard deviation 1), so
     that the many k-mers of a sequence do not outweigh a category.
     """
     parts: dict[str, tuple[str, Any]] = {}
-    for column, modality in sequences.items():
-        name, analyzer = sequence_kind(train[column], modality)
-        parts[column] = name, CountVectorizer(analyzer=analyzer)
-    for column in fields:
-        parts[column] = _field_kind(train[column])
+    for column in map(str, train.columns):
+        if column in modalities:
+            name, analyzer = sequence_kind(train[column], modalities[column])
+            parts[column] = name, CountVectorizer(analyzer=analyzer)
+        else:
+            parts[column] = _field_kind(train[column])
     transformers = []
     for column, (kind, transformer) in parts.items():
         whole_column = [column] if kind in ("one-hot", "number") else column  # a table, or the texts alone
