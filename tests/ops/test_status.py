@@ -59,8 +59,8 @@ def stage(clone) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def look() -> status.Look:
-    return status.look(jobs(study.read(Path("config/config.yaml"))))
+def look() -> status.Snapshot:
+    return status.take_snapshot(jobs(study.read(Path("config/config.yaml"))))
 
 
 def report(clone: Clone, **changes: Any) -> None:
@@ -79,7 +79,7 @@ def log(clone: Clone, text: str, path: str = RUNG) -> None:
     target.write_text(text)
 
 
-def only(seen: status.Look) -> status.RunningJob:
+def only(seen: status.Snapshot) -> status.RunningJob:
     (found,) = seen.running
     return found
 
@@ -143,7 +143,7 @@ def test_job_has_failed_if_its_log_ends_in_an_error(clone):
     log(clone, "step 30/120 loss 0.5\nerror: the loss is nan\n")
     seen = look()
     (failure,) = seen.failures
-    assert (failure.job.kind, failure.end.message) == ("sft", "the loss is nan")
+    assert (failure.job.kind, failure.ending.message) == ("sft", "the loss is nan")
     assert seen.counts["sft"] == {"failed": 1, "waiting": 7}
     assert not seen.running
 

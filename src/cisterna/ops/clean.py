@@ -30,18 +30,19 @@ from cisterna.study.jobs import Job, jobs
 
 RESULTS = Path("results")
 # The folders of results/ that jobs write to. Everything else in results/ belongs to the user.
-PLACES = ("data", "baselines", "tokens", "encoders", "features", "models", "studies")
-LOGS = ("logs", "benchmarks")  # have a file for each job
+FOLDERS = ("data", "baselines", "tokens", "encoders", "features", "models", "studies")
+LOG_FOLDERS = ("logs", "benchmarks")  # have a file for each job
 PARTIAL = ("partial",)  # the rule of a partial report, which is no job of a study
-TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}(\.earlier)?|\d+)")  # of `files.new_folder` and `files.write_json`
+# Names of the temporary files and folders of `files.new_folder` and `files.replacing`.
+TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}(\.earlier)?|\d+)")
 QUIET = 600  # seconds without a change after which no running command can own a temporary file
 
-UNREFERRED = "no config refers to it"
-UNREFERRED_LOG = "files of jobs that no config refers to"
-UNREFERRED_STATE = "state of a stage that no config refers to"
-LEFT = "left by a killed process"
-USELESS = "state of a finished stage, which has no rungs to add"
-FINISHED = "state of a finished ladder: of use only to add rungs"
+UNREFERENCED = "no config refers to it"
+UNREFERENCED_LOG = "files of jobs that no config refers to"
+UNREFERENCED_STATE = "state of a stage that no config refers to"
+LEFTOVER = "left by a killed process"
+FINISHED_STAGE = "state of a finished stage, which has no rungs to add"
+FINISHED_LADDER = "state of a finished ladder: of use only to add rungs"
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,27 @@ def clean(configs: Sequence[Path], *, yes: bool = False, finished: bool = False)
     running = _running()
     if yes and running:
         raise UserError(f"nothing is removed while something runs here: {'; '.join(running)}")
-    found = list(_unreferred(kept))
-    found += [*_left(found), *_state(kept)]
-    chosen = [item for item in found if finished or item.reason != FINISHED]
-    later = [item for item in found if item not in chosen]
-    for reason in dict.fromkeys(item.reason for item in found):
-        print(f"\n{reason}{'' if finished or reason != FINISHED else ' (stays without --finished)'}")
-        for item in found:
+    removable = list(_unreferenced(kept))
+    removable += [*_leftovers(removable), *_unneeded_state(kept)]
+    chosen = [item for item in removable if finished or item.reason != FINISHED_LADDER]
+    ladders = [item for item in removable if item not in chosen]
+    for reason in dict.fromkeys(item.reason for item in removable):
+        print(f"\n{reason}{'' if finished or reason != FINISHED_LADDER else ' (stays without --finished)'}")
+        for item in removable:
             if item.reason == reason:
-                count = f" ({len(item.parts)})" if reason == UNREFERRED_LOG else ""
-                print(f"  {_bytes(item.size):>7}  {item.path}{count}")
+                count = f" ({len(item.parts)})" if reason == UNREFERENCED_LOG else ""
+                print(f"  {_readable_size(item.size):>7}  {item.path}{count}")
     print()
     for what in running:
         print(f"running here: {what}")
     if yes:
         for item in chosen:
             _remove(item)
-        print(f"removed {_sum(chosen)}" if chosen else "nothing to remove")
+        print(f"removed {_total(chosen)}" if chosen else "nothing to remove")
     else:
-        print(f"{_sum(chosen)} can be removed, with --yes" if chosen else "nothing to remove")
-    if later:
-        print(f"{_sum(later)} more with --finished")
+        print(f"{_total(chosen)} can be removed, with --yes" if chosen else "nothing to remove")
+    if ladders:
+        print(f"{_total(ladders)} more with --finished")
 
 
 def _running() -> list[str]:
@@ -108,35 +109,36 @@ def _running() -> list[str]:
 # --- What can be removed ---
 
 
-def _unreferred(kept: Sequence[Study]) -> Iterator[Removable]:
+def _unreferenced(kept: Sequence[Study]) -> Iterator[Removable]:
     """Results and logs that belong to no study of `kept`. A folder is listed once, without the folders inside it."""
-    table = [job for study in kept for job in jobs(study)]
+    all_jobs = [job for study in kept for job in jobs(study)]
     inputs = {path for study in kept for path in _results_in(study.config)}
-    used = {output for job in table for output in job.outputs} | inputs | {f"studies/{study.name}" for study in kept}
-    parents = {str(parent) for path in used for parent in PurePosixPath(path).parents}
+    outputs = {output for job in all_jobs for output in job.outputs}
+    referenced = outputs | inputs | {f"studies/{study.name}" for study in kept}
+    parents = {str(parent) for path in referenced for parent in PurePosixPath(path).parents}
 
-    def below(folder: Path) -> Iterator[Path]:
+    def unreferenced_in(folder: Path) -> Iterator[Path]:
         for entry in _entries(folder):
             path = entry.relative_to(RESULTS).as_posix()
-            if entry.name.startswith(".") or path in used:
+            if entry.name.startswith(".") or path in referenced:
                 continue
             if path in parents and entry.is_dir():
-                yield from below(entry)
+                yield from unreferenced_in(entry)
             elif entry.is_dir() or entry.name == "perplexity.json":  # all other single files are the user's
                 yield entry
 
-    for place in _places(PLACES):
-        for folder in below(place):
-            yield Removable(folder, UNREFERRED, _size(folder))
+    for place in _existing(FOLDERS):
+        for folder in unreferenced_in(place):
+            yield Removable(folder, UNREFERENCED, _size(folder))
 
-    logs = {job.log.removeprefix("logs/").removesuffix(".log") for job in table}
+    logs = {job.log.removeprefix("logs/").removesuffix(".log") for job in all_jobs}
     logs |= {path.removesuffix("/checkpoint") for path in inputs}
     logs |= {f"studies/{study.name}/{rule}" for study in kept for rule in PARTIAL}
-    for place in _places(LOGS):
-        every = [path for top in _entries(place) if top.name in PLACES for path in _files(top)]
-        parts = tuple(path for path in every if path.relative_to(place).with_suffix("").as_posix() not in logs)
+    for place in _existing(LOG_FOLDERS):
+        of_jobs = [path for folder in _entries(place) if folder.name in FOLDERS for path in _files(folder)]
+        parts = tuple(path for path in of_jobs if path.relative_to(place).with_suffix("").as_posix() not in logs)
         if parts:
-            yield Removable(place, UNREFERRED_LOG, sum(map(_size, parts)), parts)
+            yield Removable(place, UNREFERENCED_LOG, sum(map(_size, parts)), parts)
 
 
 def _results_in(config: Any) -> Iterator[str]:
@@ -150,34 +152,34 @@ def _results_in(config: Any) -> Iterator[str]:
             yield path.as_posix()
 
 
-def _left(others: Sequence[Removable]) -> Iterator[Removable]:
+def _leftovers(others: Sequence[Removable]) -> Iterator[Removable]:
     """Temporary files and folders of killed processes, except those inside a folder of `others`."""
     removed = {item.path for item in others}
-    for top in _places((*PLACES, *LOGS)):
-        for place, below, names in os.walk(top):
-            folder = Path(place)
-            for path in (folder / name for name in sorted([*below, *names]) if TEMPORARY.fullmatch(name)):
+    for top in _existing((*FOLDERS, *LOG_FOLDERS)):
+        for walked, subfolders, names in os.walk(top):
+            folder = Path(walked)
+            for path in (folder / name for name in sorted([*subfolders, *names]) if TEMPORARY.fullmatch(name)):
                 if not path.is_symlink() and _last_change(path) < time.time() - QUIET:
-                    yield Removable(path, LEFT, _size(path))
-            below[:] = [name for name in below if not name.startswith(".") and folder / name not in removed]
+                    yield Removable(path, LEFTOVER, _size(path))
+            subfolders[:] = [name for name in subfolders if not name.startswith(".") and folder / name not in removed]
 
 
-def _state(kept: Sequence[Study]) -> Iterator[Removable]:
+def _unneeded_state(kept: Sequence[Study]) -> Iterator[Removable]:
     """State that no stage will resume from, and the state of finished ladders."""
     owners: dict[Path, list[Job]] = {}
     for job in (job for study in kept for job in jobs(study) if job.work):
         owners.setdefault(RESULTS / str(job.work), []).append(job)
     folders = set(_work_folders())
-    nested = {parent for folder in folders for parent in (folder, *folder.parents)}
+    occupied = {parent for folder in folders for parent in (folder, *folder.parents)}
     for work in sorted(folders):
-        stages = owners.get(work, [])
-        if not stages:
-            reason = UNREFERRED_STATE
-        elif _is_under_way(work) or not all((RESULTS / job.proof).is_file() for job in stages):
+        users = owners.get(work, [])
+        if not users:
+            reason = UNREFERENCED_STATE
+        elif _is_under_way(work) or not all((RESULTS / job.proof).is_file() for job in users):
             continue
         else:
-            reason = FINISHED if any(job.ladder for job in stages) else USELESS
-        parts = tuple(entry for entry in _entries(work) if entry not in nested)
+            reason = FINISHED_LADDER if any(job.ladder for job in users) else FINISHED_STAGE
+        parts = tuple(entry for entry in _entries(work) if entry not in occupied)
         size = sum(map(_size, parts))
         if size:
             yield Removable(work, reason, size, parts)
@@ -213,14 +215,14 @@ def _remove(item: Removable) -> None:
 # --- Files and folders ---
 
 
-def _places(names: Iterable[str]) -> list[Path]:
+def _existing(names: Iterable[str]) -> list[Path]:
     """Those of these folders of results/ that exist."""
     return [entry for entry in _entries(RESULTS) if entry.name in names]
 
 
 def _work_folders() -> list[Path]:
     """Every folder in which a stage keeps state. Work folders can be inside each other: a path is a lineage."""
-    return [Path(place) for top in _places([".work"]) for place, _, names in os.walk(top) if ".lock" in names]
+    return [Path(place) for top in _existing([".work"]) for place, _, names in os.walk(top) if ".lock" in names]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -245,9 +247,10 @@ def _last_change(path: Path) -> float:
     return max(file.lstat().st_mtime for file in [path, *_files(path)])
 
 
-def _sum(items: Sequence[Removable]) -> str:
-    return f"{len(items)} {'entry' if len(items) == 1 else 'entries'}, {_bytes(sum(item.size for item in items))}"
+def _total(items: Sequence[Removable]) -> str:
+    size = _readable_size(sum(item.size for item in items))
+    return f"{len(items)} {'entry' if len(items) == 1 else 'entries'}, {size}"
 
 
-def _bytes(size: int) -> str:
+def _readable_size(size: int) -> str:
     return tqdm.format_sizeof(size, "B")

@@ -82,13 +82,13 @@ def _encoder_passes(study: Study, size: Size) -> Passes:
         if model.kind == "rl":  # each completion in the rollout and in the step
             rows *= 2 * (recipe.get("num_generations") or NUM_GENERATIONS)
         tested = sum(size(task, split) for split in TEST_SPLITS)
-        run = epochs_added(study, model) * rows + tested
-        alone += run
-        planned += 0 if study.bank(model) else run
+        read_live = epochs_added(study, model) * rows + tested
+        alone += read_live
+        planned += 0 if study.bank(model) else read_live
         unshared += model.epochs * rows + tested
-        below = _sft_epochs_below(study, model) if model.kind == "rl" else 0
-        if below:
-            unshared += below * rows_used(study.recipe("sft", str(model.sft)), size(task, "train"))
+        sft_epochs = _sft_epochs_below(study, model) if model.kind == "rl" else 0
+        if sft_epochs:
+            unshared += sft_epochs * rows_used(study.recipe("sft", str(model.sft)), size(task, "train"))
     return Passes("encoder passes", planned, alone, unshared)
 
 
@@ -96,26 +96,28 @@ def parameters(model: Mapping[str, Any]) -> float | None:
     """The number of parameters of a backbone or encoder of the config: from its architecture, or from a size in its
     name such as 1.7B or 500m; None if it has neither.
     """
-    shape = model.get("architecture")
-    if shape:
-        width, layers = shape["hidden_size"], shape["num_hidden_layers"]
-        heads = shape.get("num_attention_heads", 1)
-        head = shape.get("head_dim") or width // heads
-        keys = shape.get("num_key_value_heads") or heads
-        attention = 2 * width * head * (heads + keys)
-        inner = shape.get("intermediate_size", 4 * width)
-        feed = (2 if shape.get("model_type") == "esm" else 3) * width * inner
+    architecture = model.get("architecture")
+    if architecture:
+        width, layers = architecture["hidden_size"], architecture["num_hidden_layers"]
+        heads = architecture.get("num_attention_heads", 1)
+        head_dim = architecture.get("head_dim") or width // heads
+        key_value_heads = architecture.get("num_key_value_heads") or heads
+        attention = 2 * width * head_dim * (heads + key_value_heads)
+        intermediate = architecture.get("intermediate_size", 4 * width)
+        feed_forward = (2 if architecture.get("model_type") == "esm" else 3) * width * intermediate
         vocabulary = model.get("tokenizer", {}).get("vocab_size", 0)
-        tied = 1 if shape.get("tie_word_embeddings", True) else 2
-        return float(layers * (attention + feed) + tied * vocabulary * width)
+        embeddings = (
+            1 if architecture.get("tie_word_embeddings", True) else 2
+        )  # the input's, and an output's of its own
+        return float(layers * (attention + feed_forward) + embeddings * vocabulary * width)
     sizes = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", str(model.get("pretrained", "")).lower())
     return float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1]] if sizes else None
 
 
 def width(model: Mapping[str, Any], size: float) -> float:
     """Hidden size of a backbone: from its architecture, or of a usual model with `size` parameters."""
-    shape = model.get("architecture")
-    return float(shape["hidden_size"]) if shape else float((size * ASPECT / 12) ** (1 / 3))
+    architecture = model.get("architecture")
+    return float(architecture["hidden_size"]) if architecture else float((size * ASPECT / 12) ** (1 / 3))
 
 
 class Estimate(NamedTuple):

@@ -31,7 +31,7 @@ from cisterna.errors import UserError
 from cisterna.study.jobs import Job, jobs
 
 RESULTS = Path("results")
-INTERVAL = 2.0  # seconds between two looks of --watch
+INTERVAL = 2.0  # seconds between two updates of --watch
 SILENT = 600.0  # seconds without an update after which a stage is marked: longer than a step should take
 LOST = 86_400.0  # seconds without an update after which a stage of another machine counts as stopped
 FAILURES = 3  # shown by --watch
@@ -53,11 +53,11 @@ class Failure:
     """A job whose log ends in an error."""
 
     job: Job
-    end: logs.Ending
+    ending: logs.Ending
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """The state of the jobs at one moment. A stage that was stopped without an error counts as waiting."""
 
     counts: dict[str, Counter[str]]  # kind -> state -> number of jobs
@@ -71,57 +71,57 @@ def main(configs: Sequence[Path], below: Path = RESULTS, watch: bool = False) ->
     if watch and not sys.stdout.isatty():
         raise UserError("--watch: the output is not a terminal; leave --watch out to print the state once")
     study = studies.read(*configs)
-    chosen = _below(jobs(study), below, study.name)
+    chosen = _jobs_below(jobs(study), below, study.name)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=1000, color_system=None)  # one line a stage, for grep
     if not watch:
-        console.print(render(study.name, look(chosen), console))
+        console.print(render(study.name, take_snapshot(chosen), console))
         return
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 begun = time.monotonic()
-                live.update(render(study.name, look(chosen), console, console.height), refresh=True)
-                # A look takes long on a slow file system: then wait longer, so as not to load it all the time.
+                live.update(render(study.name, take_snapshot(chosen), console, console.height), refresh=True)
+                # On a slow file system a snapshot takes long: wait longer then, so as not to load it all the time.
                 time.sleep(max(INTERVAL, 10 * (time.monotonic() - begun)))
     except KeyboardInterrupt:
         return
 
 
-def _below(every: Sequence[Job], folder: Path, study: str) -> list[Job]:
+def _jobs_below(all_jobs: Sequence[Job], folder: Path, study: str) -> list[Job]:
     """The jobs whose first output is in a folder of results/."""
     inside = os.path.relpath(folder, RESULTS)
-    chosen = [job for job in every if inside == "." or f"{job.output}/".startswith(f"{inside}/")]
+    chosen = [job for job in all_jobs if inside == "." or f"{job.output}/".startswith(f"{inside}/")]
     if not chosen:
         raise UserError(f"{folder}: no job of study {study} writes there; `cisterna plan` lists its stages")
     return chosen
 
 
-def look(chosen: Sequence[Job], results: Path = RESULTS) -> Look:
+def take_snapshot(chosen: Sequence[Job], results: Path = RESULTS) -> Snapshot:
     """The state of each job, from the files below `results`."""
     now, host = time.time(), socket.gethostname()
     counts: dict[str, Counter[str]] = {}
     running: list[RunningJob] = []
     failures: list[Failure] = []
     for job in chosen:
-        found = _look(job, results, now, host)
-        if isinstance(found, RunningJob):
-            running.append(found)
-            state = "waiting" if found.state == "stopped" else "running"
-        elif isinstance(found, Failure):
-            failures.append(found)
+        outcome = _state_of(job, results, now, host)
+        if isinstance(outcome, RunningJob):
+            running.append(outcome)
+            state = "waiting" if outcome.state == "stopped" else "running"
+        elif isinstance(outcome, Failure):
+            failures.append(outcome)
             state = "failed"
         else:
-            state = found
+            state = outcome
         counts.setdefault(job.kind, Counter())[state] += 1
     order = ("stopped", "silent", "running")
     running.sort(key=lambda stage: (order.index(stage.state), stage.progress["begun"]))
-    failures.sort(key=lambda failure: -failure.end.when)
-    return Look(counts, running, failures, now)
+    failures.sort(key=lambda failure: -failure.ending.when)
+    return Snapshot(counts, running, failures, now)
 
 
-def _look(job: Job, results: Path, now: float, host: str) -> RunningJob | Failure | str:
+def _state_of(job: Job, results: Path, now: float, host: str) -> RunningJob | Failure | str:
     """The state of one job: running, failed, or the word "done" or "waiting"."""
     if os.path.exists(f"{results}/{job.proof}"):
         return "done"
@@ -134,11 +134,11 @@ def _look(job: Job, results: Path, now: float, host: str) -> RunningJob | Failur
             state = "silent" if age > SILENT else "running"
         if here and state != "stopped":  # an error in its log did not end it
             return RunningJob(job, reported, state)
-    end = logs.ending(results / job.log)
-    if end and end.state == "failed":
-        return Failure(job, end)
+    ending = logs.ending(results / job.log)
+    if ending and ending.state == "failed":
+        return Failure(job, ending)
     if reported:
-        return RunningJob(job, reported, "stopped" if end and end.state == "stopped" else state)
+        return RunningJob(job, reported, "stopped" if ending and ending.state == "stopped" else state)
     return "waiting"
 
 
@@ -168,50 +168,50 @@ def _exists(pid: int) -> bool:
 # --- The page ---
 
 
-def render(study: str, seen: Look, console: Console, height: int | None = None) -> Group:
-    """The page that shows a look on a console; with a `height` in lines, only as much as fits."""
-    unfinished = {kind: counts for kind, counts in seen.counts.items() if counts["done"] < counts.total()}
-    shown = seen.failures if height is None else seen.failures[:FAILURES]
-    rows = [_row(stage, seen.when) for stage in seen.running]
-    fits = console.measure(_table(COLUMNS, rows)).maximum < console.width
-    room = len(rows)
+def render(study: str, snapshot: Snapshot, console: Console, height: int | None = None) -> Group:
+    """The page that shows a snapshot on a console; with a `height` in lines, only as much as fits in it."""
+    unfinished = {kind: counts for kind, counts in snapshot.counts.items() if counts["done"] < counts.total()}
+    shown = snapshot.failures if height is None else snapshot.failures[:FAILURES]
+    rows = [_row(stage, snapshot.when) for stage in snapshot.running]
+    table_fits = console.measure(_table(COLUMNS, rows)).maximum < console.width
+    most_rows = len(rows)
     if height is not None:
-        room = max(3, (height - len(unfinished) - 2 * len(shown) - 11) // (1 if fits else 2))
-    parts: list[Any] = [_head(study, seen)]
+        most_rows = max(3, (height - len(unfinished) - 2 * len(shown) - 11) // (1 if table_fits else 2))
+    parts: list[Any] = [_headline(study, snapshot)]
     if rows:
-        parts += ["", _table(COLUMNS, rows[:room]) if fits else _stacked(rows[:room])]
-        if len(rows) > room:
-            parts += [f"and {len(rows) - room} more; `cisterna status` lists all"]
+        parts += ["", _table(COLUMNS, rows[:most_rows]) if table_fits else _stacked(rows[:most_rows])]
+        if len(rows) > most_rows:
+            parts += [f"and {len(rows) - most_rows} more; `cisterna status` lists all"]
     if shown:
-        more = f", the last {len(shown)} of {len(seen.failures)}" if len(seen.failures) > len(shown) else ""
+        more = f", the last {len(shown)} of {len(snapshot.failures)}" if len(snapshot.failures) > len(shown) else ""
         parts += ["", Text(f"failed{more}", style="bold red")]
     for failure in shown:
-        age = _duration(seen.when - failure.end.when)
+        age = _duration(snapshot.when - failure.ending.when)
         parts += [Text(f"{RESULTS / failure.job.log}, {age} ago", overflow="fold")]
-        parts += [Text(f"  {failure.end.message}", style="red", overflow="ellipsis", no_wrap=True)]
+        parts += [Text(f"  {failure.ending.message}", style="red", overflow="ellipsis", no_wrap=True)]
     if unfinished:
-        parts += ["", _counts(seen, unfinished)]
+        parts += ["", _counts(snapshot, unfinished)]
     return Group(*parts)
 
 
-def _head(study: str, seen: Look) -> Text:
-    totals = sum(seen.counts.values(), Counter())
+def _headline(study: str, snapshot: Snapshot) -> Text:
+    totals = sum(snapshot.counts.values(), Counter())
     parts = [f"{totals['done']:,} of {totals.total():,} jobs done"]
     parts += [f"{totals[state]:,} {state}" for state in STATES[1:] if totals[state]]
-    clock = time.strftime("%H:%M:%S", time.localtime(seen.when))
+    clock = time.strftime("%H:%M:%S", time.localtime(snapshot.when))
     return Text.assemble(clock, (f"  study {study}", "bold"), f"  {', '.join(parts)}")
 
 
 def _row(stage: RunningJob, now: float) -> list[str | Text]:
     """What the table shows of a stage, one text for each of COLUMNS."""
-    last = stage.progress
-    done, total, unit, numbers = last["done"], last["total"], last["unit"], last["numbers"]
-    seconds = last["updated"] - last["first_update"]
-    rate = (done - last["begun_at"]) / seconds if seconds > 0 else 0.0  # units a second; 0 if not known yet
+    reported = stage.progress
+    done, total, unit, numbers = reported["done"], reported["total"], reported["unit"], reported["numbers"]
+    seconds = reported["updated"] - reported["first_update"]
+    rate = (done - reported["begun_at"]) / seconds if seconds > 0 else 0.0  # units a second; 0 if not known yet
     tokens = numbers.get("tokens_per_second")
     speed = f"{tokens:,.0f} tokens/s" if tokens is not None else f"{rate:,.3g} {unit}/s" if rate else ""
-    age = now - last["updated"]
-    sign = {"running": "{} ago", "silent": "silent for {}", "stopped": "stopped {} ago"}[stage.state]
+    age = now - reported["updated"]
+    last_sign = {"running": "{} ago", "silent": "silent for {}", "stopped": "stopped {} ago"}[stage.state]
     stopped = stage.state == "stopped"
     return [
         stage.job.kind,
@@ -221,9 +221,9 @@ def _row(stage: RunningJob, now: float) -> list[str | Text]:
         "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "reward") if name in numbers),
         "" if stopped else speed,
         _duration((total - done) / rate - age) if rate and stage.state == "running" else "",
-        "" if stopped else _duration(now - last["begun"]),
-        Text(sign.format(_duration(age)), {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
-        last["host"] + (f" (job {last['slurm_job']})" if last["slurm_job"] else ""),
+        "" if stopped else _duration(now - reported["begun"]),
+        Text(last_sign.format(_duration(age)), {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
+        reported["host"] + (f" (job {reported['slurm_job']})" if reported["slurm_job"] else ""),
     ]
 
 
@@ -231,16 +231,16 @@ def _stacked(rows: Sequence[Sequence[str | Text]]) -> Group:
     """Two lines a stage, for a terminal that is too narrow for the table, so that no path is broken."""
     parts: list[Any] = []
     for kind, model, *facts in rows:
-        done, share, loss, speed, left, ran, sign, where = facts
-        facts = [done, share, loss, speed, left and f"{left} left", ran and f"running {ran}", sign, where]
+        done, share, loss, speed, left, ran, last_sign, where = facts
+        facts = [done, share, loss, speed, left and f"{left} left", ran and f"running {ran}", last_sign, where]
         line = Text("  ").join(Text(fact) if isinstance(fact, str) else fact for fact in facts if fact)
         parts += [Text(f"{kind} {model}", style="bold", overflow="fold"), Padding(line, (0, 0, 0, 2))]
     return Group(*parts)
 
 
-def _counts(seen: Look, unfinished: dict[str, Counter[str]]) -> Table:
+def _counts(snapshot: Snapshot, unfinished: dict[str, Counter[str]]) -> Table:
     """Jobs by kind and state; the kinds whose jobs are all done share one line."""
-    others = sum((counts for kind, counts in seen.counts.items() if kind not in unfinished), Counter())
+    others = sum((counts for kind, counts in snapshot.counts.items() if kind not in unfinished), Counter())
     counted = unfinished | ({"the others": others} if others else {})
     rows = [
         [kind, *(f"{counts[state]:,}" if counts[state] else "" for state in STATES), f"{counts.total():,}"]

@@ -60,11 +60,11 @@ def verify(top: Path) -> str:
     artifacts, others, problems = _find(top)
     if not artifacts and not others:
         raise UserError(f"{top}: no checkpoints, banks, data or evaluations below it")
-    manifests, unread = _manifests(artifacts)
+    manifests, unreadable = _manifests(artifacts)
     hashed = [check for folder, manifest in manifests.items() for check in _file_checks(folder, manifest)]
-    problems += [*unread, *_changed_parents(manifests), *_run([*hashed, *others])]
+    problems += [*unreadable, *_changed_parents(manifests), *_run_checks([*hashed, *others])]
     if problems:
-        for line in _lines(problems, manifests):
+        for line in _messages(problems, manifests):
             print(line, file=sys.stderr)
         broken = {problem.folder for problem in problems}
         checked = {*artifacts, *manifests, *broken, *(check.folder for check in others)}
@@ -85,37 +85,37 @@ def _find(top: Path) -> tuple[list[Path], list[Check], list[Problem]]:
     """
     artifacts: list[Path] = []
     others: list[Check] = []
-    unread: list[Problem] = []
-    seen = {os.path.realpath(top)}
+    unreadable: list[Problem] = []
+    visited = {os.path.realpath(top)}
 
-    def note(error: OSError) -> None:
-        unread.append(Problem(Path(error.filename), f"{error.filename}: cannot be read ({error.strerror})"))
+    def record(error: OSError) -> None:
+        unreadable.append(Problem(Path(error.filename), f"{error.filename}: cannot be read ({error.strerror})"))
 
-    for place, below, names in os.walk(top, followlinks=True, onerror=note):
-        folder = Path(place)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for walked, subfolders, names in os.walk(top, followlinks=True, onerror=record):
+        folder = Path(walked)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         has_weights = any(name.endswith(WEIGHTS) for name in names)
-        if checkpoint.MANIFEST in names or has_weights or (folder.name == "checkpoint" and not below):
+        if checkpoint.MANIFEST in names or has_weights or (folder.name == "checkpoint" and not subfolders):
             artifacts.append(folder)
-            below.clear()
+            subfolders.clear()
             continue
         readable = sorted(name for name in names if not name.startswith(".") and Path(name).suffix in READERS)
         if readable:
             size = sum(_size(folder / name) for name in readable)
             others.append(Check(folder, size, partial(_check_readable, folder, readable)))
-        targets = {name: os.path.realpath(folder / name) for name in below}
-        below[:] = [name for name in below if targets[name] not in seen]
-        seen.update(targets.values())
-    return artifacts, others, unread
+        targets = {name: os.path.realpath(folder / name) for name in subfolders}
+        subfolders[:] = [name for name in subfolders if targets[name] not in visited]
+        visited.update(targets.values())
+    return artifacts, others, unreadable
 
 
 def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[Problem]]:
     """The manifests of these folders and of all their ancestors, and the problems of those that cannot be read."""
     manifests: dict[Path, dict[str, Any]] = {}
     problems: dict[Path, str] = {}
-    todo = list(folders)
-    while todo:
-        folder = todo.pop()
+    pending = list(folders)
+    while pending:
+        folder = pending.pop()
         if folder in manifests or folder in problems:
             continue
         if not folder.is_dir():
@@ -129,7 +129,7 @@ def _manifests(folders: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], lis
                 problems[folder] = str(error)
             else:
                 if manifests[folder]["parent"]:
-                    todo.append(checkpoint.parent_of(folder, manifests[folder]))
+                    pending.append(checkpoint.parent_of(folder, manifests[folder]))
     return manifests, [Problem(folder, line) for folder, line in problems.items()]
 
 
@@ -154,7 +154,7 @@ def _file_checks(folder: Path, manifest: dict[str, Any]) -> Iterator[Check]:
     yield Check(folder, 0, partial(checkpoint.strays, folder, manifest))
 
 
-def _run(checks: Sequence[Check]) -> list[Problem]:
+def _run_checks(checks: Sequence[Check]) -> list[Problem]:
     """Run checks in parallel, the biggest first, with a progress bar if standard error is a terminal."""
 
     def run(check: Check) -> tuple[Check, list[str]]:
@@ -172,7 +172,7 @@ def _run(checks: Sequence[Check]) -> list[Problem]:
     return problems
 
 
-def _lines(problems: Iterable[Problem], manifests: dict[Path, dict[str, Any]]) -> Iterator[str]:
+def _messages(problems: Iterable[Problem], manifests: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """The problems in order; the first of each broken checkpoint says how many others descend from it."""
     children: dict[Path, list[Path]] = {}
     for folder, manifest in manifests.items():

@@ -215,16 +215,16 @@ def _encode(
     first = int(parts[-1].suffix.removeprefix(PART)) if parts else 0
     if first:
         print(f"{first} sequences are done already", flush=True)
-    fresh = len(rows)
-    saved = time.monotonic()
+    saved_rows = len(rows)
+    saved_at = time.monotonic()
     for batch in encoders.batches([encoders.residues(text) for text in texts], reading["batch_tokens"]):
         if batch[0] < first:
             continue
         rows += encoders.encode(network, [texts[index] for index in batch], modality, reading)
         stopping = shutdown.requested()  # asked once: a SIGTERM after this line finds nothing saved
-        if stopping or time.monotonic() - saved >= seconds:
-            _save(torch.cat(rows[fresh:]), path.with_suffix(f"{PART}{batch[-1] + 1:09}"))
-            fresh, saved = len(rows), time.monotonic()
+        if stopping or time.monotonic() - saved_at >= seconds:
+            _save(torch.cat(rows[saved_rows:]), path.with_suffix(f"{PART}{batch[-1] + 1:09}"))
+            saved_rows, saved_at = len(rows), time.monotonic()
         yield batch[-1] + 1, stopping
 
 
@@ -235,8 +235,8 @@ def _parts(path: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     """Whether a shard is complete and unchanged; its file is also linked into a bank, where it may have changed."""
-    known = path.with_suffix(HASH)
-    return path.is_file() and known.is_file() and known.read_text() == files.sha256(path)
+    recorded = path.with_suffix(HASH)
+    return path.is_file() and recorded.is_file() and recorded.read_text() == files.sha256(path)
 
 
 def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
@@ -249,11 +249,11 @@ def _save(rows: torch.Tensor, path: Path, *, hashed: bool = False) -> None:
             path.with_suffix(HASH).write_text(files.sha256(temporary))
 
 
-def _shards(counts: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
-    """Ranges of sequences with at most `most` rows together; a longer sequence is a range of its own."""
+def _shards(counts: Sequence[int], max_rows: int) -> Iterable[tuple[int, int]]:
+    """Ranges of sequences with at most `max_rows` rows together; a longer sequence is a range of its own."""
     begin = total = 0
     for index, count in enumerate(counts):
-        if index > begin and total + count > most:
+        if index > begin and total + count > max_rows:
             yield begin, index
             begin, total = index, 0
         total += count
