@@ -24,6 +24,8 @@ from cisterna.errors import UserError, explain, printable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Without `arguments` it is the process's own and ends the process."""
     if arguments is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal does not know
         _leave(_run(sys.argv[1:]))
     return _run(list(arguments))
 
@@ -37,8 +39,6 @@ def fork_server(socket: Path) -> None:
 
 
 def _run(words: list[str]) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal does not know
     options = vars(_parser().parse_args(words))
     command = commands.COMMANDS[options.pop("command")]
     if command.heavy:

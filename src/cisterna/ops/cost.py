@@ -106,9 +106,7 @@ def parameters(model: Mapping[str, Any]) -> float | None:
         intermediate = architecture.get("intermediate_size", 4 * width)
         feed_forward = (2 if architecture.get("model_type") == "esm" else 3) * width * intermediate
         vocabulary = model.get("tokenizer", {}).get("vocab_size", 0)
-        embeddings = (
-            1 if architecture.get("tie_word_embeddings", True) else 2
-        )  # the input's, and an output's of its own
+        embeddings = 1 if architecture.get("tie_word_embeddings", True) else 2  # of the input, and of the output
         return float(layers * (attention + feed_forward) + embeddings * vocabulary * width)
     sizes = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", str(model.get("pretrained", "")).lower())
     return float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1]] if sizes else None

@@ -21,14 +21,14 @@ TRAINING = ("base", "encoder", "features", "cpt", "sft", "rl")  # kinds of jobs 
 
 
 def run(study: Study, path: Path, *kinds: str) -> NoReturn:
-    """Become the command that makes `path`, which a job of one of these kinds makes.
+    """Replace this process by the command that makes `path`, the result of a job of one of these kinds.
 
-    UserError if there is no such job, if its result is there, or if a result that it reads is missing.
+    UserError if there is no such job, if its result exists already, or if a result that it reads is missing.
     """
     job = find(study, path, *kinds)
     if (RESULTS / job.proof).exists():
         target = RESULTS / job.output
-        raise UserError(f"{target} is there. To make it again, remove it first: rm -r {target}")
+        raise UserError(f"{target} exists already. To make it again, remove it first: rm -r {target}")
     missing = [str(RESULTS / need) for need in job.needs if not (RESULTS / need).exists()]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing. `snakemake {missing[0]}` makes it")

@@ -89,7 +89,7 @@ def serve(path: Path, main: Main) -> None:
     parent, own = os.getppid(), os.getpid()
 
     def end(number: int, _: Any) -> None:
-        if os.getpid() == own:  # not in a fork that has not come to `_work` yet
+        if os.getpid() == own:  # not in a fork that has not reset its signals yet
             remove(path)
         os._exit(128 + number)
 
@@ -119,7 +119,7 @@ def _serve(path: Path, main: Main, parent: int) -> None:
             continue
         if os.fork() == 0:
             server.close()
-            _work(connection, main)
+            _run_in_fork(connection, main)
         connection.close()
 
 
@@ -171,8 +171,8 @@ def _import() -> None:
     from cisterna.training import cpt, rl, sft  # noqa: F401
 
 
-def _work(connection: socket.socket, main: Main) -> None:
-    """In the fork: become the client's command. Never returns."""
+def _run_in_fork(connection: socket.socket, main: Main) -> None:
+    """In the fork: run the client's command and end the process with its exit code. Never returns."""
     code = 1
     try:
         os.setsid()
@@ -197,7 +197,7 @@ def _work(connection: socket.socket, main: Main) -> None:
 
             torch.set_num_threads(int(threads))
             threadpool_limits(int(threads))
-        threading.Thread(target=_obey, args=(received,), daemon=True).start()
+        threading.Thread(target=_pass_signals_on, args=(received,), daemon=True).start()
 
         code = main(request["arguments"])
     except BaseException:  # a bug: the client shows the traceback
@@ -211,7 +211,7 @@ def _work(connection: socket.socket, main: Main) -> None:
         os._exit(code)
 
 
-def _obey(received: BinaryIO) -> None:
+def _pass_signals_on(received: BinaryIO) -> None:
     """Send the client's signals to this process, and kill it when the client is gone."""
     while number := received.read(1):
         os.kill(os.getpid(), number[0])

@@ -51,9 +51,9 @@ def torchrun(ranks: int, arguments: list[str], task: Mapping[str, str]) -> list[
         first, job = task["SLURM_LAUNCH_NODE_IPADDR"], int(task["SLURM_JOB_ID"])
     except KeyError as error:
         raise UserError(f"{error.args[0]} is not set: a stage on several nodes is started by srun, in Slurm") from None
-    place = ["--nnodes", nodes, "--node_rank", node, "--nproc_per_node", str(ranks)]
-    meeting = ["--master_addr", first, "--master_port", str(FIRST_PORT + job % PORTS)]
-    return ["torchrun", *place, *meeting, "-m", "cisterna", *arguments]
+    ranks_here = ["--nnodes", nodes, "--node_rank", node, "--nproc_per_node", str(ranks)]
+    rendezvous = ["--master_addr", first, "--master_port", str(FIRST_PORT + job % PORTS)]
+    return ["torchrun", *ranks_here, *rendezvous, "-m", "cisterna", *arguments]
 
 
 if __name__ == "__main__":

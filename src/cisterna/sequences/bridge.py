@@ -83,12 +83,12 @@ def install(model: Any, features: FeatureRows) -> None:
         ids = options.get("input_ids")
         if ids is None:
             return None
-        beyond = ids >= first
-        embeddings = model.get_input_embeddings()(ids.masked_fill(beyond, 0))
-        index = (ids[beyond] - first).cpu()
+        is_feature = ids >= first
+        embeddings = model.get_input_embeddings()(ids.masked_fill(is_feature, 0))
+        index = (ids[is_feature] - first).cpu()
         rows = features.rows(index) if len(index) else torch.zeros(1, features.width)
         projected = model.bridge(rows.to(embeddings.device)).to(embeddings.dtype)
-        embeddings = embeddings.masked_scatter(beyond.unsqueeze(-1), projected)
+        embeddings = embeddings.masked_scatter(is_feature.unsqueeze(-1), projected)
         return arguments, options | {"input_ids": None, "inputs_embeds": embeddings}
 
     model.get_decoder().register_forward_pre_hook(read, with_kwargs=True)

@@ -15,7 +15,7 @@ from cisterna.sequences.feature_bank import Bank
 
 
 class LiveEncoder:
-    """The interface of a `Bank` without one: the encoder runs whenever features are read.
+    """Has the interface of a `Bank` but stores no features: the encoder runs whenever features are read.
 
     Numbers the rows of a sequence when it is first located, and encodes the sequence when its rows are read.
     """
@@ -39,7 +39,7 @@ class LiveEncoder:
         return self._places[text]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Features of rows: (n,) int64 to (n, width). Each sequence is encoded once a call, however many rows of it."""
+        """Features of rows: (n,) int64 to (n, width). Each sequence is encoded once a call."""
         owners = np.searchsorted(self._starts, index.numpy(), side="right") - 1  # the sequence of each row
         numbers, positions = np.unique(owners, return_inverse=True)
         grad = bool(self.reading["trained"]) and torch.is_grad_enabled()
