@@ -6,13 +6,12 @@
 Merged is what Cisterna did before: every adapter is merged in the dtype of the base, and the result cast. Composed is
 `cisterna.models.compose`. The bases have random weights of the size that pretrained ones have (standard deviation 0.02)
 and are stored in bfloat16, as on the hub. For the shares, a LoRA is trained for `--steps` steps on the text corpus. For
-the cost, four LoRA adapters of random numbers follow each other; every measurement is one process of its own. Prints
+the cost, four LoRA adapters of random numbers follow each other; every measurement is a process of its own. Prints
 rows for benchmarks/RESULTS.md; benchmarks/README.md defines the columns.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -183,18 +182,18 @@ def costs(folder: Path, repeats: int) -> None:
                 seconds, peak, forward, token = (median(column) for column in zip(*runs, strict=True))
                 print(
                     f"| {shape} | {parameters / 1e6:.1f} M | {dtype} | {name} | {way} | {seconds:.2f} s | "
-                    f"{peak / 2**20:.0f} MiB | {forward:.3f} s | {token * 1000:.1f} ms |",
+                    f"{peak:.0f} MiB | {forward:.3f} s | {token * 1000:.1f} ms |",
                     flush=True,
                 )
 
 
 def measure(folder: Path, way: Callable[..., PreTrainedModel], cast: torch.dtype | None) -> list[float]:
-    """Seconds of composing, the memory that it adds at its peak, seconds of a forward pass and of a generated token."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.perf_counter()
+    """CPU seconds of composing, MiB that it adds to the peak, CPU seconds of a forward pass and a generated token."""
+    before = peak_memory()
+    begun = time.process_time()
     model = way(folder, cast)
-    seconds = time.perf_counter() - begun
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    seconds = time.process_time() - begun
+    peak = peak_memory() - before
     ids = torch.randint(0, 1000, (4, 256), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         times = [clock(lambda: model(ids, use_cache=False)) for _ in range(3)]
@@ -203,10 +202,16 @@ def measure(folder: Path, way: Callable[..., PreTrainedModel], cast: torch.dtype
     return [seconds, peak, min(times), token]
 
 
+def peak_memory() -> float:
+    """The most memory of this process so far, in MiB. Not `getrusage`: Linux counts that of the parent there."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def clock(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     work()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 if __name__ == "__main__":

@@ -73,6 +73,19 @@ def test_an_update_that_a_merge_would_round_away_is_all_there(bases, dtype, tmp_
         assert share({name: merged[name].float() - before[name].float() for name in trained}, trained) < 0.9
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_computes_the_update_that_it_has(dtype):
+    """On the rows of the identity, beside a weight of 0: what it gives is the update, in 8 or 11 bits."""
+    random = torch.Generator().manual_seed(1)
+    down, up = torch.randn(8, 32, generator=random) / 6, SMALL * torch.randn(48, 8, generator=random)
+    layer = torch.nn.Linear(32, 48, bias=False, dtype=DTYPES[dtype])
+    layer.weight.data.zero_()
+    assert updates.stack(layer, down[:2], up[:, :2]) == updates.stack(layer, down[2:], up[:, 2:]) == 1
+    computed = layer(torch.eye(32, dtype=DTYPES[dtype])).detach().T.float()
+    assert share({"": computed}, {"": up @ down}) == pytest.approx(1, abs=1e-3)
+    assert (computed - up @ down).norm() < 0.01 * (up @ down).norm()
+
+
 def test_an_update_over_float32_is_all_there_after_a_cast_as_on_a_gpu(bases, tmp_path):
     parent = bases["float32"]
     child = publish(parent, tmp_path / "child", adapted(parent, size=SMALL).save_pretrained)
@@ -189,7 +202,7 @@ def test_parameters_for_vllm_have_trls_names_and_every_update_and_the_model_does
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
     exact = updates.weights(models.compose(rl))
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor.float(), exact[name].to(tensor.dtype).float())
+        torch.testing.assert_close(tensor.float(), exact[name], atol=1e-6, rtol=torch.finfo(tensor.dtype).eps)
     generation = object.__new__(VLLMGeneration)  # its own needs vLLM
     generation.model = trained
     generation._dist = SimpleNamespace(is_fsdp=False, gather_params=lambda parameters: nullcontext())

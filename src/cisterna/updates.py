@@ -131,8 +131,11 @@ def merged_parameters(model: Any, gather: Callable[[list], Any]) -> Iterator[tup
 
 
 def _add_update(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    inner = functional.linear(arguments[0].to(module.update_down.dtype), module.update_down)
-    return output + functional.linear(inner, module.update_up).to(output.dtype)
+    """Computed in bfloat16 where the layer is, as an adapter in training is; float16 has no numbers so small."""
+    down, up, inputs = module.update_down, module.update_up, arguments[0]
+    dtype = inputs.dtype if inputs.dtype == torch.bfloat16 else down.dtype
+    inner = functional.linear(inputs.to(dtype), down.to(dtype))
+    return output + functional.linear(inner, up.to(dtype)).to(output.dtype)
 
 
 # --- Modules that are trained in full ---
