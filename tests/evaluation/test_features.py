@@ -48,6 +48,28 @@ def test_values_that_train_lacks_are_nothing_and_no_error():
     assert not fitted.of(new).toarray().any()
 
 
+def test_any_text_can_be_a_column():
+    """Infinities, text without words, words of one letter."""
+    rows = 30
+    given = pd.DataFrame(
+        {
+            "infinite": ["inf", *(str(row) for row in range(rows - 1))],
+            "signs": [" ".join("-+*/"[(row >> place) % 4] for place in range(5)) for row in range(rows)],
+            "letters": [f"A C G T {'ACGT'[row % 4]} {'ACGT'[row // 4 % 4]} {row}" for row in range(rows)],
+        }
+    )
+    fitted = features.fit(given, {})
+    assert fitted.kinds == {"infinite": "one-hot", "signs": "one-hot", "letters": "tf-idf"}
+    assert np.isfinite(fitted.of(given).toarray()).all()
+
+
+def test_a_task_of_texts_without_a_template_is_read_as_text():
+    table = pd.DataFrame({"prompt": ["Is it up? TP53", "Is it up? MYC"]})
+    found = features.read(table, CARD | {"modality": "text"})
+    assert list(found.texts) == ["text"]
+    assert found.modalities == {}
+
+
 def test_a_category_that_looks_like_a_number_stays_what_was_written():
     given = pd.DataFrame({"group": ["010", "10", "1e1", "NA"] * 5})
     found = features.fit(given, {}).of(given).toarray()

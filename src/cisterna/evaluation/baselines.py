@@ -108,8 +108,9 @@ def run(data: Path, output: Path, space: AnswerSpace, card: Mapping[str, Any], s
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_parquet(path, columns=["id", "sequence", "prompt", "answer", "group"])
-    except (OSError, ValueError) as error:
+        table = pd.read_parquet(path)
+        table[["id", "prompt", "answer", "group"]]
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be read as a split of a task: {error}") from None
     if table.empty:
         raise UserError(f"{path}: has no rows; give the split a size above 0 in the task's config")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from sklearn.compose import ColumnTransformer
@@ -44,11 +45,11 @@ def read(table: pd.DataFrame, card: Mapping[str, Any]) -> Inputs:
     - of a built-in task the sequence, from which all of its prompt follows
     - of the user's table with `prompt` in its entry of the config the columns in braces there
     - otherwise the sequences of the prompt, and, if it differs, its text without them
+    - where no sequence is tagged the sequence (the genes of a cell), or of a task of texts the whole prompt
     """
-    spec = card["spec"]
-    alone = Inputs(table[["sequence"]], {"sequence": str(card["modality"])})
+    spec, modality = card["spec"], str(card["modality"])
     if not spec.get("file") and not spec.get("adapter"):
-        return alone
+        return Inputs(table[["sequence"]], {"sequence": modality})
     cells = _cells(table["prompt"], str(spec["prompt"]), card["labels"]) if spec.get("prompt") else None
     if cells is not None:
         modalities = {}
@@ -60,8 +61,10 @@ def read(table: pd.DataFrame, card: Mapping[str, Any]) -> Inputs:
         return Inputs(cells, modalities)
     stretches = [TAGGED.findall(prompt) for prompt in table["prompt"]]
     count = len(stretches[0])
-    if count == 0 or any(len(row) != count for row in stretches):  # a cell's genes have no tags
-        return alone
+    if count == 0 or any(len(row) != count for row in stretches):
+        if modality in KMER:
+            return Inputs(table[["sequence"]], {"sequence": modality})
+        return Inputs(pd.DataFrame({"text": table["prompt"]}), {})
     names = ["sequence"] if count == 1 else [f"sequence {place}" for place in range(1, count + 1)]
     modalities = {name: modality for name, (modality, _) in zip(names, stretches[0], strict=True)}
     texts = pd.DataFrame([[text for _, text in row] for row in stretches], columns=names, index=table.index)
@@ -143,11 +146,12 @@ def _field_kind(texts: pd.Series) -> tuple[str, Any]:
     different = texts.drop_duplicates()
     if len(different) > NUMBERS and _numbers(different.to_frame()).notna().all(axis=None):
         return "number", make_pipeline(FunctionTransformer(_numbers), SimpleImputer(), StandardScaler())
-    if 2 * len(different) > len(texts) and different.str.split().str.len().mean() > WORDS:
-        return "tf-idf", TfidfVectorizer()
+    many_words = different.str.split().str.len().mean() > WORDS and different.str.contains(r"\w").any()
+    if 2 * len(different) > len(texts) and many_words:
+        return "tf-idf", TfidfVectorizer(token_pattern=r"\w+")  # noqa: S106 - no password
     return "one-hot", OneHotEncoder(handle_unknown="ignore")
 
 
 def _numbers(table: pd.DataFrame) -> pd.DataFrame:
     """A table of texts as numbers; what is none is missing."""
-    return table.apply(pd.to_numeric, errors="coerce")
+    return table.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
