@@ -209,6 +209,16 @@ def test_parameters_for_vllm_have_trls_names_and_every_update_and_the_model_does
     assert [name for name, _ in generation._iter_named_params()] == list(ours)
 
 
+def test_a_model_is_not_saved_without_the_updates_beside_its_weights(bases, tmp_path):
+    sft = publish(bases["bfloat16"], tmp_path / "sft", adapted(bases["bfloat16"]).save_pretrained)
+    with pytest.raises(UserError, match=r"would lose the updates .* torch.float32"):
+        models.compose(sft).save_pretrained(tmp_path / "model")
+    exact = models.compose(sft, torch.float32)
+    exact.save_pretrained(tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, exact.state_dict()[name]) for name, tensor in stored.items())
+
+
 def test_full_weights_in_float32_stay_so_above_a_base_of_lower_precision(bases, tmp_path):
     parent = publish(bases["bfloat16"], tmp_path / "sft", adapted(bases["bfloat16"], 1).save_pretrained)
     trained = models.compose(parent, torch.float32)

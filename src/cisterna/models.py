@@ -218,7 +218,13 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
             weights.load_full(model, path)
         if number == full and dtype is not None:
             _cast(model, dtype)
+    if any(hasattr(module, "update_down") for module in model.modules()):
+        model.save_pretrained = _refuse_to_save
     return model.eval()
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise UserError("save_pretrained would lose the updates beside the weights; compose the model in torch.float32")
 
 
 def is_adapter(folder: Path) -> bool:

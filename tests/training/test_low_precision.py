@@ -113,3 +113,9 @@ def test_checkpoint_that_the_composed_model_would_not_have_is_not_published(answ
         with pytest.raises(UserError, match=r"composed model has 0.41 of the update"):
             Run("sft", answering, splice, tmp_path, LORA | {"fraction": 0.2}, 1).here()
     assert not published(tmp_path)
+
+
+def test_generation_that_casts_what_is_trained_is_refused(answering, splice, tmp_path):
+    recipe = RL | {"use_transformers_continuous_batching": True, "bf16": True}
+    with pytest.raises(UserError, match=r"use_transformers_continuous_batching .* expected false, or bf16: false"):
+        Run("rl", answering, splice, tmp_path, recipe, 1).here()
