@@ -371,3 +371,12 @@ def test_new_rows_become_questions(tmp_path):
     new.assign(variant_sequence=["ACGT", "ACGU", "A", "A"]).to_csv(tmp_path / "new.csv", index=False)
     with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence': 'U'"):
         tasks.questions(task, tmp_path / "new.csv")
+
+
+def test_answer_that_tables_of_results_use_for_none_is_refused(tmp_path):
+    frames = {
+        split: rows(split, count).replace({"answer": {DISEASES[0]: "malformed"}}) for split, count in ROWS.items()
+    }
+    with pytest.raises(UserError, match="kegg: an answer is 'malformed'"):
+        prepare(tmp_path / "out", save(tmp_path / "files", **frames))
+    assert not (tmp_path / "out").exists()
