@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from planted import Planted, config
+from sklearn.metrics import roc_auc_score
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.report import GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.scoring import gene_ontology
+from cisterna.tasks import catalog
 
 START = "models/nano/base/splice-donor/s0/sft-brief"
 
@@ -60,6 +62,35 @@ def test_gains_are_paired_differences_from_the_parent(planted: Planted) -> None:
         gains[gains.metric == metric].value.to_numpy() for metric in ("accuracy", "prior_accuracy", "skill")
     )
     assert np.allclose(accuracy, prior + skill)
+
+
+def test_gains_of_probabilities_are_paired_too_where_both_models_have_them(small: Planted) -> None:
+    """Evaluations of earlier versions have none."""
+    assert "auroc" not in set(gathered(small).metric)
+    rng = np.random.default_rng(0)
+    expected = {}
+    for folder in (START + "/e8/eval", START + "/e8/rl-grpo/e1/eval"):
+        for split in ("id", "ood"):
+            path = small.results / folder / f"{split}.parquet"
+            frame = pd.read_parquet(path)
+            first, second = catalog.LABELS["splice-donor"]
+            likely = np.where(frame.answer == first, 0.3, 0) + 0.7 * rng.random(len(frame))
+            frame.assign(**{f"probability:{first}": likely, f"probability:{second}": 1 - likely}).to_parquet(path)
+            expected[folder, split] = roc_auc_score(frame.answer == first, likely)
+    gains = gathered(small)
+    gains = gains[gains.metric == "auroc"].set_index(["model", "split"])
+    assert len(gains) == 2
+    for split in ("id", "ood"):
+        row = gains.loc[START.removeprefix("models/") + "/e8/rl-grpo/e1", split]
+        after, before = expected[START + "/e8/rl-grpo/e1/eval", split], expected[START + "/e8/eval", split]
+        assert row.value == pytest.approx(after - before, abs=1e-6)
+        assert row.low < row.value < row.high
+
+
+def gathered(of: Planted) -> pd.DataFrame:
+    """The gains of a study, gathered now."""
+    gather(of.study, of.results, of.results / "now")
+    return pd.read_parquet(of.results / "now" / GAINS_TABLE)
 
 
 def test_a_planted_prior_shift_shows_as_prior_and_planted_knowledge_as_skill(tmp_path: Path) -> None:

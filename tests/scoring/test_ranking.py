@@ -84,6 +84,21 @@ def test_resamples_with_one_label_alone_are_left_out_of_the_interval():
     assert ranking.score(gold, probabilities, ["a", "b"])["auroc"] == {"value": 1, "low": 1, "high": 1, "n": 2}
 
 
+def test_differences_are_paired():
+    gold, before = drawn(8, 80)
+    _, other = drawn(9, 80)
+    after = before + np.eye(3)[[LABELS.index(label) for label in gold]]
+    found = ranking.difference(gold, before, after, LABELS, resamples=200)
+    first, last = (ranking.score(gold, given, LABELS, resamples=200) for given in (before, after))
+    for name in ranking.METRICS:
+        assert found[name]["value"] == pytest.approx(last[name]["value"] - first[name]["value"], abs=1e-12)
+        assert found[name]["low"] > 0
+        assert found[name]["n"] == 80
+        same = ranking.difference(gold, other, other, LABELS, resamples=200)[name]
+        assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+    assert ranking.difference(["a"], [[1, 0]], [[1, 0]], ["a", "b"])["auroc"]["n"] == 0
+
+
 def test_blocks_change_nothing(monkeypatch):
     gold, probabilities = drawn(7, 40)
     whole = ranking.score(gold, probabilities, LABELS, resamples=100)

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from cisterna.artifacts import files, logs
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError, one_line
+from cisterna.evaluation import scores
 from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
-from cisterna.scoring import gene_ontology
+from cisterna.scoring import gene_ontology, ranking
 from cisterna.scoring.answers import AnswerSpace, Labels, Terms
 from cisterna.study import Model, Study
 from cisterna.study.jobs import jobs
@@ -83,7 +85,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     examples of a split, otherwise the group of the data. Where n is 0, value, low and high are null.
 
     rl_gains.parquet also has the column `parent`. Its numbers are paired differences
-    (`cisterna.scoring.metrics.difference`; if answers are sets of terms, `cisterna.scoring.term_sets.difference`).
+    (`cisterna.scoring.metrics.difference`; if answers are sets of terms, `cisterna.scoring.term_sets.difference`; of
+    probabilities `cisterna.scoring.ranking.difference`).
 
     Columns of rl_rewards.parquet are IDENTITY and LOGGED, as TRL's GRPOTrainer logs them: means over the steps since
     the row before, of a completion's reward, of its standard deviation in a group, and of the share of groups whose
@@ -303,7 +306,12 @@ def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontolog
                 f"{after} and {before} answer different {split} examples; delete both folders and run snakemake again"
             )
         gold, old, new = (column.tolist() for column in (last["answer"], first["predicted"], last["predicted"]))
-        for metric, summary in space.difference(gold, old, new, resamples=resamples).items():
+        differences = space.difference(gold, old, new, resamples=resamples)
+        columns = scores.probability_columns(space.labels)
+        if columns and columns[0] in first and columns[0] in last:
+            before_rl, after_rl = (table[columns].to_numpy(float) for table in (first, last))
+            differences |= ranking.difference(gold, before_rl, after_rl, space.labels, resamples=resamples)
+        for metric, summary in differences.items():
             yield identity | {"split": split, "metric": metric} | summary
 
 
@@ -326,10 +334,14 @@ def _labels(file: Path) -> Labels:
 
 
 def _predictions(file: Path) -> pd.DataFrame:
-    """Columns answer (the gold one) and predicted (None if the output has no answer), by example id, sorted."""
-    frame = pd.read_parquet(file, columns=["id", "answer", "predicted"])
-    frame = frame.astype(object).set_index("id").sort_index()
-    return frame.replace({float("nan"): None})
+    """Columns answer (the gold one), predicted (None if the output has no answer) and any probabilities of labels.
+
+    By example id, sorted.
+    """
+    columns = [name for name in pq.read_schema(file).names if name.startswith(scores.PROBABILITY)]
+    frame = pd.read_parquet(file, columns=["id", "answer", "predicted", *columns]).set_index("id").sort_index()
+    answers = frame[["answer", "predicted"]].astype(object).replace({float("nan"): None})
+    return answers.join(frame[columns])
 
 
 def _write(rows: list[Row], columns: dict[str, str], path: Path) -> None:

@@ -30,6 +30,8 @@ GAINS = {
     "skill": "skill",
     "balanced_accuracy": "balanced accuracy",
     "mcc": "MCC",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
 }
 METRIC_NAMES = LABEL_METRICS | {"skill": "skill"}  # of the metrics of findings
 PICTURE = 220  # pixels, the width of the picture of an interval
@@ -116,7 +118,11 @@ def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) 
             for task, rows in of.metrics.groupby("task", sort=False)
         ],
         gains=[
-            {"task": task, "columns": TERM_METRICS if task in terms else GAINS, "rows": _rows(rows, names)}
+            {
+                "task": task,
+                "columns": _measured(rows, TERM_METRICS if task in terms else GAINS),
+                "rows": _rows(rows, names),
+            }
             for task, rows in of.gains.groupby("task", sort=False)
         ],
         corpora=tables.unique(of.perplexity.task),

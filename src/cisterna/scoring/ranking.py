@@ -19,6 +19,7 @@ from cisterna.scoring import bootstrap, metrics
 from cisterna.scoring.bootstrap import Array, Summary
 
 METRICS = ("auroc", "auprc")
+Macro = Callable[[Array], Array]
 
 
 def score(
@@ -38,24 +39,32 @@ def score(
     label has negatives: n is 0, and value, low and high are NaN. Resamples in which only one label occurs are left out
     of the interval. Raises ValueError for lengths that differ, or a label outside `labels`.
     """
-    golds = metrics.codes(gold, labels, False)
-    scores = np.asarray(probabilities, dtype=float)
-    if scores.shape != (len(golds), len(labels)):
-        raise ValueError(f"{len(golds)} gold and {len(labels)} labels, but probabilities of shape {scores.shape}")
-    scores = np.where(np.isnan(scores).any(axis=1, keepdims=True), 1 / len(labels), scores)
-    n = len(golds)
-    present = np.unique(golds)
-    if len(present) < 2:
+    macro = _macro(gold, probabilities, labels)
+    return _summaries(macro, len(gold), seed, resamples)
+
+
+def difference(
+    gold: Sequence[str],
+    probabilities_a: ArrayLike,
+    probabilities_b: ArrayLike,
+    labels: Sequence[str],
+    seed: int = 0,
+    resamples: int = bootstrap.RESAMPLES,
+) -> dict[str, Summary]:
+    """Metrics of b minus metrics of a, of the same examples in the same order, with paired bootstrap intervals.
+
+    Otherwise as `score`.
+    """
+    before, after = (_macro(gold, given, labels) for given in (probabilities_a, probabilities_b))
+    if before is None or after is None:
+        return _summaries(None, len(gold), seed, resamples)
+    return _summaries(lambda weights: after(weights) - before(weights), len(gold), seed, resamples)
+
+
+def _summaries(macro: Macro | None, n: int, seed: int, resamples: int) -> dict[str, Summary]:
+    """Summaries of the two metrics over n examples; those of nothing if they are not defined."""
+    if macro is None:
         return {name: {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0} for name in METRICS}
-    areas = [_areas(scores[:, label], golds == label) for label in present]
-
-    def macro(weights: Array) -> Array:
-        """The two means over labels, shape (2, R); NaN where no label is defined."""
-        of_labels = np.stack([area(weights) for area in areas])
-        defined = ~np.isnan(of_labels)
-        with np.errstate(invalid="ignore"):
-            return np.where(defined, of_labels, 0).sum(axis=0) / defined.sum(axis=0)
-
     observed = macro(np.ones((1, n)))[:, 0]
     rng = np.random.default_rng(seed)
     blocks = bootstrap.quick_weights(rng, n, resamples, max(1, bootstrap.BLOCK // (4 * n)))
@@ -66,7 +75,31 @@ def score(
     return {name: bootstrap.summary(observed[row], drawn[row], n) for row, name in enumerate(METRICS)}
 
 
-def _areas(scores: Array, positive: Array) -> Callable[[Array], Array]:
+def _macro(gold: Sequence[str], probabilities: ArrayLike, labels: Sequence[str]) -> Macro | None:
+    """A function of weights, shape (R, examples), that returns the two means over labels, shape (2, R).
+
+    They are NaN where fewer than two labels have weight; None if fewer than two labels occur at all.
+    """
+    golds = metrics.codes(gold, labels, False)
+    scores = np.asarray(probabilities, dtype=float)
+    if scores.shape != (len(golds), len(labels)):
+        raise ValueError(f"{len(golds)} gold and {len(labels)} labels, but probabilities of shape {scores.shape}")
+    scores = np.where(np.isnan(scores).any(axis=1, keepdims=True), 1 / len(labels), scores)
+    present = np.unique(golds)
+    if len(present) < 2:
+        return None
+    areas = [_areas(scores[:, label], golds == label) for label in present]
+
+    def macro(weights: Array) -> Array:
+        of_labels = np.stack([area(weights) for area in areas])
+        defined = ~np.isnan(of_labels)
+        with np.errstate(invalid="ignore"):
+            return np.where(defined, of_labels, 0).sum(axis=0) / defined.sum(axis=0)
+
+    return macro
+
+
+def _areas(scores: Array, positive: Array) -> Macro:
     """A function of the weights of the examples, shape (R, examples), that returns AUROC and AUPRC, shape (2, R).
 
     They are NaN where the positives or the negatives have no weight. All sums are of numbers without rounding errors
