@@ -43,7 +43,10 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, the inverse strength of the L2 p
 ROUNDS = (25, 50, 100, 200)  # of boosting: a tree of each a label
 LEAVES = 8  # of a tree: 4 to 8 work well (Hastie et al. 2009, The Elements of Statistical Learning, section 10.11)
 FEWEST = 5  # examples of a leaf: with the 20 of scikit-learn's default a few hundred examples are split too coarsely
-DENSE = 2000  # features of boosting, which reads no sparse matrices: the best ones by their F-test on train
+# Boosting reads no sparse matrices. It gets the best features by their F-test on train: at most so many, and at most so
+# many times examples and labels, which take it about two minutes.
+DENSE = 2000
+CELLS = 30_000_000
 
 Predict = Callable[[csr_matrix], Iterable[str | None]]  # from features to predictions
 
@@ -121,13 +124,14 @@ def _fit_labels(
     train: csr_matrix, gold: pd.Series, validation: csr_matrix, validation_gold: pd.Series, labels: tuple[str, ...]
 ) -> tuple[dict[str, Baseline], dict[str, object]]:
     """Baselines that predict labels, fitted on `train`, and what was chosen on `validation`."""
+    most = max(1, min(DENSE, CELLS // (train.shape[0] * len(labels))))
     grids: dict[str, tuple[str, dict[float, ClassifierMixin]]] = {
         "knn": (
             "n_neighbors",
             {k: KNeighborsClassifier(k, algorithm="brute") for k in NEIGHBOURS if k <= train.shape[0]},
         ),
         "logistic": ("C", {c: LogisticRegression(C=c, max_iter=2000) for c in PENALTIES}),
-        "boosting": ("max_iter", {rounds: _boosting(rounds, train.shape[1]) for rounds in ROUNDS}),
+        "boosting": ("max_iter", {rounds: _boosting(rounds, most, train.shape[1]) for rounds in ROUNDS}),
     }
     models = {"majority": DummyClassifier(strategy="prior").fit(train, gold)}
     choices: dict[str, object] = {}
@@ -148,13 +152,17 @@ def _fit_labels(
     return {name: baseline(model) for name, model in models.items()}, choices
 
 
-def _boosting(rounds: int, size: int) -> ClassifierMixin:
-    """Gradient boosting of the most telling of `size` features. Without early stopping nothing in it is random."""
+def _boosting(rounds: int, most: int, size: int) -> ClassifierMixin:
+    """Gradient boosting of `most` of `size` features. Without early stopping nothing in it is random."""
     trees = HistGradientBoostingClassifier(
         max_iter=rounds, max_leaf_nodes=LEAVES, min_samples_leaf=FEWEST, early_stopping=False, random_state=0
     )
-    chosen = [VarianceThreshold(), SelectKBest(f_classif, k=DENSE)] if size > DENSE else []
-    return make_pipeline(*chosen, FunctionTransformer(csr_matrix.toarray, accept_sparse=True), trees)
+    chosen = [VarianceThreshold(), SelectKBest(f_classif, k=most)] if size > most else []
+    return make_pipeline(*chosen, FunctionTransformer(_dense, accept_sparse=True), trees)
+
+
+def _dense(inputs: csr_matrix) -> NDArray[np.float64]:
+    return inputs.astype(np.float64).toarray()
 
 
 def _fit_terms(

@@ -73,7 +73,10 @@ def read(table: pd.DataFrame, card: Mapping[str, Any]) -> Inputs:
 
 
 def _cells(prompts: pd.Series, template: str, labels: Sequence[str]) -> pd.DataFrame | None:
-    """The cells that filled the template, a column each in the order of the template; None if prompts do not fit it."""
+    """The cells that filled the template, a column each in the order of the template; None if prompts do not fit it.
+
+    A cell is as short as it can be: where one contains the text between two fields, the rest of it is in the next one.
+    """
     names: dict[str, int] = {}
     pattern = ""
     for text, name, _, _ in string.Formatter().parse(template.strip()):
