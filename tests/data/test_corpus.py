@@ -223,7 +223,8 @@ def test_a_json_object_is_a_document_with_all_its_lines(base, tmp_path, name):
 def test_the_field_is_named_and_may_hold_sequences(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines([sequence.lower() for sequence in SEQUENCES], "content"))
-    assert list(corpus.documents(path, "dna", "content")) == SEQUENCES
+    chosen = corpus.select_documents(path, "dna", {"field": "content"})
+    assert [document for _, document, _ in chosen] == SEQUENCES
 
 
 @pytest.mark.parametrize(

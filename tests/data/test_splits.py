@@ -198,7 +198,7 @@ def test_repeats_of_given_splits_are_dropped_so_that_none_is_left_whatever_the_t
     sequences, prompts, names = zip(*rows, strict=True)
     whole = given_splits(list(sequences), list(prompts), list(names))
     left, dropped = without_repeats(whole)
-    assert len(whole) - len(left) == sum(dropped.values())
+    assert len(whole) - len(left) == sum(entry["rows"] for entry in dropped)
     assert not left.duplicated(["prompt"]).any()
     assert left.groupby("sequence")["split"].nunique().max() == 1
     assert set(left["id"]) <= set(whole["id"])

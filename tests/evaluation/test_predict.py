@@ -254,4 +254,4 @@ def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own
     assert "position" in capsys.readouterr().err
     (tmp_path / "new.csv").write_text("seq,where\nACGU,1\n")
     predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
-    assert "'U' is not a letter of dna" in capsys.readouterr().err
+    assert "letter 'U' at position 4 is not a letter of dna" in capsys.readouterr().err

@@ -561,7 +561,7 @@ def test_killed_training_resumes_to_the_same_encoder_and_another_seed_gives_anot
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (">a\nACGU\n", "record 1: letter 'U' at position 4 is not in the dna alphabet"),
+        (">a\nACGU\n", "record 1: letter 'U' at position 4 is not a letter of dna"),
         (">a\nACGT\n", "no document falls into the held-out part"),
         ("", "no documents"),
     ],

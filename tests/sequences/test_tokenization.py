@@ -56,7 +56,7 @@ def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokenizer, pie
 
 
 @pytest.mark.parametrize(
-    ("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "B"), ("dna", "a"), ("rna", " ")]
+    ("modality", "wrong"), [("dna", "U"), ("rna", "T"), ("protein", "-"), ("dna", "a"), ("rna", " ")]
 )
 def test_letters_outside_the_alphabet_are_named(tokenizer, modality, wrong):
     letters = tokenization.ALPHABETS[modality]

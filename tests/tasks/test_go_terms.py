@@ -193,7 +193,7 @@ def test_a_column_that_is_missing_is_named_with_the_option_that_renames_it(clone
     [
         ({"go_bp": "GO:15"}, r"proteins\.csv: row 2: column 'go_bp': 'GO:15' is not a GO id"),
         ({"go_bp": "['GO:0000015'"}, r"row 2: column 'go_bp': .*Give a list of GO ids"),
-        ({"sequence": "MK*"}, r"row 2: column 'sequence': '\*'"),
+        ({"sequence": "MK*"}, r"row 2: column 'sequence': letter '\*'"),
         ({"sequence": ""}, r"row 2: column 'sequence' is empty"),
         ({"organism": " "}, r"row 2: column 'organism' is empty"),
         ({"interpro_formatted": "a </think> b"}, r"row 2: column 'interpro_formatted': contains '</think>'"),

@@ -96,7 +96,7 @@ def test_three_files_are_train_id_and_ood_and_validation_is_drawn_from_train(tmp
     assert inside == {f"train-{number}" for number in range(1, 41)}
     assert card["source"] == {path: files.sha256(Path(path)) for path in paths}
     assert card["labels"] == ["amyotrophic lateral sclerosis (als)", "cystic fibrosis", "parkinson's disease"]
-    assert card["dropped"] == {}
+    assert "dropped" not in card
     assert "validation and train are drawn from its train" in card["rule"]
     assert audit_folder(tmp_path / "out") == card["audit"]
 
@@ -273,11 +273,11 @@ def test_repeats_over_splits_are_dropped_from_train_and_counted(tmp_path):
     train.loc[2] = train.loc[3]  # a whole row of train
     inside.loc[5, same] = outside.loc[5, same].to_numpy()
     frames, card = prepare(tmp_path / "out", save(tmp_path / "raw", train=train, id=inside))
-    assert card["dropped"] == {
-        "train, prompt also in train": 1,
-        "train, sequence or prompt also in id": 1,
-        "train, sequence or prompt also in ood": 1,
-        "id, sequence or prompt also in ood": 1,
+    assert {entry["reason"]: (entry["rows"], entry["examples"]) for entry in card["dropped"]} == {
+        "train, prompt also in train": (1, ["train-4"]),
+        "train, sequence or prompt also in id": (1, ["train-1"]),
+        "train, sequence or prompt also in ood": (1, ["train-2"]),
+        "id, sequence or prompt also in ood": (1, ["id-6"]),
     }
     assert {which: len(frame) for which, frame in frames.items()} == {
         "train": 32, "validation": 5, "id": 11, "ood": 14,
@@ -289,7 +289,7 @@ def test_one_variant_may_be_asked_about_twice_in_one_split(tmp_path):
     train = rows("train", ROWS["train"])
     train.loc[1, list(variants.PAIR)] = train.loc[0, list(variants.PAIR)].to_numpy()
     frames, card = prepare(tmp_path / "out", save(tmp_path / "raw", train=train))
-    assert card["dropped"] == {}
+    assert "dropped" not in card
     assert len(frames["train"]) + len(frames["validation"]) == 40
 
 
@@ -369,7 +369,7 @@ def test_new_rows_become_questions(tmp_path):
     with pytest.raises(UserError, match=r"new\.csv: no column 'question'"):
         tasks.questions(task, tmp_path / "new.csv")
     new.assign(variant_sequence=["ACGT", "ACGU", "A", "A"]).to_csv(tmp_path / "new.csv", index=False)
-    with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence': 'U'"):
+    with pytest.raises(UserError, match=r"new\.csv: row 2: column 'variant_sequence': letter 'U'"):
         tasks.questions(task, tmp_path / "new.csv")
 
 

@@ -1,12 +1,13 @@
 """Atomic writing and hashing of files and folders, whatever their content."""
 
+import codecs
 import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def default_config(option: str) -> Path:
     if not DEFAULT_CONFIG.exists():
         raise UserError(f"no {DEFAULT_CONFIG} in {Path.cwd()}; name a study with {option} FILE, or run in its folder")
     return DEFAULT_CONFIG
+
+
+def not_unicode(lines: Iterable[bytes]) -> str:
+    """Which line of a text file is not UTF-8, what it may be, and what to do."""
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "line 1: cannot be read, it is UTF-16 text. Save the file as UTF-8"
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{line[error.start]:02x}"
+            return f"line {number}: cannot be read, {byte} is not UTF-8 (Latin-1, perhaps). Save the file as UTF-8"
+    return "cannot be read, it does not end with a whole letter of UTF-8. Copy it again"
 
 
 def sha256(path: Path) -> str:

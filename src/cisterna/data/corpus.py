@@ -22,7 +22,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cisterna.artifacts import files
 from cisterna.errors import UserError
+from cisterna.sequences import letters
 
 HELDOUT_SHARE = 0.05  # of documents, chosen by a hash of their content
 FIELD = "text"  # the key of a JSON object with the document
@@ -31,7 +33,7 @@ LIMITS = {False: "train_documents", True: "heldout_documents"}  # option, by whe
 
 
 def documents(path: Path, modality: str, field: str = FIELD) -> Generator[str]:
-    """Documents of a corpus file, one at a time, without empty ones; sequences (dna, rna, protein) in upper case.
+    """Documents of a corpus file, one at a time, without empty ones, as they are written.
 
     Raises UserError for an unreadable or empty file, and, naming line or record, for one that is not in its format.
     """
@@ -50,32 +52,43 @@ def documents(path: Path, modality: str, field: str = FIELD) -> Generator[str]:
         expected, read = "FASTA records", lambda stream: _fasta(stream, path)
     empty = True
     try:
-        with _unpacked(path) as stream:
+        with _unpacked(path) as unpacked, io.TextIOWrapper(unpacked, encoding="utf-8-sig") as stream:
             for document in filter(None, read(stream)):
                 empty = False
-                yield document if modality == "text" else document.upper()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+                yield document
+    except UnicodeDecodeError:
+        with _unpacked(path) as unpacked:
+            raise UserError(f"{path}, {files.not_unicode(unpacked)}") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as a {modality} corpus: {error}") from None
     if empty:
         raise UserError(f"{path}: no documents; expected {expected}")
 
 
-def select_documents(path: Path, modality: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
+def select_documents(
+    path: Path, modality: str, options: Mapping[str, Any], reader: letters.Reader | None = None
+) -> Iterator[tuple[int, str, bool]]:
     """The documents of a corpus: number in the file (from 1), document, whether it is held out.
+
+    Sequences (dna, rna, protein) are in upper case, and have the letters of their modality only: `reader` reads them,
+    by default one with the option `unusual_letters`.
 
     `options` are keys of the corpus in the config. With `train_documents` and `heldout_documents` only the first so
     many documents of each part are returned, and the file is read only as far as needed. Raises UserError as
-    `documents` does, and if the file has fewer documents than these options ask for.
+    `documents` does, naming the record for a letter that is refused, and if the file has fewer documents than these
+    options ask for.
     """
+    if reader is None and modality != "text":
+        reader = letters.Reader(modality, options.get("unusual_letters"))
     limits = {heldout: options.get(option) for heldout, option in LIMITS.items()}
     counts = dict.fromkeys(LIMITS, 0)
     with contextlib.closing(documents(path, modality, options.get("field", FIELD))) as everything:
         for number, document in enumerate(everything, 1):
-            heldout = is_heldout(document)
+            heldout = is_heldout(document if reader is None else document.upper())
             if counts[heldout] == limits[heldout]:
                 continue
             counts[heldout] += 1
-            yield number, document, heldout
+            yield number, reader.read(document, f"{path}, record {number}") if reader else document, heldout
             if counts == limits:
                 return
     for heldout, option in LIMITS.items():
@@ -102,16 +115,16 @@ def _endings(path: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[IO[str]]:
-    """The text of a file, unpacked as it is read."""
+def _unpacked(path: Path) -> Iterator[Any]:
+    """The bytes of a file as a binary stream, unpacked as they are read."""
     packing = _endings(path)[1]
     if packing == ".zst":
         import pyarrow
 
         with pyarrow.input_stream(str(path), compression="zstd") as stream:
-            yield io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8")
+            yield io.BufferedReader(stream)
     else:
-        with (gzip.open if packing else open)(path, "rt", encoding="utf-8") as stream:
+        with (gzip.open if packing else open)(path, "rb") as stream:
             yield stream
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.errors import UserError
+from cisterna.tasks import tables
 
 COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group")  # of every split
 ALL = "all"  # a size: every row there is
@@ -76,24 +77,24 @@ def describe_draw(examples: pd.DataFrame) -> str:
     return f"ood is that of the data; id, validation and train are drawn from its train, in this order, {by}"
 
 
-def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Examples of data that come with splits, without the repeats that `audit` refuses, and how many were dropped.
+def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Examples of data that come with splits, without the repeats that `audit` refuses, and which were dropped.
 
     Of rows with the same prompt in one split the first is kept. If rows in two splits share a sequence or a prompt,
     those of train are dropped; if the two splits are id and ood, those of id.
     """
-    dropped: dict[str, int] = {}
+    dropped: list[dict[str, Any]] = []
     kept = {split: examples[examples[tasks.SPLIT] == split] for split in ("ood", "id", "train")}
     for split, frame in kept.items():
-        once = frame[~frame["prompt"].duplicated()]
-        if len(once) < len(frame):
-            dropped[f"{split}, prompt also in {split}"] = len(frame) - len(once)
+        again = frame["prompt"].duplicated()
+        once = frame[~again]
+        dropped += tables.dropped(f"{split}, prompt also in {split}", list(frame["id"][again]))
         for tested in ("ood", "id"):
             if tested == split:
                 break
             shared = once["sequence"].isin(kept[tested]["sequence"]) | once["prompt"].isin(kept[tested]["prompt"])
             if shared.any():
-                dropped[f"{split}, sequence or prompt also in {tested}"] = int(shared.sum())
+                dropped += tables.dropped(f"{split}, sequence or prompt also in {tested}", list(once["id"][shared]))
                 once = once[~shared]
         kept[split] = once
     return pd.concat(kept.values(), ignore_index=True), dropped

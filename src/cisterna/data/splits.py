@@ -43,7 +43,8 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     provenance = examples.attrs
     _check_segments(examples, name)
     sizes = {split: spec.get(split) for split in SPLITS}
-    rule, measure, dropped = task.rule, None, None
+    rule, measure = task.rule, None
+    dropped = list(provenance.get("dropped", []))
     if spec.get("split"):
         examples, rule, measure = holdout.hold_out(examples, spec["split"], seed, name)
         sizes["ood"] = spec.get("ood", ALL)
@@ -51,7 +52,8 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         sizes["ood"] = int(examples["ood"].sum())
     if tasks.SPLIT in examples.columns:
         sizes |= {split: spec.get(split, ALL) for split in ("train", "id", "ood")}
-        examples, dropped = without_repeats(examples)
+        examples, repeats = without_repeats(examples)
+        dropped += repeats
     frames = draw_splits(examples, sizes, seed, name, task.quoted)
     labels = tuple(sorted(set(examples["answer"]))) if task.labels is None else task.labels
     if MALFORMED in labels:
@@ -72,10 +74,11 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         "splits": {split: _counts(frame, labels) for split, frame in frames.items()},
         "audit": checks,
     }
-    if dropped is not None:
+    if dropped:
         card["dropped"] = dropped
-    if provenance.get("notes"):
-        card["notes"] = list(provenance["notes"])
+    for key in ("notes", "letters"):
+        if provenance.get(key):
+            card[key] = provenance[key]
     with files.new_folder(Path(output)) as folder:
         for split, frame in frames.items():
             write(frame, folder / f"{split}.parquet")

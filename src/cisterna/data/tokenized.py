@@ -22,7 +22,7 @@ import numpy as np
 from cisterna.artifacts import files
 from cisterna.data.corpus import select_documents
 from cisterna.errors import UserError
-from cisterna.sequences import tokenization
+from cisterna.sequences import letters, tokenization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,8 @@ def tokenize_corpus(
     with files.new_folder(output) as folder, contextlib.ExitStack() as stack:
         names = {False: "train", True: "heldout"}
         streams = {heldout: stack.enter_context(_Stream(folder / f"{name}.npy")) for heldout, name in names.items()}
-        for heldout, ids in _token_ids(source, modality, tokenizer, options):
+        reader = None if modality == "text" else letters.Reader(modality, options.get("unusual_letters"))
+        for heldout, ids in _token_ids(source, modality, tokenizer, options, reader):
             streams[heldout].add([*ids, np.asarray([tokenizer.eos_token_id])])
         for heldout, name in names.items():
             lengths = np.asarray(streams[heldout].lengths)
@@ -59,13 +60,19 @@ def tokenize_corpus(
             prefix = "heldout_" if heldout else ""
             np.save(folder / f"{prefix}starts.npy", np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
             card[name] = {"documents": len(lengths), "tokens": int(lengths.sum()), "longest": int(lengths.max())}
+        if reader and reader.report():
+            card["letters"] = reader.report()
         card["source_sha256"] = files.sha256(source)
         files.write_json(folder / "card.json", card)
     return card
 
 
 def _token_ids(
-    source: Path, modality: str, tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]
+    source: Path,
+    modality: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    options: Mapping[str, Any],
+    reader: letters.Reader | None,
 ) -> Iterator[tuple[bool, list[np.ndarray]]]:
     """For each document in the order of the file: whether it is held out, and its token ids in parts."""
     if modality == "text":
@@ -75,12 +82,8 @@ def _token_ids(
                 yield heldout, [np.asarray(row)]
         return
     opening, closing = (np.asarray([tokenizer.convert_tokens_to_ids(f"<{slash}{modality}>")]) for slash in ("", "/"))
-    for number, document, heldout in select_documents(source, modality, options):
-        try:
-            residues = tokenization.residue_ids(tokenizer, document.encode(), modality)
-        except UserError as error:
-            raise UserError(f"{source}, record {number}: {error}") from None
-        yield heldout, [opening, residues, closing]
+    for _, document, heldout in select_documents(source, modality, options, reader):
+        yield heldout, [opening, tokenization.residue_ids(tokenizer, document.encode(), modality), closing]
 
 
 def _batches(documents: Iterable[tuple[int, str, bool]]) -> Iterator[list[tuple[str, bool]]]:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-ALPHABETS = {"dna": "ACGTN", "rna": "ACGUN", "protein": "ACDEFGHIKLMNPQRSTVWYX"}
+ALPHABETS = {"dna": "ACGTN", "rna": "ACGUN", "protein": "ACDEFGHIKLMNPQRSTVWYX"}  # the last is the unknown residue
+# Letters for ambiguous and rare residues (IUPAC), which have no token of their own: they share that of the unknown one.
+UNUSUAL = {"dna": "RYSWKMBDHV", "rna": "RYSWKMBDHV", "protein": "BJOUZ"}
 THINK = ("<think>", "</think>")
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -36,7 +38,9 @@ TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
 _SPELLED = re.compile(r"<(dna|rna|protein)>(?:<\|\1:[A-Z]\|>)*</\1>")
 _TABLES = {
-    modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters} for modality, letters in ALPHABETS.items()
+    modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters}
+    | {ord(letter): f"<|{modality}:{letters[-1]}|>" for letter in UNUSUAL[modality]}
+    for modality, letters in ALPHABETS.items()
 }
 
 
@@ -52,12 +56,13 @@ def added_tokens() -> list[str]:
 def expand(text: str, form: str = "tokens") -> str:
     """Write each residue between tags as its token; PLACEHOLDER instead in the form `features`, after them in `both`.
 
-    Raises UserError for a letter outside the modality's alphabet.
+    Letters of UNUSUAL, which a task has with `unusual_letters: keep`, have the token of the unknown residue. Raises
+    UserError for any other letter outside the modality's alphabet.
     """
 
     def residues(match: re.Match[str]) -> str:
         modality, sequence = match.groups()
-        unknown = set(sequence) - set(ALPHABETS[modality])
+        unknown = set(sequence) - set(ALPHABETS[modality] + UNUSUAL[modality])
         if unknown:
             raise UserError(
                 f"<{modality}>{sequence[:40]}: {sorted(unknown)} not in the {modality} alphabet "

@@ -27,10 +27,11 @@ class Task:
     """One labelled data set.
 
     The data. `open` reads the raw rows, from the files `sources` (relative to the root of the clone, or absolute) or
-    from `hub`, a data set of the Hugging Face hub (id and revision). Its frame has two attributes (`.attrs`):
-    `fingerprint` identifies what was read from the hub, and `notes` are sentences for the data card about rows that
-    were left out. `examples` turns the raw rows into examples, with the columns COLUMNS and, where the data come with
-    splits, SPLIT.
+    from `hub`, a data set of the Hugging Face hub (id, subset and revision). `examples` turns the raw rows into
+    examples, with the columns COLUMNS and, where the data come with splits, SPLIT. Both frames may have attributes
+    (`.attrs`): `fingerprint` identifies what was read from the hub; for the data card, `dropped` lists the rows that
+    were left out (`cisterna.tasks.tables.dropped`), `letters` is what a `cisterna.sequences.letters.Reader` reports,
+    and `notes` are sentences.
 
     The answers. `labels` is the answer space: None if it is the set of all answers of the examples, empty if answers
     are sets of terms. Then `terms` returns, for the examples of train, the ontology for scoring, which is written to
@@ -38,7 +39,8 @@ class Task:
 
     The questions. `prompt` takes a sequence and the cells of the columns `fields`; `segments` returns the context of
     each tagged stretch of residues in the prompt, in order, for the encoder.
-    `letters` and `length` are those of a sequence, None if any are allowed; `columns` has the columns of id, sequence
+    `letters` and `length` are those of a sequence, None if any are allowed; `unusual_letters` is the rule for others
+    (`cisterna.sequences.letters`), None the default; `columns` has the columns of id, sequence
     and other roles in the table. Where a question needs more than that, `prompt` and `segments` are None, and `ask`
     takes the path of a table of new rows and returns id, sequence, prompt and segments, as `questions` does.
 
@@ -59,6 +61,7 @@ class Task:
     prompt: Callable[..., str] | None = None
     segments: Callable[[str], list[dict[str, Any]]] | None = None
     letters: str | None = None
+    unusual_letters: str | None = None
     length: int | None = None
     fields: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=lambda: {"id": "id", "sequence": "sequence"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,10 @@ def read(task: Task) -> pd.DataFrame:
     """
     raw = task.open()
     examples = task.examples(raw)
-    examples.attrs = {**raw.attrs, **examples.attrs}
+    lists: dict[Hashable, Any] = {
+        key: [*raw.attrs.get(key, []), *examples.attrs.get(key, [])] for key in ("dropped", "notes")
+    }
+    examples.attrs = {**raw.attrs, **examples.attrs, **lists}
     return examples
 
 
@@ -99,6 +102,7 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     assert task.segments is not None
     import pandas as pd
 
+    from cisterna.sequences import letters
     from cisterna.tasks import tables, user_table
 
     raw = tables.open_table(path)
@@ -107,9 +111,9 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     ids = tables.texts(raw, own["id"], path) if own["id"] in raw.columns else [str(row + 1) for row in range(len(raw))]
     sequences = tables.texts(raw, own["sequence"], path, " with the sequences")
     if task.letters is not None:
-        sequences = [sequence.upper() for sequence in sequences]
+        reader = letters.Reader(task.modality, task.unusual_letters)
+        sequences = [reader.read(sequence, where) for where, sequence in zip(rows, sequences, strict=True)]
         for where, sequence in zip(rows, sequences, strict=True):
-            tables.check_letters(sequence, task.modality, where)
             if task.length not in (None, len(sequence)):
                 raise UserError(
                     f"{where}: {len(sequence)} residues; {task.name} asks about sequences of {task.length}. Correct it."

@@ -6,47 +6,115 @@ columns mean: that is in the module of each task.
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from cisterna.artifacts import files
 from cisterna.errors import UserError, one_line
-from cisterna.sequences.tokenization import ALPHABETS
 
 # What the tokenizer and the answer parser read as structure.
 MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>|\x00", re.IGNORECASE)
 
+MISSING = {"nan", "na", "n/a", "<na>", "null", "none"}  # texts that often stand for a missing value
+NAMED = 5  # rows that are named as examples of those that were dropped
+
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
-    """One JSON object a line, values as they are. Raises ValueError naming the line."""
+    """One JSON object a line, with numbers as they are written. Raises ValueError naming the line."""
     records = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError as error:
+                record = json.loads(
+                    line, object_pairs_hook=_pairs, parse_int=str, parse_float=str, parse_constant=_refuse_constant
+                )
+                if "\\ud" in line.lower():  # half of a letter, which JSON can spell and no file can hold
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} is not a JSON object")
             records.append(record)
-    return pd.DataFrame(records, dtype=object)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return _frame(names, [[record.get(name) for record in records] for name in names])
 
 
-def _read_text(path: Path, separator: str) -> pd.DataFrame:
-    """Every cell as text: no number is parsed, and `NA` is not a missing value."""
-    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_repeats([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON; a missing value is null")
+
+
+def _read_rows(path: Path, **dialect: Any) -> pd.DataFrame:
+    """Every cell as text, as it is written. Raises ValueError naming row and line of the first mistake."""
+    csv.field_size_limit(2**31 - 1)  # by default no field is as long as some sequences are
+    rows: list[list[str]] = []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, **dialect)
+        try:
+            for row in filter(None, reader):  # without empty lines
+                rows.append(row)
+                if len(row) != len(rows[0]):
+                    than = "more fields than" if len(row) > len(rows[0]) else "fewer fields than"
+                    raise ValueError(
+                        f"row {len(rows) - 1}, line {reader.line_num}, has {than} the header has names: {len(row)}, "
+                        f"not {len(rows[0])}"
+                    )
+        except csv.Error as error:
+            raise ValueError(f"row {len(rows)}, which ends in line {reader.line_num}: {error}") from error
+    header, *body = rows or [[]]
+    names = [name or f"Unnamed: {number}" for number, name in enumerate(header)]  # what pandas calls such columns
+    return _frame(names, zip(*body, strict=True) if body else [() for _ in names])
+
+
+def from_arrow(table: Any) -> pd.DataFrame:
+    """A `pyarrow.Table` as Python values: missing ones are None, and whole numbers beside them stay whole."""
+    columns = []
+    for column in table.columns:
+        values = column.to_pylist()
+        if str(column.type) in ("float", "halffloat"):  # in the digits of its own precision
+            values = [None if value is None else np.float32(value) for value in values]
+        columns.append(values)
+    return _frame(table.column_names, columns)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pyarrow.parquet
+
+    return from_arrow(pyarrow.parquet.ParquetFile(path).read())
+
+
+def _frame(names: Sequence[str], columns: Iterable[Iterable[Any]]) -> pd.DataFrame:
+    _refuse_repeats(names)
+    return pd.DataFrame(
+        {name: pd.Series(list(values), dtype=object) for name, values in zip(names, columns, strict=True)}
+    )
+
+
+def _refuse_repeats(names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two columns have the name {repeated[0]!r}; give each a name of its own")
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": functools.partial(_read_text, separator=","),
-    ".tsv": functools.partial(_read_text, separator="\t"),
-    ".parquet": pd.read_parquet,
+    ".csv": functools.partial(_read_rows, strict=True),
+    ".tsv": functools.partial(_read_rows, delimiter="\t", quoting=csv.QUOTE_NONE),  # a quotation mark is a letter
+    ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
 }
 
@@ -58,19 +126,25 @@ def check_file(path: Path) -> None:
 
 
 def open_table(path: Path) -> pd.DataFrame:
-    """The rows of a .csv, .tsv, .parquet or .jsonl file. UserError if it cannot be read or has no rows."""
+    """The rows of a .csv, .tsv, .parquet or .jsonl file: texts, or the values of a format that has types.
+
+    Nothing is guessed: `010`, `NA` and `1,5` in a text stay what they are. A .csv file quotes as in RFC 4180, a .tsv
+    file does not quote. UserError if the file cannot be read or has no rows, for text that is not UTF-8 (a byte-order
+    mark is skipped), a row with more or fewer fields than the header, and two columns with one name.
+    """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: unknown kind of file. Use one of {', '.join(READERS)}.")
     check_file(path)
     try:
         frame = reader(path)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+    except UnicodeDecodeError:
+        with path.open("rb") as stream:
+            raise UserError(f"{path}, {files.not_unicode(stream)}.") from None
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these kinds
         raise UserError(
             f"{path}: cannot be read as {path.suffix.lower()} ({one_line(error)}). Export it again."
         ) from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas used the first field as an index
-        raise UserError(f"{path}: rows have more fields than the header has names. Export it again.")
     if len(frame) == 0:
         raise UserError(f"{path}: has no rows. It needs a header and at least one row a split.")
     return frame
@@ -97,13 +171,29 @@ def column(raw: pd.DataFrame, name: str, place: object, role: str = "", advice: 
 def texts(
     raw: pd.DataFrame, name: str, place: object, role: str = "", advice: str = "", *, may_be_empty: bool = False
 ) -> list[str]:
-    """A column as stripped text. UserError if it does not exist, or for a cell that is empty or contains markup."""
+    """A column as stripped text; numbers, dates and true or false (True, False) as Python writes them.
+
+    UserError if it does not exist, for a cell that is empty, contains markup or is not one value (a list, bytes), and
+    for whole numbers that were stored as fractions (1.0) because some are missing.
+    """
     values = column(raw, name, place, role, advice)
-    cells = ["" if missing else str(value).strip() for value, missing in zip(values, values.isna(), strict=True)]
-    if not may_be_empty and "" in cells:
-        raise UserError(f"{place}: row {cells.index('') + 1}: column {name!r} is empty. Fill it or remove the row.")
-    for row, cell in enumerate(cells, 1):
-        refuse_markup(cell, f"{place}: row {row}: column {name!r}")
+    missing = values.isna()
+    cells = []
+    for row, (value, absent) in enumerate(zip(values, missing, strict=True), 1):
+        where = f"{place}: row {row}"
+        if isinstance(value, list | dict | tuple | bytes | np.ndarray):
+            raise UserError(f"{where}: column {name!r}: {str(value)[:40]} is not a text. Export the column as texts.")
+        cells.append("" if absent else str(value).strip())
+        if not cells[-1] and not may_be_empty:
+            raise UserError(f"{where}: column {name!r} is empty. Fill it or remove the row.")
+        refuse_markup(cells[-1], f"{where}: column {name!r}")
+    present = list(values[~missing])
+    whole = all(isinstance(value, float | np.floating) and value.is_integer() for value in present)
+    if present and whole and missing.any():
+        raise UserError(
+            f"{place}: column {name!r} has {present[0]} and missing values: numbers that may have been whole. "
+            "Export the column as texts or as whole numbers."
+        )
     return cells
 
 
@@ -116,13 +206,15 @@ def refuse_markup(text: str, where: str) -> None:
         )
 
 
-def check_letters(sequence: str, modality: str, where: str) -> None:
-    """UserError for a letter outside the alphabet of the modality."""
-    wrong = sorted(set(sequence) - set(ALPHABETS[modality]))
-    if wrong:
-        raise UserError(
-            f"{where}: {wrong[0]!r} is not a letter of {modality} ({ALPHABETS[modality]}). Correct the row."
-        )
+def dropped(reason: str, examples: Sequence[object]) -> list[dict[str, Any]]:
+    """The entry of rows that are left out in `dropped` of a card, with the names of the first; none without rows."""
+    return [{"reason": reason, "rows": len(examples), "examples": list(map(str, examples[:NAMED]))}] if examples else []
+
+
+def notes_of_missing(texts: Iterable[str], what: str) -> list[str]:
+    """A note for the card for each text that often stands for a missing value, such as `nan`, but is read as it is."""
+    counts = Counter(text for text in texts if text.lower() in MISSING)
+    return [f"{what}: {count} rows have the text {text!r}, read as it is" for text, count in sorted(counts.items())]
 
 
 def check_unique(ids: Sequence[str], place: object, where: Callable[[int], str], advice: str) -> None:

@@ -41,6 +41,7 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
+from cisterna.sequences import letters
 from cisterna.sequences.tokenization import ALPHABETS
 from cisterna.tasks import catalog, tables
 from cisterna.tasks.base import Task, segment
@@ -106,6 +107,7 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
             write=write,
             fields=fields,
             held_out=held_out,
+            unusual_letters=spec.get("unusual_letters"),
         ),
         meaning=f"column {columns['label']!r} of {path}",
         rule=""
@@ -115,6 +117,7 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         prompt=write,
         segments=lambda sequence: [segment(sequence)],
         letters=ALPHABETS[spec["modality"]],
+        unusual_letters=spec.get("unusual_letters"),
         columns=columns,
         fields=fields,
     )
@@ -146,6 +149,7 @@ def examples(
     write: Callable[..., str],
     fields: tuple[str, ...] = (),
     held_out: tuple[str, ...] | None = None,
+    unusual_letters: str | None = None,
 ) -> pd.DataFrame:
     """Raw rows as examples, with upper-case sequences; `write` makes the prompt of a sequence and its `fields`.
 
@@ -162,7 +166,6 @@ def examples(
         frame[role] = tables.texts(raw, column, path, f" ({key})", may_be_empty=role == "reasoning")
     for column in fields:
         frame[("prompt", column)] = tables.texts(raw, column, path, ", which `prompt` names")
-    frame["sequence"] = frame["sequence"].str.upper()
 
     def where(row: int, role: str) -> str:
         return f"{path}: row {row + 1}: column {columns[role]!r}"
@@ -177,8 +180,8 @@ def examples(
                 f"{where(row, 'label')}: label {label!r} is not one of {', '.join(labels)}. "
                 "Correct the row or add the label to `labels`."
             )
-    for row, sequence in enumerate(frame["sequence"]):
-        tables.check_letters(sequence, modality, where(row, "sequence"))
+    reader = letters.Reader(modality, unusual_letters)
+    frame["sequence"] = [reader.read(text, where(row, "sequence")) for row, text in enumerate(frame["sequence"])]
     if "position" in columns:
         frame["center"] = [
             center(text, len(sequence), where(row, "position"))
@@ -192,10 +195,12 @@ def examples(
     # Where the rows out of domain are chosen later, the row that is kept must not depend on the order of the rows.
     order = frame.index if held_out is not None else frame.sort_values(["group", "id"]).index
     once = ~frame["sequence"][order].duplicated().reindex(frame.index)
+    dropped = tables.dropped("the sequence of another row, with its label", [row + 1 for row in frame.index[~once]])
+    notes = tables.notes_of_missing(frame["group"], f"column {columns.get('group')!r}")
     frame = frame[once].reset_index(drop=True)
     cells = [frame[("prompt", column)] for column in fields]
     centers = frame["center"] if "position" in columns else [None] * len(frame)
-    return pd.DataFrame(
+    made = pd.DataFrame(
         {
             "id": frame["id"],
             "prompt": [write(*row) for row in zip(frame["sequence"], *cells, strict=True)],
@@ -209,6 +214,8 @@ def examples(
             "ood": frame["ood"],
         }
     )
+    made.attrs = {"dropped": dropped, "notes": notes, "letters": reader.report()}
+    return made
 
 
 def center(text: str, length: int, where: str) -> int:

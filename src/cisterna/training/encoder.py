@@ -116,11 +116,8 @@ def read(
     opening, closing = tokenizer.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
     training: list[np.ndarray] = []
     heldout: list[np.ndarray] = []
-    for number, document, is_heldout in corpus.select_documents(path, modality, options or {}):
-        try:
-            ids = tokenization.residue_ids(tokenizer, document.encode(), modality)
-        except UserError as error:
-            raise UserError(f"{path}, record {number}: {error}") from None
+    for _, document, is_heldout in corpus.select_documents(path, modality, options or {}):
+        ids = tokenization.residue_ids(tokenizer, document.encode(), modality)
         kept = heldout if is_heldout else training
         for begin in range(0, len(ids), size):
             kept.append(np.concatenate([[opening], ids[begin : begin + size], [closing]]))

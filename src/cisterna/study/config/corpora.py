@@ -12,6 +12,12 @@ class Corpus(t.Section):
     modality: Annotated[Literal["dna", "rna", "protein", "text"], t.Choice] = t.required(
         "letters that are allowed, and residue tokens."
     )
+    unusual_letters: Annotated[Literal["refuse", "mask"], t.Choice] = t.optional(
+        "of sequences: whether B, J, O, U and Z of proteins and the IUPAC codes of dna and rna (such as R) are "
+        "refused, naming the record, or read as X or N, and counted in the card. Gaps (`-`, `.`) and stops (`*`) are "
+        "always refused.",
+        t.UNUSUAL_DEFAULT,
+    )
     field: t.Text = t.optional("of JSON lines: the key that holds the document.", "text")
     train_documents: t.Count = t.optional("train on the first so many documents.", "all")
     heldout_documents: t.Count = t.optional("measure perplexity on the first so many of the held-out documents.", "all")

@@ -135,6 +135,8 @@ def _check_encoder(
 def _check_corpus(key: Key, corpus: dict[str, Any], problems: Problems) -> None:
     """What the ending of a corpus's file rules out."""
     file = corpus["file"].lower().removesuffix(".gz").removesuffix(".zst")
+    if "unusual_letters" in corpus and corpus["modality"] == "text":
+        problems.add((*key, "unusual_letters"), "not supported for text: only sequences have such letters")
     if "field" in corpus and not file.endswith(".jsonl"):
         problems.add((*key, "field"), "not supported for this file: only JSON lines (.jsonl) have fields")
     if file.endswith(FLAT) and corpus["modality"] == "text":
@@ -172,8 +174,11 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
     if adapter.hub:
         expected = f"`file` ({counts}), or `hub`, a data set of the Hugging Face hub"
         _check_either(key, task, "file", "hub", expected, problems)
-    if "revision" in task and "hub" not in task:
-        problems.add((*key, "revision"), "not supported without `hub`")
+    for name in ("revision", "subset"):
+        if name in task and "hub" not in task:
+            problems.add((*key, name), "not supported without `hub`")
+    if "unusual_letters" in task and not adapter.residues:
+        problems.add((*key, "unusual_letters"), f"not supported by the adapter {task['adapter']}: it has no residues")
     files = task.get("file", [])
     count = len(files) if isinstance(files, list) else 1
     if count and adapter.files and count not in adapter.files:

@@ -108,6 +108,7 @@ class Table(Task):
 
     file: t.Path = t.required("your table: `.csv`, `.tsv`, `.parquet` or `.jsonl`.")
     modality: t.Modality = t.required("letters that are allowed in the sequence.")
+    unusual_letters: t.UnusualLetters = t.optional(t.UNUSUAL_IN_TASKS, t.UNUSUAL_DEFAULT)
     columns: Columns = t.required("which column holds what.")
     labels: Annotated[list[Label], Field(min_length=2), t.UNIQUE] = t.required(
         "the answer space, 2 or more. One line each, without `<`."
@@ -147,12 +148,17 @@ class Adapter(Task):
         "job that reads it.",
         "this or `file`",
     )
+    subset: t.Text = t.optional(
+        "with `hub`: which configuration of the data set, if it has several (`name` of `datasets.load_dataset`).",
+        "the only one",
+    )
     revision: t.Text | None = t.optional(
         "commit, tag or branch of the data set; null is the newest.", "`null` with `hub`"
     )
     file: Annotated[list[t.Path], t.Some, t.UNIQUE, t.ONE_OR_MORE] = t.optional(
         "the files of the adapter, one or a list.", "this or `hub`"
     )
+    unusual_letters: t.UnusualLetters = t.optional(f"{t.UNUSUAL_IN_TASKS} Not for `cells`.", t.UNUSUAL_DEFAULT)
     options: dict[str, Any] = t.default({}, "options of the adapter ([below](#adapters)).", "the adapter's")
 
     def filled(self) -> dict[str, Any]:

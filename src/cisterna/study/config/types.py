@@ -155,6 +155,13 @@ Rows = Annotated[Count | Literal["all"], Expected("integer >= 1 or `all`")]
 Form = Annotated[Literal["tokens", "features", "both"], Choice]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Choice]
 Modality = Annotated[Literal["dna", "rna", "protein"], Choice]
+UnusualLetters = Annotated[Literal["refuse", "mask", "keep"], Choice]
+UNUSUAL_DEFAULT = "`mask` for protein, `refuse` for dna and rna"
+UNUSUAL_IN_TASKS = (
+    "what happens to B, J, O, U and Z of proteins, and to the IUPAC codes of dna and rna (such as R): `refuse` names "
+    "the row; `mask` reads X or N; `keep` leaves them as they are for encoders, and their residue tokens are those of "
+    "X or N. The card counts them. Gaps (`-`, `.`) and stops (`*`) are always refused."
+)
 
 
 def absent() -> None:

@@ -103,8 +103,14 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
         f"first {options['genes']} genes",
         "Raise options.genes, or remove one of them",
     )
-    frame = frame.drop_duplicates("sequence", ignore_index=True)
-    return pd.DataFrame(
+    again = frame["sequence"].duplicated()
+    dropped = tables.dropped(f"the first {options['genes']} genes of an earlier cell", list(frame["id"][again]))
+    notes = [
+        *tables.notes_of_missing(frame["label"], f"labels (obs column {options['label']!r})"),
+        *tables.notes_of_missing(frame["group"], f"groups (obs column {options['group']!r})"),
+    ]
+    frame = frame[~again].reset_index(drop=True)
+    made = pd.DataFrame(
         {
             "id": frame["id"],
             "prompt": [prompt(options["question"], sentence, options["genes"]) for sentence in frame["sequence"]],
@@ -116,6 +122,8 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
             "ood": frame["ood"],
         }
     )
+    made.attrs = {"dropped": dropped, "notes": notes}
+    return made
 
 
 def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True) -> pd.DataFrame:
@@ -154,7 +162,10 @@ def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = Tru
                 stored = slice(chunk.indptr[row], chunk.indptr[row + 1])
                 ranked = rank(chunk.indices[stored], chunk.data[stored], random)
                 sentences.append(" ".join(genes[column] for column in ranked[: options["genes"]]))
-    return frame.iloc[rows].assign(sequence=sentences).reset_index(drop=True)
+    left = frame["id"].drop(frame.index[rows])
+    frame = frame.iloc[rows].assign(sequence=sentences).reset_index(drop=True)
+    frame.attrs["dropped"] = tables.dropped(f"not among the {options['sample']} of options.sample", list(left))
+    return frame
 
 
 def rank(columns: np.ndarray, values: np.ndarray, random: np.random.RandomState) -> np.ndarray:

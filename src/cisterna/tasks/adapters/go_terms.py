@@ -56,6 +56,7 @@ import pandas as pd
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology
 from cisterna.scoring.gene_ontology import Ontology
+from cisterna.sequences import letters
 from cisterna.tasks import catalog, tables
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import Task, segment
@@ -64,7 +65,6 @@ TERMS = ("mf", "bp", "cc")
 QUESTION = ("id", "sequence", "organism", "interpro", "predictions")  # what a prompt is made of
 MAY_BE_EMPTY = ("interpro", "predictions", "reasoning")
 FROM_TRAIN = "train"  # the value of the option `weights` for information accretion of the training proteins
-RARE = str.maketrans(dict.fromkeys("BJOUZ", "X"))  # UniProt's letters for ambiguous and for rare residues
 
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
@@ -87,7 +87,7 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         sources=(*origin.get("sources", ()), options["ontology"], *_weight_files(options)),
         hub=origin.get("hub"),
         columns={role: options[role] for role in QUESTION},
-        ask=functools.partial(ask, options=options),
+        ask=functools.partial(ask, options=options, rule=spec.get("unusual_letters")),
         terms=functools.partial(terms, spec),
     )
 
@@ -125,7 +125,8 @@ def read(name: str, spec: Mapping[str, Any]) -> pd.DataFrame:
     options = _options(name, spec)
     ontology = gene_ontology.read(Path(options["ontology"]))
     parts, fingerprint = published.open_parts(name, spec)
-    frame = pd.concat([_frame(part, place, options, ontology) for _, place, part in parts], ignore_index=True)
+    reader = letters.Reader("protein", spec.get("unusual_letters"))
+    frame = pd.concat([_frame(part, place, options, ontology, reader) for _, place, part in parts], ignore_index=True)
     tables.check_unique(
         list(frame["id"]), f"tasks.{name}", list(frame["where"]).__getitem__, "Give every protein an id of its own"
     )
@@ -138,13 +139,20 @@ def read(name: str, spec: Mapping[str, Any]) -> pd.DataFrame:
         )
     kept = frame[~without]
     again = kept["sequence"].duplicated()
+    dropped = [
+        *tables.dropped("no other term", list(frame["id"][without])),
+        *tables.dropped("the sequence of an earlier row", list(kept["id"][again])),
+    ]
     notes = [
         f"{left_out} gold ids left out: obsolete, or not in {options['ontology']} (version {ontology.version})",
         f"{int(without.sum())} proteins left out: no other term",
         f"{int(again.sum())} proteins left out: the sequence was there before",
+        *tables.notes_of_missing(frame["group"], f"column {options['group']!r}"),
     ]
     kept = kept[~again].drop(columns=["unknown", "where"]).reset_index(drop=True)
-    kept.attrs = {"notes": notes} | ({"fingerprint": fingerprint} if fingerprint else {})
+    kept.attrs = {"notes": notes, "dropped": dropped, "letters": reader.report()}
+    if fingerprint:
+        kept.attrs["fingerprint"] = fingerprint
     return kept
 
 
@@ -165,9 +173,9 @@ def examples(raw: pd.DataFrame, *, name: str, held_out: tuple[str, ...], group: 
     )
 
 
-def ask(path: Path, *, options: Mapping[str, Any]) -> pd.DataFrame:
+def ask(path: Path, *, options: Mapping[str, Any], rule: str | None = None) -> pd.DataFrame:
     """New proteins as questions: id, sequence, prompt, segments. The table has the columns of QUESTION."""
-    frame = _texts(tables.open_table(path), str(path), QUESTION, options)
+    frame = _texts(tables.open_table(path), str(path), QUESTION, options, letters.Reader("protein", rule))
     return pd.DataFrame(
         {
             "id": frame["id"],
@@ -220,7 +228,9 @@ def _weight_files(options: Mapping[str, Any]) -> list[str]:
     return [] if options["weights"] in (None, FROM_TRAIN) else [options["weights"]]
 
 
-def _texts(raw: pd.DataFrame, place: str, roles: Sequence[str], options: Mapping[str, Any]) -> pd.DataFrame:
+def _texts(
+    raw: pd.DataFrame, place: str, roles: Sequence[str], options: Mapping[str, Any], reader: letters.Reader
+) -> pd.DataFrame:
     """The columns of `roles` as checked texts, and `where`, the name of each row in messages."""
     frame = pd.DataFrame(
         {
@@ -229,15 +239,18 @@ def _texts(raw: pd.DataFrame, place: str, roles: Sequence[str], options: Mapping
         }
     )
     frame["where"] = tables.row_names(place, len(frame))
-    frame["sequence"] = [text.upper().translate(RARE) for text in frame["sequence"]]
-    for where, sequence in zip(frame["where"], frame["sequence"], strict=True):
-        tables.check_letters(sequence, "protein", f"{where}: column {options['sequence']!r}")
+    frame["sequence"] = [
+        reader.read(text, f"{where}: column {options['sequence']!r}")
+        for where, text in zip(frame["where"], frame["sequence"], strict=True)
+    ]
     return frame.assign(sequence=frame["sequence"].str[: options["residues"]])
 
 
-def _frame(raw: pd.DataFrame, place: str, options: Mapping[str, Any], ontology: Ontology) -> pd.DataFrame:
+def _frame(
+    raw: pd.DataFrame, place: str, options: Mapping[str, Any], ontology: Ontology, reader: letters.Reader
+) -> pd.DataFrame:
     """The rows of one part of the data by role, with their answer and the number of ids that were left out."""
-    frame = _texts(raw, place, (*QUESTION, "reasoning"), options)
+    frame = _texts(raw, place, (*QUESTION, "reasoning"), options, reader)
     frame["group"] = tables.texts(raw, options["group"], place, advice=_advice("group"))
     columns = [tables.column(raw, options[role], place, advice=_advice(role)) for role in TERMS]
     specific, unknown = [], []

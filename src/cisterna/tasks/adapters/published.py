@@ -17,6 +17,7 @@ Not for what the columns mean: that is in the module of each adapter.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def open_parts(
 ) -> tuple[list[tuple[str | None, str, pd.DataFrame]], dict[str, str] | None]:
     """Split (None if it is in a column), place and rows of each part of the data; and the hub's fingerprints."""
     if "hub" in spec:
-        return _open_hub(name, str(spec["hub"]), spec.get("revision"))
+        return _open_hub(name, str(spec["hub"]), spec.get("subset"), spec.get("revision"))
     paths = catalog.files(spec)
     splits = ORDER.get(len(paths), (None,) * len(paths))
     return [(split, path, tables.open_table(Path(path))) for split, path in zip(splits, paths, strict=True)], None
@@ -92,30 +93,76 @@ def identifiers(raw: pd.DataFrame) -> list[str]:
 def source(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The fields `sources` and `hub` of a `cisterna.tasks.Task`."""
     if "hub" in spec:
-        return {"hub": {"id": str(spec["hub"]), "revision": spec.get("revision")}}
+        return {"hub": {"id": str(spec["hub"]), "subset": spec.get("subset"), "revision": spec.get("revision")}}
     return {"sources": tuple(catalog.files(spec))}
 
 
 def _open_hub(
-    name: str, hub: str, revision: str | None
+    name: str, hub: str, subset: str | None, revision: str | None
 ) -> tuple[list[tuple[str | None, str, pd.DataFrame]], dict[str, str]]:
     """The splits of a data set of the hub, or of a local folder that `datasets.load_dataset` reads."""
     import datasets
 
     try:
-        parts = datasets.load_dataset(hub, revision=revision)
+        parts = datasets.load_dataset(hub, subset, revision=revision, **_as_text(hub, subset, revision))
+        fingerprints = {str(split): part._fingerprint for split, part in parts.items()}
+        frames = {str(split): _frame(part) for split, part in parts.items()}
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
             raise  # the disk, not the data set
+        if isinstance(error, ValueError):
+            _check_subset(name, hub, subset, revision)
         raise UserError(
-            f"tasks.{name}.hub: {hub!r} cannot be loaded ({one_line(error)}). Check its name and revision, that this "
-            "machine reaches the hub (or has the data set in its cache), and that you are logged in if it is private."
+            f"tasks.{name}.hub: {hub!r} cannot be loaded ({one_line(error)}). Check its name, subset and revision, "
+            "that this machine reaches the hub (or has the data set in its cache), and that you are logged in if it is "
+            "private."
         ) from error
-    fingerprints = {str(split): part._fingerprint for split, part in parts.items()}
-    frames = {str(split): part.to_pandas() for split, part in parts.items()}
     if len(frames) == 1 and SPLIT in (whole := next(iter(frames.values()))).columns:
         return [(None, hub, whole)], fingerprints
     return [(split, f"{hub}, split {split}", frame) for split, frame in frames.items()], fingerprints
+
+
+def _check_subset(name: str, hub: str, subset: str | None, revision: str | None) -> None:
+    """UserError, with the names of the subsets, if the data set has several and none of them is chosen."""
+    import datasets
+
+    try:
+        subsets = datasets.get_dataset_config_names(hub, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return  # the data set cannot be read at all
+    if subset in subsets or (subset is None and len(subsets) == 1):
+        return
+    problem = "has several subsets (configurations)" if subset is None else f"has no subset {subset!r}"
+    raise UserError(f"tasks.{name}.subset: {hub!r} {problem}. Set `subset` to one of: {tables.shown(subsets)}.")
+
+
+def _as_text(hub: str, subset: str | None, revision: str | None) -> dict[str, Any]:
+    """Options with which `datasets` reads CSV and TSV files as text and guesses nothing; none for other forms."""
+    import datasets
+    from datasets.packaged_modules.csv.csv import Csv
+
+    builder = datasets.load_dataset_builder(hub, subset, revision=revision)
+    if not isinstance(builder, Csv):
+        return {}
+    tabs = builder.config.sep == "\t"
+    options = {"keep_default_na": False, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
+    parts = datasets.load_dataset(hub, subset, revision=revision, **options)
+    names = next(iter(parts.values())).column_names
+    return options | {"features": datasets.Features({column: datasets.Value("string") for column in names})}
+
+
+def _frame(part: Any) -> pd.DataFrame:
+    """The rows of a `datasets.Dataset`, with the names of its classes and not their numbers."""
+    import datasets
+
+    frame = tables.from_arrow(part.with_format("arrow")[:])
+    for column, feature in part.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            frame[column] = pd.Series(
+                [None if number is None or number < 0 else feature.int2str(number) for number in frame[column]],
+                dtype=object,
+            )
+    return frame
 
 
 def _meanings(name: str, raw: pd.DataFrame) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
+from cisterna.sequences import letters
 from cisterna.tasks import tables
 from cisterna.tasks.adapters import published
 from cisterna.tasks.base import SPLIT, Task, segment
@@ -36,31 +37,33 @@ def task(
     task) on each side of the first base in which they differ.
     """
     flank = int(spec.get("options", {}).get("flank", 1024))
+    rule = spec.get("unusual_letters")
     return Task(
         name=name,
         modality="dna",
         labels=None,
         open=functools.partial(published.rows, name, spec, columns, optional),
-        examples=functools.partial(examples, flank=flank, clean=clean),
+        examples=functools.partial(examples, flank=flank, clean=clean, rule=rule),
         meaning=meaning,
         rule="out of domain: the rows of the split that the data hold out",
-        ask=functools.partial(ask, flank=flank),
+        ask=functools.partial(ask, flank=flank, rule=rule),
         **published.source(spec),
     )
 
 
-def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.DataFrame:
-    """Raw rows (`published.rows`) as examples; the group is IN or OUT.
+def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str], rule: str | None = None) -> pd.DataFrame:
+    """Raw rows (`published.rows`) as examples; the group is IN or OUT. `rule` is the key `unusual_letters`.
 
     A note says how many rows have a variant that does not differ from the reference. Raises UserError naming the row
     for a letter that is not of DNA, and for an answer that is empty when cleaned.
     """
-    notes = list(raw.attrs.get("notes", []))
+    notes = []
     raw = raw.reset_index(drop=True)
     same = int((raw[PAIR[0]].str.upper() == raw[PAIR[1]].str.upper()).sum())
     if same:
         notes.append(f"{same} rows have a variant_sequence that is their reference_sequence: cut around its middle")
-    asked = _questions(raw, list(raw[published.WHERE]), flank)
+    reader = letters.Reader("dna", rule)
+    asked = _questions(raw, list(raw[published.WHERE]), flank, reader)
     reasoning = list(raw["reasoning"]) if "reasoning" in raw.columns else [""] * len(raw)
     answers = []
     for where, text in zip(raw[published.WHERE], raw["answer"], strict=True):
@@ -83,11 +86,12 @@ def examples(raw: pd.DataFrame, flank: int, clean: Callable[[str], str]) -> pd.D
             SPLIT: raw[SPLIT],
         }
     )
-    made.attrs["notes"] = notes
+    notes += tables.notes_of_missing(answers, "answers")
+    made.attrs = {"notes": notes, "letters": reader.report()}
     return made
 
 
-def ask(path: Path, flank: int) -> pd.DataFrame:
+def ask(path: Path, flank: int, rule: str | None = None) -> pd.DataFrame:
     """New rows as questions: id, sequence, prompt, segments.
 
     The table has the columns question, reference_sequence and variant_sequence, and may have an id; others are ignored.
@@ -96,18 +100,19 @@ def ask(path: Path, flank: int) -> pd.DataFrame:
     names = [*(["id"] if "id" in raw.columns else []), "question", *PAIR]
     frame = pd.DataFrame({name: tables.texts(raw, name, path) for name in names})
     rows = tables.row_names(path, len(frame))
-    asked = _questions(frame, rows, flank)
+    asked = _questions(frame, rows, flank, letters.Reader("dna", rule))
     asked.insert(0, "id", frame.get("id", pd.Series([str(row) for row in range(1, len(frame) + 1)])))
     return asked
 
 
-def _questions(raw: pd.DataFrame, places: list[str], flank: int) -> pd.DataFrame:
+def _questions(raw: pd.DataFrame, places: list[str], flank: int, reader: letters.Reader) -> pd.DataFrame:
     """Sequence (with the variant, cut), prompt and segments of rows with question, reference and variant."""
     rows = []
     for where, question, reference, variant in zip(places, raw["question"], raw[PAIR[0]], raw[PAIR[1]], strict=True):
-        pair = [reference.upper(), variant.upper()]
-        for column, sequence in zip(PAIR, pair, strict=True):
-            tables.check_letters(sequence, "dna", f"{where}: column {column!r}")
+        pair = [
+            reader.read(sequence, f"{where}: column {column!r}")
+            for column, sequence in zip(PAIR, (reference, variant), strict=True)
+        ]
         (reference, variant), center = window(pair[0], pair[1], flank)
         rows.append(
             {
