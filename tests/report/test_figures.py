@@ -133,6 +133,37 @@ def test_the_page_has_metrics_of_probabilities_where_some_were_measured(planted:
     assert not re.search(r"\bnan\b", part)
 
 
+def test_the_page_has_the_groups_of_a_split_side_by_side(planted: Planted, small: Planted) -> None:
+    """Names of groups are the user's text; of one group alone the split says all."""
+    assert "Each group" not in planted.page
+    summary = {"value": 0.625, "low": 0.5, "high": 0.75, "n": 8}
+
+    def groups(*names: str) -> dict:
+        return {name: {"accuracy": summary, "auroc": summary} for name in names}
+
+    for path in [*small.results.rglob("eval/metrics.json"), small.results / "baselines/splice-donor/metrics.json"]:
+        scores = files.read_json(path)
+        for of_model in scores.values() if "knn" in scores else [scores]:
+            of_model["groups"] = {"id": groups("a"), "ood": groups("<b>new gene</b>", "new cell")}
+        files.write_json(path, scores)
+    (part,) = [part for part in sections(small.page) if part.startswith("splice-donor · out-of-domain (OOD)")]
+    assert "2 groups" in part
+    assert ">&lt;b&gt;new gene&lt;/b&gt; (n = 8)</th>" in part
+    assert part.count(">0.625<span>0.50 to 0.75</span></td>") == 4 * (part.count("<tr class="))
+    assert part.count("<tr class=") == part.count('<tr class="baseline">') + len(small.study.evaluations())
+    assert not any(part.startswith("splice-donor · in-domain") for part in sections(small.page))
+
+
+def test_the_page_does_not_show_very_many_groups(small: Planted) -> None:
+    path = small.results / "baselines/splice-donor/metrics.json"
+    scores = files.read_json(path)
+    summary = {"value": 0.625, "low": 0.5, "high": 0.75, "n": 8}
+    scores["knn"]["groups"] = {"id": {}, "ood": {f"family {row}": {"accuracy": summary} for row in range(13)}}
+    files.write_json(path, scores)
+    assert "13 groups: too many for this page" in small.page
+    assert "family 3" not in small.page
+
+
 def test_the_page_names_form_and_encoder_where_a_task_has_several(formed: Planted) -> None:
     parts = sections(formed.page)
     donor = [part for part in parts if part.startswith("splice-donor")]

@@ -34,6 +34,7 @@ GAINS = {
     "auprc": "AUPRC",
 }
 METRIC_NAMES = LABEL_METRICS | {"skill": "skill"}  # of the metrics of findings
+MOST_GROUPS = 12  # of a split that the page shows; metrics.parquet has all
 PICTURE = 220  # pixels, the width of the picture of an interval
 
 
@@ -117,6 +118,7 @@ def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) 
             }
             for task, rows in of.metrics.groupby("task", sort=False)
         ],
+        groups=_groups(of.groups, names, terms, places),
         gains=[
             {
                 "task": task,
@@ -138,12 +140,29 @@ def _measured(numbers: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, st
     return {metric: name for metric, name in columns.items() if metric in set(numbers.metric)}
 
 
-def _rows(numbers: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:
-    """A row for each stage and baseline; ``cells`` has the value with its interval for each split and metric."""
+def _groups(
+    numbers: pd.DataFrame, names: StageNames, terms: set[str], places: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """A table for each task and split with several groups: their metrics side by side."""
+    found = []
+    for (task, split), mine in numbers.groupby(["task", "split"], sort=False):
+        sizes = mine[mine.metric == "accuracy"].groupby("group").n.first()
+        if len(sizes) > 1:
+            title = f"{task} · {SPLIT_NAMES[str(split)]}"
+            shown = {group: f"{group} (n = {n})" for group, n in sizes.items()} if len(sizes) <= MOST_GROUPS else {}
+            columns = _measured(mine, TERM_METRICS if task in terms else LABEL_METRICS)
+            rows = _rows(mine, names, "group") if shown else []
+            rows.sort(key=lambda row: places.get(row["name"], len(places)))
+            found.append({"title": title, "number": len(sizes), "heads": shown, "columns": columns, "rows": rows})
+    return found
+
+
+def _rows(numbers: pd.DataFrame, names: StageNames, head: str = "split") -> list[dict[str, Any]]:
+    """A row for each stage and baseline; ``cells`` has the value with its interval for each ``head`` and metric."""
     rows = []
     for (model, kind, *stage), mine in numbers.groupby(["model", "kind", *STAGE_COLUMNS], sort=False):
         name = tables.baseline_name(str(model)) if kind == "baseline" else names.without_form(stage)
-        cells = mine.set_index(["split", "metric"])[["value", "low", "high"]].to_dict("index")
+        cells = mine.set_index([head, "metric"])[["value", "low", "high"]].to_dict("index")
         rows.append({"name": name, "form": _form(mine), "kind": kind, "cells": cells})
     return rows
 

@@ -42,9 +42,13 @@ TERMS_PRIMARY = next(iter(TERM_METRICS))
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a study. ``metrics`` and ``gains`` are means over seeds (``means``); the others are as gathered."""
+    """The tables of a study. ``metrics``, ``groups`` and ``gains`` are means over seeds (``means``).
+
+    The others are as gathered. ``groups`` has the metrics of each group of a split.
+    """
 
     metrics: pd.DataFrame
+    groups: pd.DataFrame
     gains: pd.DataFrame
     rewards: pd.DataFrame
     perplexity: pd.DataFrame
@@ -52,16 +56,18 @@ class Tables:
 
 
 def read(study: Study, folder: Path) -> Tables:
-    """The tables that ``cisterna.report.gather`` wrote to a folder; metrics of groups of examples are left out."""
+    """The tables that ``cisterna.report.gather`` wrote to a folder."""
 
     def table(name: str) -> pd.DataFrame:
         return _with_encoders(pd.read_parquet(folder / name))
 
     metrics = table(report.METRICS_TABLE)
+    groups = metrics[metrics.group.notna()]
     metrics = metrics[metrics.group.isna()]
     of_corpora = metrics.metric == "perplexity"
     return Tables(
         means(metrics[~of_corpora], study.tasks),
+        means(groups, study.tasks, "group"),
         means(table(report.GAINS_TABLE), study.tasks),
         table(report.REWARDS_TABLE),
         metrics[of_corpora],
@@ -69,16 +75,16 @@ def read(study: Study, folder: Path) -> Tables:
     )
 
 
-def means(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+def means(frame: pd.DataFrame, tasks: Sequence[str], *further: str) -> pd.DataFrame:
     """Means of values and of intervals over seeds; ``each`` has the seeds' values, ``model`` names baselines only.
 
     Tasks come in the order of ``tasks``, their forms in that of ``cisterna.constants.FORMS``; baselines, which have no
-    form, have the form and the encoder "none".
+    form, have the form and the encoder "none". ``further`` columns tell rows apart too.
     """
     frame = frame.assign(model=frame.model.where(frame.kind == "baseline", ""))
     frame = frame.fillna({"sequences": "none", "encoder": "none"})
     forms = sorted(set(frame.sequences) - {"none"}, key=lambda form: (FORMS.index(base_form(form)), form))
-    keys = ["model", "kind", "task", "modality", "encoder", *STAGE_COLUMNS, "split", "metric"]
+    keys = ["model", "kind", "task", "modality", "encoder", *STAGE_COLUMNS, "split", "metric", *further]
     result = (
         frame.groupby(keys, sort=False)
         .agg(
