@@ -32,6 +32,7 @@ MODELS: dict[str, list[type[Section]]] = {
         tasks.BuiltinTask,
         tasks.Table,
         tasks.GroupedTable,
+        tasks.UnseenTable,
         tasks.SplitTable,
         tasks.Adapter,
         tasks.PublishedSplits,

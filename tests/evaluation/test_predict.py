@@ -151,7 +151,7 @@ def test_rows_without_an_id_are_numbered(models_, tmp_path):
     ("content", "named"),
     [
         ("id,seq\na,CAGGUAAGU\n", ["'sequence'", "id, seq"]),
-        ("id,sequence\na,CAGGUAAGU\nb,CAGGTAAGT\n", ["row 2", "'T'", "ACGUN"]),
+        ("id,sequence\na,CAGGUAAGU\nb,CAGGTAAGT\n", ["row 2", "'T'", "a base of DNA"]),
         ("id,sequence\na,CAGGUAAGU\nb,CAGG\n", ["row 2", "splice-donor", "9"]),
         ("id,sequence\na,<rna>CAG\n", ["row 1", "<rna>"]),
         ("id,sequence\na,<|endoftext|>\n", ["row 1", "'<|'"]),

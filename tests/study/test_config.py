@@ -62,6 +62,18 @@ def prompted(prompt: str, **changes: Any) -> Config:
     return table(**{"prompt": prompt, "question": GONE} | changes)
 
 
+def text(prompt: str, **changes: Any) -> Config:
+    columns = {"id": "variant", "label": "class", "group": "family"}
+    if not isinstance(changes.get("ood", []), list):
+        del columns["group"]
+    return prompted(**{"prompt": prompt, "modality": "text", "columns": columns} | changes)
+
+
+def pair(prompt: str, position: Any = GONE, **changes: Any) -> Config:
+    columns = OWN_TABLE["columns"] | {"sequence": {"one": "a", "two": "b"}, "position": position}
+    return prompted(prompt, columns={role: name for role, name in columns.items() if name is not GONE}, **changes)
+
+
 def published(**changes: Any) -> Config:
     return {key: value for key, value in (PUBLISHED | changes).items() if value is not GONE}
 
@@ -133,6 +145,23 @@ MISTAKES: list[tuple[str, Any]] = [
     *(("tasks mine", prompted(f"{{sequence}} {field}")) for field in ("{a:>9}", "{a.b}", "{}", "{0}")),
     ("tasks mine", prompted("{sequence} {class}")),
     ("tasks mine", prompted("{sequence}", question="Active?")),
+    # prompts without a sequence, or with several
+    ("tasks mine", table(columns={"id": "a", "label": "c", "group": "d"})),
+    ("tasks mine", table(modality="text")),
+    ("tasks mine", table(modality="lipid")),
+    ("tasks mine", table(modality={"sequence": "dna", "other": "dna"})),
+    ("tasks mine", text("Which?")),
+    ("tasks mine", text(GONE, question="Which?")),
+    ("tasks mine", text("{gene}", sequences="features", encoder="esm2")),
+    ("tasks mine", text("{gene}", conflicts="average")),
+    ("tasks mine", text("{gene}", unusual_letters="mask")),
+    ("tasks mine", text("{gene}", ood={"gene": []})),
+    ("tasks mine", text("{gene}", ood={"gene": ["a"]}, columns={"id": "a", "label": "b", "group": "c"})),
+    ("tasks mine", pair("{one}")),
+    ("tasks mine", pair("{one} {two}", modality={"one": "dna"})),
+    ("tasks mine", pair("{one} {two}", modality={"one": "dna", "three": "dna"})),
+    ("tasks mine", pair("{one} {two}", sequences="both", encoder="esm2", modality={"one": "dna", "two": "rna"})),
+    ("tasks mine", pair("{one} {two}", position="at")),
     # adapters
     ("tasks mine", published(adapter="keg")),
     ("tasks mine", published(hub=GONE)),
@@ -161,6 +190,10 @@ MISTAKES: list[tuple[str, Any]] = [
     ("tasks mine", split_table({"by": "time", "column": "a", "after": "soon"})),
     ("tasks mine", split_table(BY_GROUP | {"after": "2020-01-01"})),
     ("tasks mine", split_table(BY_GROUP, columns=OWN_TABLE["columns"])),
+    ("tasks mine", split_table(BY_GROUP | {"column": ["a"]})),
+    ("tasks mine", split_table(BY_GROUP | {"column": ["a", "a"]})),
+    ("tasks mine", split_table({"by": "time", "column": ["a", "b"], "ood": 0.2})),
+    ("tasks mine", text("{gene}", ood=GONE, split={"by": "similarity", "ood": 0.2, "threshold": 0.4})),
     # forms of sequences
     ("tasks splice-donor sequences", ["feature"]),
     ("tasks splice-donor encoder", None),

@@ -12,7 +12,7 @@ import pandas as pd
 from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.errors import UserError
-from cisterna.tasks import tables
+from cisterna.tasks import tables, unseen
 
 COLUMNS = ("id", "prompt", "segments", "reasoning", "answer", "sequence", "group")  # of every split
 ALL = "all"  # a size: every row there is
@@ -21,7 +21,9 @@ ALL = "all"  # a size: every row there is
 def draw_splits(
     examples: pd.DataFrame, sizes: Mapping[str, Any], seed: int, name: str, quoted: bool = False
 ) -> dict[str, pd.DataFrame]:
-    """The four splits of task `name`, with the columns COLUMNS and as many rows as `sizes` asks for (or ALL there are).
+    """The four splits of task `name`, with as many rows as `sizes` asks for (or ALL there are).
+
+    They have the columns COLUMNS and those of `cisterna.tasks.unseen`, if there are any.
 
     If the examples come with splits (the column `tasks.SPLIT`), ood and id are drawn from theirs and validation from
     their train; without an id split of theirs, id is drawn from train too.
@@ -64,7 +66,8 @@ def draw_splits(
             )
         frames[split] = pool.iloc[:size]
         left[source] = left[source].drop(frames[split].index)
-    return {split: frames[split][list(COLUMNS)].reset_index(drop=True) for split in SPLITS}
+    columns = [*COLUMNS, *(name for name in examples.columns if name.startswith(unseen.PREFIX))]
+    return {split: frames[split][columns].reset_index(drop=True) for split in SPLITS}
 
 
 def describe_draw(examples: pd.DataFrame) -> str:

@@ -1,4 +1,5 @@
-"""Hold-out rules: which rows of the user's table are out of domain, by group, by similarity or by time.
+"""Hold-out rules: which rows of a table are out of domain, by groups, by values of several columns, by similarity or by
+time.
 
 Not for a list of groups in the config (`ood: [kinase]`) or data that come with splits, which need no rule; nor for
 drawing the other splits (`cisterna.data.drawing`).
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,25 +17,37 @@ import pandas as pd
 
 from cisterna.data import similarity
 from cisterna.errors import UserError
+from cisterna.tasks import unseen
 
 NUMBERS = 20  # numbers of groups that are tried
 DRAWS = 20  # draws of each number of groups
 
 
 class HeldOut(NamedTuple):
-    """Examples with their `group` and `ood`, the rule in words, and the measure of similarity, if any."""
+    """Examples with their `group` and `ood`, the rule in words, the measure of similarity, if any, and the values of
+    several columns that are held out, if any.
+    """
 
     examples: pd.DataFrame
     rule: str
-    measure: similarity.Measure | None
+    measure: similarity.Measure | None = None
+    unseen: Mapping[str, Sequence[str]] = {}
 
 
-def hold_out(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, name: str) -> HeldOut:
+def hold_out(
+    examples: pd.DataFrame,
+    split: Mapping[str, Any],
+    seed: int,
+    name: str,
+    sequences: Sequence[str] = ("sequence",),
+) -> HeldOut:
     """Mark the examples of task `name` that are out of domain, by the rule `split` of its config.
 
-    by: group       whole groups (`group` of the examples), drawn by `seed`, with about the share `ood` of the rows
+    by: group       whole groups (`group` of the examples), drawn by `seed`, with about the share `ood` of the rows;
+                    with several columns values of each, so that rows with any of them have about that share
     by: similarity  the same with clusters of sequences: no row out of domain is nearer than `threshold` to one in
-                    domain, by the measure that the leakage audit uses
+                    domain, by the measure that the leakage audit uses; with several `sequences` those of one of them,
+                    which `column` names
     by: time        rows later than a date (`group` of the examples): later than `after`, or than the date after which
                     there is about the share `ood` of the rows
 
@@ -45,21 +58,60 @@ def hold_out(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, name: 
     if split["by"] == "time":
         return _by_time(examples, split, where)
     if split["by"] == "group":
+        if isinstance(split.get("column"), list | tuple):
+            return _by_values(examples, split, seed, where)
         ood = _draw(examples["group"], float(split["ood"]), seed, where, _column(split))
         rule = f"out of domain: groups of {_column(split)} with {ood.mean():.1%} of the rows, drawn by seed {seed}"
-        return HeldOut(examples.assign(ood=ood), rule, None)
-    sequences, threshold = list(examples["sequence"]), float(split["threshold"])
-    measure = similarity.Measure.of(sequences)
-    numbers = pd.Series(similarity.clusters(sequences, threshold, measure), index=examples.index)
+        return HeldOut(examples.assign(ood=ood), rule)
+    of = split.get("column", "sequence")
+    if of not in sequences:
+        raise UserError(
+            f"{where}: `by: similarity` needs "
+            + (f"`column`, one of {', '.join(sequences)}." if sequences else "a sequence in the prompt.")
+        )
+    texts, threshold = sequence_texts(examples, sequences, of), float(split["threshold"])
+    measure = similarity.Measure.of(texts)
+    numbers = pd.Series(similarity.clusters(texts, threshold, measure), index=examples.index)
     # A cluster is named by its first id, so that its name does not depend on the order of the rows.
     groups = examples["id"].groupby(numbers).transform("min")
-    what = f"clusters of sequences nearer than {threshold:g} ({measure})"
+    what = f"clusters of {'sequences' if of == 'sequence' else of} nearer than {threshold:g} ({measure})"
     ood = _draw(groups, float(split["ood"]), seed, where, what)
     rule = (
         f"out of domain: {groups[ood].nunique()} of {groups.nunique()} {what}, single linkage, with "
         f"{ood.mean():.1%} of the rows, drawn by seed {seed}"
     )
     return HeldOut(examples.assign(group=groups, ood=ood), rule, measure)
+
+
+def sequence_texts(examples: pd.DataFrame, sequences: Sequence[str], name: str) -> list[str]:
+    """The sequence called `name` of each example; `sequences` are the names of all, in the order of the prompt."""
+    if tuple(sequences) == ("sequence",):
+        return list(examples["sequence"])
+    place = list(sequences).index(name)
+    return [segments[place]["sequence"] for segments in examples["segments"]]
+
+
+def _by_values(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, where: str) -> HeldOut:
+    """Hold out values of several columns: rows with a held-out value in any of them are out of domain."""
+    columns, share = list(split["column"]), float(split["ood"])
+    each = 1 - (1 - share) ** (1 / len(columns))  # of the rows, by each column, if the columns are independent
+    held_out = {}
+    for place, column in enumerate(columns):
+        texts = examples[unseen.PREFIX + column]
+        drawn = _draw(texts, each, seed + place, where, f"column {column!r}")  # not the same places in each column
+        held_out[column] = sorted(set(texts[drawn]))
+    marked = unseen.mark(examples, held_out)
+    actual = marked["ood"].mean()
+    if not share / 2 <= actual <= 2 * share:
+        raise UserError(
+            f"{where}.ood: held-out values of {', '.join(columns)} are in {actual:.0%} of the rows, not near "
+            f"{share:.0%}. Ask for another share, or list the values under `ood`."
+        )
+    counts = ", ".join(f"{len(values)} of {column!r}" for column, values in held_out.items())
+    rule = (
+        f"out of domain: rows with one of the held-out values, {counts}, {actual:.1%} of the rows, drawn by seed {seed}"
+    )
+    return HeldOut(marked, rule, unseen=held_out)
 
 
 def _draw(groups: pd.Series, share: float, seed: int, where: str, what: str) -> pd.Series:
@@ -73,8 +125,8 @@ def _draw(groups: pd.Series, share: float, seed: int, where: str, what: str) -> 
     names, numbers = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
     if len(names) < 2:
         raise UserError(
-            f"{where}: {what}: there is only one, {str(names[0])!r}; two are needed, one to train on, one to hold out. "
-            + ("Lower the threshold." if "nearer" in what else "Name another column.")
+            f"{where}: {what}: the {len(groups)} examples have only one, {str(names[0])!r}; two are needed, one to "
+            "train on, one to hold out. " + ("Lower the threshold." if "nearer" in what else "Name another column.")
         )
     rows = np.bincount(numbers)
     # Groups differ in size, so several numbers of groups are tried to reach the share of the rows.
@@ -134,7 +186,7 @@ def _by_time(examples: pd.DataFrame, split: Mapping[str, Any], where: str) -> He
         )
     group = pd.Series(np.where(ood, f"after {day}", f"until {day}"), index=examples.index)
     rule = f"out of domain: rows whose {column} is after {day}, {ood.mean():.1%} of the rows"
-    return HeldOut(examples.assign(group=group, ood=ood), rule, None)
+    return HeldOut(examples.assign(group=group, ood=ood), rule)
 
 
 def _column(split: Mapping[str, Any]) -> str:

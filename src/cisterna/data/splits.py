@@ -9,7 +9,7 @@ Writes {train,validation,id,ood}.parquet and card.json, which has their SHA-256,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from cisterna import tasks
 from cisterna.artifacts import files
 from cisterna.constants import MALFORMED, SPLITS
 from cisterna.data import holdout
-from cisterna.data.audit import audit, check_distance
-from cisterna.data.drawing import ALL, COLUMNS, describe_draw, draw_splits, without_repeats
+from cisterna.data.audit import Prompts, audit, check_distance
+from cisterna.data.drawing import ALL, describe_draw, draw_splits, without_repeats
 from cisterna.errors import UserError
 from cisterna.scoring import gene_ontology
 from cisterna.sequences.windows import tagged_stretches
@@ -44,11 +44,14 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     _check_segments(examples, name)
     sizes = {split: spec.get(split) for split in SPLITS}
     rule, measure = task.rule, None
+    held_out: Mapping[str, Sequence[str]] = {}
     dropped = list(provenance.get("dropped", []))
     if spec.get("split"):
-        examples, rule, measure = holdout.hold_out(examples, spec["split"], seed, name)
+        examples, rule, measure, held_out = holdout.hold_out(examples, spec["split"], seed, name, task.sequences)
         sizes["ood"] = spec.get("ood", ALL)
-    elif isinstance(sizes["ood"], list | tuple):  # names of groups
+    elif isinstance(sizes["ood"], list | tuple | Mapping):  # names of groups, or values of columns
+        if isinstance(spec["ood"], Mapping):
+            held_out = {column: list(map(str, values)) for column, values in spec["ood"].items()}
         sizes["ood"] = int(examples["ood"].sum())
     if tasks.SPLIT in examples.columns:
         sizes |= {split: spec.get(split, ALL) for split in ("train", "id", "ood")}
@@ -58,9 +61,13 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     labels = tuple(sorted(set(examples["answer"]))) if task.labels is None else task.labels
     if MALFORMED in labels:
         raise UserError(f"{name}: an answer is {MALFORMED!r}, which tables of results call outputs without an answer")
-    checks = audit(frames, measure)
+    prompts = Prompts(task.sequences, task.by_prompt, held_out)
     if measure is not None:
-        checks["held_out"] = check_distance(frames, float(spec["split"]["threshold"]), measure)
+        sequence = spec["split"].get("column", "sequence")
+        checks = audit(frames, prompts, {sequence: measure})
+        checks["held_out"] = check_distance(frames, prompts, float(spec["split"]["threshold"]), measure, sequence)
+    else:
+        checks = audit(frames, prompts)
     card = {
         "task": name,
         "spec": dict(spec),
@@ -74,6 +81,7 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         "splits": {split: _counts(frame, labels) for split, frame in frames.items()},
         "audit": checks,
     }
+    card |= prompts.for_card()
     if dropped:
         card["dropped"] = dropped
     for key in ("notes", "letters"):
@@ -119,12 +127,12 @@ def check(folder: Path, split: str, card: Mapping[str, Any]) -> Path:
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
-    """Write a split as Parquet: the columns COLUMNS, strings except segments; the same bytes for the same rows."""
+    """Write a split as Parquet: all columns, strings except segments; the same bytes for the same rows."""
     columns = {
         name: pa.array(list(frame[name]), SEGMENTS)
         if name == "segments"
         else pa.array([str(value) for value in frame[name]], pa.string())
-        for name in COLUMNS
+        for name in frame.columns
     }
     pq.write_table(pa.table(columns), path, compression="zstd")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,13 @@ class Task:
     are sets of terms. Then `terms` returns, for the examples of train, the ontology for scoring, which is written to
     the folder of the splits. `meaning` (of the label) and `rule` (which rows are out of domain) go into the data card.
 
-    The questions. `prompt` takes a sequence and the cells of the columns `fields`; `segments` returns the context of
-    each tagged stretch of residues in the prompt, in order, for the encoder.
-    `letters` and `length` are those of a sequence, None if any are allowed; `unusual_letters` is the rule for others
-    (`cisterna.sequences.letters`), None the default; `columns` has the columns of id, sequence
-    and other roles in the table. Where a question needs more than that, `prompt` and `segments` are None, and `ask`
-    takes the path of a table of new rows and returns id, sequence, prompt and segments, as `questions` does.
+    The questions. `prompt` takes a sequence; `segments` returns the context of each tagged stretch of residues in the
+    prompt, in order, for the encoder. `letters` and `length` are those of a sequence, None if any are allowed. Where a
+    question needs more than that, `prompt` and `segments` are None, and `ask` takes the path of a table of new rows and
+    returns id, prompt, segments and, where there is one, sequence, as `questions` does.
+
+    `sequences` are the names of the sequences in the prompt, in order; none for prompts without one. `by_prompt`: there
+    is more in the prompt than one sequence, so that a sequence may be in train and in test, with different prompts.
 
     `quoted`: the tokenizer text that ships quotes rows of this task. Rows that are `quotable` are then kept out of
     validation and id.
@@ -61,12 +62,11 @@ class Task:
     prompt: Callable[..., str] | None = None
     segments: Callable[[str], list[dict[str, Any]]] | None = None
     letters: str | None = None
-    unusual_letters: str | None = None
     length: int | None = None
-    fields: tuple[str, ...] = ()
-    columns: Mapping[str, str] = field(default_factory=lambda: {"id": "id", "sequence": "sequence"})
     ask: Callable[[Path], pd.DataFrame] | None = None
     terms: Callable[[pd.DataFrame], Ontology] | None = None
+    sequences: tuple[str, ...] = ("sequence",)
+    by_prompt: bool = False
 
 
 def segment(sequence: str, start: int = 0, center: int | None = None) -> dict[str, Any]:

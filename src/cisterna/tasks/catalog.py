@@ -123,13 +123,24 @@ def modality(name: str, spec: Mapping[str, Any]) -> str:
     """The modality of the task `name`, whose entry in the config is `spec`."""
     if spec.get("adapter"):
         return ADAPTERS[spec["adapter"]].modality
-    return str(spec["modality"]) if "modality" in spec else MODALITIES[name]
+    if "modality" not in spec:
+        return MODALITIES[name]
+    return "+".join(sorted(set(sequences(spec).values()))) or "text"
+
+
+def sequences(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The modality of each sequence in the prompts of a user's table, by its name there."""
+    entry, kinds = spec["columns"].get("sequence"), spec["modality"]
+    names = list(entry) if isinstance(entry, Mapping) else ["sequence"] if entry else []
+    return {name: str(kinds.get(name)) if isinstance(kinds, Mapping) else str(kinds) for name in names}
 
 
 def residues(name: str, spec: Mapping[str, Any]) -> bool:
-    """Whether the prompts of a task hold residues that an encoder can read."""
+    """Whether the prompts of a task hold residues that an encoder can read, all of one modality."""
     adapter = ADAPTERS.get(str(spec.get("adapter")))
-    return adapter.residues if adapter else "file" in spec or name not in WITHOUT_RESIDUES
+    if adapter:
+        return adapter.residues
+    return len(set(sequences(spec).values())) == 1 if "file" in spec else name not in WITHOUT_RESIDUES
 
 
 def of_terms(spec: Mapping[str, Any]) -> bool:

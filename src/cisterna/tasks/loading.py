@@ -77,7 +77,7 @@ def read(task: Task) -> pd.DataFrame:
     """All examples of a task, with the columns COLUMNS, and SPLIT where the data come with splits.
 
     They have the attributes (`.attrs`) of the raw rows too. Raises UserError for an unreadable file, a missing column,
-    no rows, wrong letters, repeated ids, a label outside the answer space, or one sequence with two labels.
+    no rows, wrong letters, repeated ids, a label outside the answer space, or one prompt with two labels.
     """
     raw = task.open()
     examples = task.examples(raw)
@@ -89,12 +89,12 @@ def read(task: Task) -> pd.DataFrame:
 
 
 def questions(task: Task, path: Path) -> pd.DataFrame:
-    """The sequences of a new table as questions of a task: columns id, sequence, prompt, segments.
+    """The rows of a new table as questions of a task: columns id, sequence, prompt, segments.
 
-    The table is csv, tsv, Parquet or JSON lines. The sequence is in the column `sequence`, or in the one that has this
-    role in the task's own table; an id is optional (else the number of the row); the position of the variant is needed
-    if the task's own table has one. Raises UserError for an unreadable table and, naming the row, for a sequence that
-    the task cannot ask about.
+    The table is csv, tsv, Parquet or JSON lines. A user's table has the columns that its task's prompts are made of;
+    for other tasks the sequence is in the column `sequence`. An id is optional (else the number of the row). Where
+    prompts have no sequence, or several, there is no column of the sequence. Raises UserError for an unreadable table
+    and, naming the row, for one that the task cannot ask about.
     """
     if task.ask is not None:
         return task.ask(path)
@@ -103,30 +103,22 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     import pandas as pd
 
     from cisterna.sequences import letters
-    from cisterna.tasks import tables, user_table
+    from cisterna.tasks import tables
 
     raw = tables.open_table(path)
     rows = tables.row_names(path, len(raw))
-    own = {role: name if name in raw.columns else role for role, name in task.columns.items()}
-    ids = tables.texts(raw, own["id"], path) if own["id"] in raw.columns else [str(row + 1) for row in range(len(raw))]
-    sequences = tables.texts(raw, own["sequence"], path, " with the sequences")
+    ids = tables.texts(raw, "id", path) if "id" in raw.columns else [str(row + 1) for row in range(len(raw))]
+    sequences = tables.texts(raw, "sequence", path, " with the sequences")
     if task.letters is not None:
-        reader = letters.Reader(task.modality, task.unusual_letters)
+        reader = letters.Reader(task.modality)
         sequences = [reader.read(sequence, where) for where, sequence in zip(rows, sequences, strict=True)]
         for where, sequence in zip(rows, sequences, strict=True):
             if task.length not in (None, len(sequence)):
                 raise UserError(
                     f"{where}: {len(sequence)} residues; {task.name} asks about sequences of {task.length}. Correct it."
                 )
-    segments = [task.segments(sequence) for sequence in sequences]
-    if "position" in own:
-        positions = tables.texts(raw, own["position"], path, " with the positions")
-        for index, (where, text, sequence) in enumerate(zip(rows, positions, sequences, strict=True)):
-            center = user_table.center(text, len(sequence), where)
-            segments[index] = [part | {"center": center} for part in segments[index]]
-    cells = [tables.texts(raw, name, path, ", which the task's prompt names") for name in task.fields]
-    prompts = [task.prompt(*row) for row in zip(sequences, *cells, strict=True)]
-    return pd.DataFrame({"id": ids, "sequence": sequences, "prompt": prompts, "segments": segments})
+    prompts, segments = map(task.prompt, sequences), map(task.segments, sequences)
+    return pd.DataFrame({"id": ids, "sequence": sequences, "prompt": list(prompts), "segments": list(segments)})
 
 
 def _open_resource(path: Path) -> pd.DataFrame:

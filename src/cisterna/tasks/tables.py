@@ -234,15 +234,17 @@ def check_held_out(groups: pd.Series, held_out: Iterable[str], place: object, na
             raise UserError(f"{place}: no row has the group {group!r} of `ood`. Column {name!r} has: {shown(present)}.")
 
 
-def check_consistent(frame: pd.DataFrame, place: object, where: Callable[[int], str], what: str, advice: str) -> None:
-    """UserError if two rows with the same sequence have different labels, or only one of them is out of domain.
+def check_consistent(
+    frame: pd.DataFrame, place: object, where: Callable[[int], str], what: str, advice: str, by: str = "sequence"
+) -> None:
+    """UserError if rows that are the same in column `by` have different labels, or only one of them is out of domain.
 
-    `where` is what messages call a row, counted from 0; `what` is what they call a sequence.
+    `where` is what messages call a row, counted from 0; `what` is what they call the content of `by`.
     """
     for name, difference in (("label", "labels"), ("ood", "sides of the split (in and out of domain)")):
-        differs = (frame.groupby("sequence")[name].transform("first") != frame[name]).to_numpy()
+        differs = (frame.groupby(by)[name].transform("first") != frame[name]).to_numpy()
         if differs.any():
             second = int(differs.argmax())
-            first = int((frame["sequence"] == frame["sequence"].iloc[second]).to_numpy().argmax())
+            first = int((frame[by] == frame[by].iloc[second]).to_numpy().argmax())
             rows = f"{where(first)} and {where(second)}"
             raise UserError(f"{place}: {rows} have the same {what} but different {difference}. {advice}.")

@@ -23,8 +23,11 @@ becomes
 
 With `prompt` instead of `question` the whole prompt is written, with names of columns in braces:
 `Is {variant} active in {cell}? {sequence} It is one of {options}.` There {sequence} is the tagged sequence and
-{options} the labels. With `split` instead of `ood` and of the column `group`, the rows that are out of domain are
-chosen (`cisterna.data.holdout`).
+{options} the labels. There may be several sequences, or none (`cisterna.tasks.table_prompt`). With `split` instead of
+`ood` and of the column `group`, the rows that are out of domain are chosen (`cisterna.data.holdout`).
+
+An example is a prompt: of rows with the same prompt and label one is kept, and rows with the same prompt and different
+labels are a conflict. Prompts are the same if their sequences and columns are; an id in a prompt makes no difference.
 
 Not for traces that are computed from the sequence: write a task module for that, like those in
 `cisterna.tasks.builtin`.
@@ -33,7 +36,6 @@ Not for traces that are computed from the sequence: write a task module for that
 from __future__ import annotations
 
 import functools
-import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,13 @@ from typing import Any
 import pandas as pd
 
 from cisterna.errors import UserError
-from cisterna.sequences import letters
-from cisterna.sequences.tokenization import ALPHABETS
-from cisterna.tasks import catalog, tables
-from cisterna.tasks.base import Task, segment
+from cisterna.tasks import catalog, table_prompt, tables, unseen
+from cisterna.tasks.base import Task
+from cisterna.tasks.table_prompt import TablePrompt
 
-REQUIRED = ("id", "sequence", "label")
-OPTIONAL = ("group", "reasoning", "position")
+REQUIRED = ("id", "label")
+OPTIONAL = ("sequence", "group", "reasoning", "position")
+CONFLICTS = ("refuse", "majority", "drop")
 
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
@@ -63,21 +65,23 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
             raise UserError(
                 f"{where}.{key}: missing or empty. A task with its own file needs it; see config/README.md."
             )
-    if spec["modality"] not in ALPHABETS:
-        raise UserError(f"{where}.modality: {spec['modality']!r} is not a modality. Use one of {', '.join(ALPHABETS)}.")
-    columns = dict(spec["columns"])
+    columns = {role: column for role, column in spec["columns"].items() if role not in ("sequence", "position")}
     for column in REQUIRED:
         if not columns.get(column):
             raise UserError(f"{where}.columns.{column}: missing. Name the column of {spec['file']} that holds it.")
-    if split.get("column"):
+    several = unseen.columns(spec)
+    if not several and split.get("column") and split["by"] != "similarity":
         columns["group"] = split["column"]
-    elif not split and not columns.get("group"):
+    elif not split and not several and not columns.get("group"):
         raise UserError(
             f"{where}.columns.group: missing. {where}.ood holds out groups, so name the column that holds the group."
         )
     unknown = sorted(set(columns) - {*REQUIRED, *OPTIONAL})
     if unknown:
         raise UserError(f"{where}.columns.{unknown[0]}: unknown key. Use {', '.join((*REQUIRED, *OPTIONAL))}.")
+    conflicts = spec.get("conflicts", CONFLICTS[0])
+    if conflicts not in CONFLICTS:
+        raise UserError(f"{where}.conflicts: {conflicts!r} is not a rule. Use one of {', '.join(CONFLICTS)}.")
     labels = tuple(str(label) for label in spec["labels"])
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise UserError(f"{where}.labels: {list(labels)} must be two or more different labels.")
@@ -85,58 +89,30 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         if label != label.strip() or not label or "\n" in label:
             raise UserError(f"{where}.labels: {label!r} must be one line without blanks around it.")
         tables.refuse_markup(label, f"{where}.labels")
-    template = str(spec[question]).strip()
-    tables.refuse_markup(template, f"{where}.{question}")
-    fields = named_columns(template) if question == "prompt" else ()
-    if question == "question":
-        template = template.replace("{", "{{").replace("}", "}}") + "\n{sequence}\nOptions: {options}"
-    held_out = None if split else catalog.held_out(spec)
+    prompt = table_prompt.of_spec(where, spec, labels)
+    held_out = None if split else unseen.values(spec, columns.get("group"))
     path = Path(spec["file"])
-    write = functools.partial(fill, template, modality=spec["modality"], labels=labels)
     return Task(
         name=name,
-        modality=spec["modality"],
+        modality=catalog.modality(name, spec),
         labels=labels,
         open=functools.partial(tables.open_table, path),
         examples=functools.partial(
             examples,
             path=path,
             columns=columns,
-            modality=spec["modality"],
-            labels=labels,
-            write=write,
-            fields=fields,
+            prompt=prompt,
+            several=several,
             held_out=held_out,
-            unusual_letters=spec.get("unusual_letters"),
+            conflicts=conflicts,
         ),
         meaning=f"column {columns['label']!r} of {path}",
-        rule=""
-        if held_out is None
-        else f"out of domain: rows whose {columns['group']!r} is one of {', '.join(held_out)}",
+        rule="" if held_out is None else unseen.rule(held_out),
         sources=(str(path),),
-        prompt=write,
-        segments=lambda sequence: [segment(sequence)],
-        letters=ALPHABETS[spec["modality"]],
-        unusual_letters=spec.get("unusual_letters"),
-        columns=columns,
-        fields=fields,
+        ask=functools.partial(ask, prompt=prompt, identifier=columns["id"]),
+        sequences=tuple(prompt.modalities),
+        by_prompt=not prompt.by_sequence(columns["id"]),
     )
-
-
-def named_columns(template: str) -> tuple[str, ...]:
-    """The columns that a template names, without its own fields `sequence` and `options`."""
-    names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name)
-    return tuple(name for name in names if name not in ("sequence", "options"))
-
-
-def fill(template: str, sequence: str, *cells: str, modality: str, labels: tuple[str, ...]) -> str:
-    """The template with the tagged sequence, the labels and the cells of its named columns; ends with a newline."""
-    values = dict(zip(named_columns(template), cells, strict=True)) | {
-        "sequence": f"<{modality}>{sequence}</{modality}>",
-        "options": ", ".join(labels),
-    }
-    parts = string.Formatter().parse(template)
-    return "".join(text + ("" if name is None else values[name]) for text, name, _, _ in parts) + "\n"
 
 
 def examples(
@@ -144,82 +120,112 @@ def examples(
     *,
     path: Path,
     columns: Mapping[str, str],
-    modality: str,
-    labels: tuple[str, ...],
-    write: Callable[..., str],
-    fields: tuple[str, ...] = (),
-    held_out: tuple[str, ...] | None = None,
-    unusual_letters: str | None = None,
+    prompt: TablePrompt,
+    several: tuple[str, ...] = (),
+    held_out: Mapping[str, tuple[str, ...]] | None = None,
+    conflicts: str = CONFLICTS[0],
 ) -> pd.DataFrame:
-    """Raw rows as examples, with upper-case sequences; `write` makes the prompt of a sequence and its `fields`.
+    """Raw rows as examples, with upper-case sequences. The attribute `dropped` lists the rows that are left out.
 
-    `held_out` are the groups that are out of domain; without it `cisterna.data.holdout` chooses them. Of rows with the
-    same sequence one is kept: the first, or without `held_out` the one whose group (such as a date) and id sort first.
+    `held_out` are the values of columns that are out of domain; without it `cisterna.data.holdout` chooses them: whole
+    groups, or values of the columns `several`. Of rows with the same prompt and label one is kept: the first, or
+    without `held_out` the one whose group (such as a date) and id sort first. `conflicts` is the rule for rows with
+    the same prompt and different labels: refuse, keep the label of the majority, or drop them all.
 
     Raises UserError naming file and row for a missing column or value, a repeated id, a label outside `labels`, a
-    letter outside the modality, markup in a text, one sequence with two labels or on both sides of the split, or a
-    held-out group that no row has.
+    letter outside the modality, markup in a text, one prompt with two labels or on both sides of the split, or a
+    held-out value that no row has.
     """
     frame = pd.DataFrame(index=range(len(raw)))
     for role, column in columns.items():
         key = "split.column" if role == "group" and held_out is None else f"columns.{role}"
         frame[role] = tables.texts(raw, column, path, f" ({key})", may_be_empty=role == "reasoning")
-    for column in fields:
-        frame[("prompt", column)] = tables.texts(raw, column, path, ", which `prompt` names")
-
-    def where(row: int, role: str) -> str:
-        return f"{path}: row {row + 1}: column {columns[role]!r}"
+    for column in several:
+        key = "split.column" if held_out is None else f"ood.{column}"
+        frame[unseen.PREFIX + column] = tables.texts(raw, column, path, f" ({key})")
 
     def row_name(row: int) -> str:
         return f"row {row + 1}"
 
     tables.check_unique(list(frame["id"]), path, row_name, "Give every row an id of its own")
     for row, label in enumerate(frame["label"]):
-        if label not in labels:
+        if label not in prompt.labels:
             raise UserError(
-                f"{where(row, 'label')}: label {label!r} is not one of {', '.join(labels)}. "
-                "Correct the row or add the label to `labels`."
+                f"{path}: {row_name(row)}: column {columns['label']!r}: label {label!r} is not one of "
+                f"{', '.join(prompt.labels)}. Correct the row or add the label to `labels`."
             )
-    reader = letters.Reader(modality, unusual_letters)
-    frame["sequence"] = [reader.read(text, where(row, "sequence")) for row, text in enumerate(frame["sequence"])]
-    if "position" in columns:
-        frame["center"] = [
-            center(text, len(sequence), where(row, "position"))
-            for row, (text, sequence) in enumerate(zip(frame["position"], frame["sequence"], strict=True))
-        ]
+    cells = prompt.read(raw, path)
+    frame["segments"] = pd.Series(prompt.segments(cells, raw, path), dtype=object)
+    frame["prompt"] = prompt.write(cells)
+    frame["key"] = prompt.keys(cells, columns["id"])
+    sequences = [cells[name] for name in prompt.modalities]
+    frame["sequence"] = ["/".join(row) for row in zip(*sequences, strict=True)] if sequences else ""
     if "group" not in frame.columns:
         frame["group"] = "all"
-    frame["ood"] = frame["group"].isin(held_out or ())
-    tables.check_held_out(frame["group"], held_out or (), path, columns.get("group", ""))
-    tables.check_consistent(frame, path, row_name, "sequence", "Keep one of them, or none")
+    frame["ood"] = False
+    for column, values in (held_out or {}).items():
+        texts = frame[unseen.PREFIX + column] if column in several else frame["group"]
+        tables.check_held_out(texts, values, path, column)
+        if column not in several:
+            frame["ood"] = texts.isin(values)
+    if several and held_out:
+        frame = unseen.mark(frame, held_out)
+    what = "sequence" if prompt.by_sequence(columns["id"]) else "prompt"
+    frame, left_out = _resolve(frame, conflicts, path, row_name, what)
     # Where the rows out of domain are chosen later, the row that is kept must not depend on the order of the rows.
-    order = frame.index if held_out is not None else frame.sort_values(["group", "id"]).index
-    once = ~frame["sequence"][order].duplicated().reindex(frame.index)
-    dropped = tables.dropped("the sequence of another row, with its label", [row + 1 for row in frame.index[~once]])
+    by = ["group", *(unseen.PREFIX + column for column in several), "id"]
+    order = frame.index if held_out is not None else frame.sort_values(by).index
+    repeated = frame["key"][order].duplicated().reindex(frame.index)
+    left_out += tables.dropped(f"the {what} of another row, with its label", _names(frame[repeated], row_name))
     notes = tables.notes_of_missing(frame["group"], f"column {columns.get('group')!r}")
-    frame = frame[once].reset_index(drop=True)
-    cells = [frame[("prompt", column)] for column in fields]
-    centers = frame["center"] if "position" in columns else [None] * len(frame)
-    made = pd.DataFrame(
-        {
-            "id": frame["id"],
-            "prompt": [write(*row) for row in zip(frame["sequence"], *cells, strict=True)],
-            "segments": [
-                [segment(sequence, 0, middle)] for sequence, middle in zip(frame["sequence"], centers, strict=True)
-            ],
-            "reasoning": frame.get("reasoning", ""),
-            "answer": frame["label"],
-            "sequence": frame["sequence"],
-            "group": frame["group"],
-            "ood": frame["ood"],
-        }
-    )
-    made.attrs = {"dropped": dropped, "notes": notes, "letters": reader.report()}
-    return made
+    frame = frame[~repeated].reset_index(drop=True).rename(columns={"label": "answer"})
+    if "reasoning" not in frame.columns:
+        frame["reasoning"] = ""
+    kept = ["id", "prompt", "segments", "reasoning", "answer", "sequence", "group", "ood"]
+    frame = frame[kept + [unseen.PREFIX + column for column in several]]
+    frame.attrs = {"dropped": left_out, "notes": notes, "letters": cells.attrs["letters"]}
+    return frame
 
 
-def center(text: str, length: int, where: str) -> int:
-    """The text of a position, which counts from 1, as an index from 0. UserError if it is not in the sequence."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= length:
-        raise UserError(f"{where}: {text!r} is not a position. Give a whole number from 1 to {length}.")
-    return int(text) - 1
+def _resolve(
+    frame: pd.DataFrame, conflicts: str, path: Path, row_name: Callable[[int], str], what: str
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Rows without conflicts of labels, and what was dropped. UserError for a conflict that no rule resolves."""
+    by_key = frame.groupby("key")
+    conflict = by_key["label"].transform("nunique") > 1
+    left_out: list[dict[str, Any]] = []
+    keep = pd.Series(True, index=frame.index)
+    if conflicts == "drop":
+        keep = ~conflict
+        left_out = tables.dropped(f"the same {what} with different labels", _names(frame[conflict], row_name))
+    elif conflicts == "majority":
+        votes = frame.groupby(["key", "label"])["id"].transform("size")
+        most = votes == votes.groupby(frame["key"]).transform("max")
+        winners = frame["label"].where(most).groupby(frame["key"]).transform("nunique")
+        tied, outvoted = winners > 1, (winners == 1) & ~most
+        keep = ~tied & ~outvoted
+        left_out = tables.dropped(
+            f"another label than most rows with the same {what}", _names(frame[outvoted], row_name)
+        )
+        left_out += tables.dropped(f"the same {what} with different labels, no majority", _names(frame[tied], row_name))
+    frame = frame[keep]
+    advice = "Keep one of them, or none"
+    if conflicts == "refuse" and conflict.any():
+        advice += "; or set `conflicts` to majority or drop"
+    tables.check_consistent(frame, path, lambda row: row_name(frame.index[row]), what, advice, by="key")
+    return frame, left_out
+
+
+def _names(rows: pd.DataFrame, row_name: Callable[[int], str]) -> list[str]:
+    return [f"{row_name(int(row))} (id {identifier})" for row, identifier in zip(rows.index, rows["id"], strict=True)]
+
+
+def ask(path: Path, *, prompt: TablePrompt, identifier: str) -> pd.DataFrame:
+    """The rows of a new table as questions (see `cisterna.tasks.questions`)."""
+    raw = tables.open_table(path)
+    cells = prompt.read(raw, path, new=True)
+    column = identifier if identifier in raw.columns else "id"
+    ids = tables.texts(raw, column, path) if column in raw.columns else [str(row + 1) for row in range(len(raw))]
+    sequence = {"sequence": cells["sequence"]} if prompt.simple else {}
+    prompts = {"prompt": prompt.write(cells), "segments": prompt.segments(cells, raw, path, new=True)}
+    return pd.DataFrame({"id": ids} | sequence | prompts)

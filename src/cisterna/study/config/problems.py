@@ -97,3 +97,20 @@ def one_of(names: Iterable[object]) -> str:
     if not words:
         return "a name that is defined, and none is"
     return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+
+
+def check_known(key: Key, names: Iterable[str], valid: Iterable[str], problems: Problems) -> None:
+    """Add those of the names in the list at `key` that are not valid."""
+    for index, name in enumerate(names):
+        if name not in valid:
+            problems.expected((*key, index), name, one_of(valid), valid)
+
+
+def check_either(
+    key: Key, section: Mapping[str, Any], first: str, second: str, expected: str, problems: Problems
+) -> bool:
+    """Whether a section has exactly one of two keys."""
+    if (one := first in section) != (second in section):
+        return True
+    problems.add(key, f"{f'both {first} and' if one else f'neither {first} nor'} {second}; expected {expected}")
+    return False

@@ -5,20 +5,17 @@ a value may be used without asking for its type. Names of such entries are known
 """
 
 import re
-import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cisterna.constants import STAGES, TERM_REWARDS
-from cisterna.study.config import trainer_options
+from cisterna.study.config import task_rules, trainer_options
 from cisterna.study.config.encoders import EncoderTraining
-from cisterna.study.config.problems import Key, Problems, one_of, suggest
+from cisterna.study.config.problems import Key, Problems, check_either, check_known, one_of
 from cisterna.study.config.recipes import CptRecipe, Recipe, Rewards, RlRecipe, SftRecipe
 from cisterna.study.config.types import PATH_RULE, is_path
-from cisterna.study.lineages import encoders_of, sized, spending, unit
+from cisterna.study.lineages import sized, spending, unit
 from cisterna.tasks import catalog
-from cisterna.tasks.catalog import ADAPTERS
-from cisterna.tasks.catalog import LABELS as BUILTIN
 
 RECIPES: dict[str, type[Recipe]] = {"cpt": CptRecipe, "sft": SftRecipe, "rl": RlRecipe}
 
@@ -47,12 +44,12 @@ def check(written: Mapping[str, Any], config: dict[str, Any], problems: Problems
     for name, corpus in config["corpora"].items():
         _check_corpus(("corpora", name), corpus, problems)
     for name, task in config["tasks"].items():
-        _check_task(("tasks", name), name, task, problems)
-        _check_forms(("tasks", name), name, task, names, problems)
+        task_rules.check(("tasks", name), name, task, problems)
+        task_rules.check_forms(("tasks", name), name, task, names, problems)
     for kind in STAGES:
         for name, recipe in config["recipes"][kind].items():
             _check_recipe(("recipes", kind, name), kind, recipe, config["resources"][kind]["gpu"], problems)
-            _check_known(("recipes", kind, name, "corpora"), recipe.get("corpora", []), names["corpora"], problems)
+            check_known(("recipes", kind, name, "corpora"), recipe.get("corpora", []), names["corpora"], problems)
     for index, lineage in enumerate(config["lineages"]):
         _Lineage(("lineages", index), lineage, config, names, problems).check()
 
@@ -72,22 +69,6 @@ def _check_secrets(key: Key, value: object, problems: Problems) -> None:
     elif isinstance(value, str) and SECRET.search(value):
         expected = "no secret: a config is copied into manifests and reports. Set it in the environment (HF_TOKEN, ...)"
         problems.add(key, f"looks like a password or an access token; expected {expected}")
-
-
-def _check_known(key: Key, names: Iterable[str], valid: Iterable[str], problems: Problems) -> None:
-    for index, name in enumerate(names):
-        if name not in valid:
-            problems.expected((*key, index), name, one_of(valid), valid)
-
-
-def _check_either(
-    key: Key, section: Mapping[str, Any], first: str, second: str, expected: str, problems: Problems
-) -> bool:
-    """Whether a section has exactly one of two keys."""
-    if (one := first in section) != (second in section):
-        return True
-    problems.add(key, f"{f'both {first} and' if one else f'neither {first} nor'} {second}; expected {expected}")
-    return False
 
 
 # --- Backbones, encoders, corpora ---
@@ -112,7 +93,7 @@ def _check_encoder(
         problems.add((*key, "training", "deepspeed"), "not supported: an encoder is made by one process")
     trainer_options.check_recipe((*key, "training"), "cpt", EncoderTraining.keys(), training, problems)
     chosen = training.get("corpora", [])
-    _check_known((*key, "training", "corpora"), chosen, names["corpora"], problems)
+    check_known((*key, "training", "corpora"), chosen, names["corpora"], problems)
     for index, name in enumerate(chosen):
         if corpora.get(name, {}).get("modality") == "text":
             problems.add((*key, "training", "corpora", index), f"{name} is a corpus of text; expected one of sequences")
@@ -141,117 +122,6 @@ def _check_corpus(key: Key, corpus: dict[str, Any], problems: Problems) -> None:
         problems.add((*key, "field"), "not supported for this file: only JSON lines (.jsonl) have fields")
     if file.endswith(FLAT) and corpus["modality"] == "text":
         problems.expected((*key, "modality"), "text", "dna, rna or protein: the file is GenBank or EMBL")
-
-
-# --- Tasks ---
-
-
-def _check_task(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
-    own = "adapter" in task or "file" in task
-    if own and name in BUILTIN:
-        problems.add(key, "the name of a built-in task; expected another name for data of your own")
-    elif not own and name not in BUILTIN:
-        names = ", ".join(BUILTIN)
-        expected = f"a built-in task ({names}), or the key `file` with a table of your own, or the key `adapter`"
-        problems.add(key, f"no such task; expected {expected}{suggest(name, BUILTIN)}")
-    elif "adapter" in task:
-        _check_adapter(key, task, ADAPTERS[task["adapter"]], problems)
-    elif own:
-        if ("question" in task) == ("prompt" in task):
-            name, state = ("prompt", "both are there") if "prompt" in task else ("question", "missing")
-            problems.add((*key, name), f"{state}; expected one of question and prompt (a whole template)")
-        if "prompt" in task:
-            _check_template((*key, "prompt"), task["prompt"], task["columns"], problems)
-        _check_split((*key, "split"), task.get("split"), ("column",), problems)
-
-
-def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, problems: Problems) -> None:
-    counts = " or ".join(map(str, adapter.files)) or "1 or more"
-    if not adapter.hub and "hub" in task:
-        problems.add((*key, "hub"), f"`hub` is not supported by the adapter {task['adapter']}")
-    if not adapter.hub and "file" not in task:
-        problems.missing((*key, "file"), f"the path of the data ({counts})")
-    if adapter.hub:
-        expected = f"`file` ({counts}), or `hub`, a data set of the Hugging Face hub"
-        _check_either(key, task, "file", "hub", expected, problems)
-    for name in ("revision", "subset"):
-        if name in task and "hub" not in task:
-            problems.add((*key, name), "not supported without `hub`")
-    if "unusual_letters" in task and not adapter.residues:
-        problems.add((*key, "unusual_letters"), f"not supported by the adapter {task['adapter']}: it has no residues")
-    files = task.get("file", [])
-    count = len(files) if isinstance(files, list) else 1
-    if count and adapter.files and count not in adapter.files:
-        problems.add((*key, "file"), f"{count} files; expected {counts}")
-    # A group's column is an option of the adapter (`group`).
-    _check_split((*key, "split"), task.get("split"), (), problems)
-    options = task["options"]
-    types = {name: option.kind for name, option in adapter.options.items()}
-    given = {name: value for name, value in options.items() if value is not catalog.REQUIRED}
-    source = f"an option of this adapter ({', '.join(types) or 'it has none'})"
-    trainer_options.check((*key, "options"), given, types, source, problems)
-    for name, option in adapter.options.items():
-        value, place = options[name], (*key, "options", name)
-        if value is catalog.REQUIRED:
-            problems.add(place, f"missing; required: {option.meaning}")
-        elif not trainer_options.fits(option.kind, value) or value is None:
-            continue
-        elif option.least is not None and value < option.least:
-            problems.expected(place, value, f"a number >= {option.least}")
-        elif option.kind == "str" and not value:
-            problems.expected(place, value, "a text")
-        elif isinstance(value, str) and not is_path(value):
-            problems.expected(place, value, PATH_RULE)
-
-
-def _check_template(key: Key, template: str, columns: dict[str, Any], problems: Problems) -> None:
-    """A prompt with names of columns in braces: only names, the sequence once, and not the answer."""
-    try:
-        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
-    except ValueError as error:
-        problems.add(key, f"cannot be read ({error}); expected names of columns in braces, and {{{{ for a brace")
-        return
-    names = [name for _, name, _, _ in fields]
-    for _, name, form, conversion in fields:
-        if not name or form or conversion or set(name) & set(".[]") or name.isdigit():
-            problems.add(key, f"more than a name in the field {name!r}; expected names of columns in braces")
-    if names.count("sequence") != 1:
-        problems.add(key, f"{{sequence}} is there {names.count('sequence')} times; expected once")
-    for role in ("label", "reasoning"):
-        if columns.get(role) in names and columns[role] not in ("sequence", "options"):
-            problems.add(key, f"{{{columns[role]}}} is the column of the {role}, which would give the answer away")
-
-
-def _check_split(key: Key, split: dict[str, Any] | None, column: tuple[str, ...], problems: Problems) -> None:
-    """How OOD rows are chosen: the keys that each way needs, and those that it does not have."""
-    if split is None:
-        return
-    way = split["by"]
-    needs = {"group": column, "time": column, "similarity": ("threshold",)}[way]
-    for name in needs:
-        if name not in split:
-            problems.add((*key, name), f"missing; `by: {way}` needs it")
-    for name in ("column", "threshold", "after"):
-        if name in split and name not in needs and (name, way) != ("after", "time"):
-            problems.add((*key, name), f"not supported here with `by: {way}`")
-    if way != "time" and "ood" not in split:
-        problems.missing((*key, "ood"), "the share of the rows that is held out, e.g. 0.2")
-    elif way == "time":
-        expected = "ood (the share of the latest rows) or after (a date)"
-        _check_either(key, split, "ood", "after", expected, problems)
-
-
-def _check_forms(key: Key, name: str, task: dict[str, Any], names: Names, problems: Problems) -> None:
-    """A task's forms, and the encoder that they need."""
-    for index, encoder in enumerate(encoders_of(task)):
-        if encoder not in names["encoders"]:
-            place = (*key, "encoder", index) if isinstance(task["encoder"], list) else (*key, "encoder")
-            problems.expected(place, encoder, one_of(names["encoders"]), names["encoders"])
-    forms = " and ".join(form for form in task["sequences"] if form != "tokens")
-    if forms and not catalog.residues(name, task):
-        problems.expected((*key, "sequences"), forms, "tokens: the task has no residues for an encoder to read")
-    elif forms and task["encoder"] is None:
-        problems.missing((*key, "encoder"), f"a name of `encoders` for {forms}")
 
 
 # --- Recipes ---
@@ -347,10 +217,10 @@ class _Lineage:
 
     def check(self) -> None:
         names, key, lineage = self.names, self.key, self.lineage
-        _check_known((*key, "tasks"), lineage["tasks"], names["tasks"], self.problems)
-        _check_known((*key, "backbones"), lineage["backbones"], names["backbones"], self.problems)
-        _check_known((*key, "cpt"), lineage["cpt"], ["none", *names["cpt"]], self.problems)
-        _check_known((*key, "sft"), lineage["sft"], names["sft"], self.problems)
+        check_known((*key, "tasks"), lineage["tasks"], names["tasks"], self.problems)
+        check_known((*key, "backbones"), lineage["backbones"], names["backbones"], self.problems)
+        check_known((*key, "cpt"), lineage["cpt"], ["none", *names["cpt"]], self.problems)
+        check_known((*key, "sft"), lineage["sft"], names["sft"], self.problems)
         reads_features = self._check_forms()
         self._check_block_size()
         self._check_examples()
@@ -429,7 +299,7 @@ class _Lineage:
         for kind in ("sft", "rl"):
             if not self.lineage[kind]:
                 self.problems.missing((*self.key, kind), f"the {kind} recipes that share the budget")
-        if not _check_either((*self.key, "budget"), budget, "epochs", "examples", "one of them", self.problems):
+        if not check_either((*self.key, "budget"), budget, "epochs", "examples", "one of them", self.problems):
             return
         counted = unit(budget)
         for index, pair in enumerate(budget["split"]):

@@ -36,6 +36,17 @@ Group = Annotated[str | int, t.Expected("text or integer")]
 Groups = Annotated[
     Annotated[list[Group], t.Some, t.UNIQUE], t.Expected("list of groups to hold out, e.g. [kinase, gpcr]")
 ]
+BySequence = Annotated[
+    t.Text | Annotated[dict[str, t.Text], Field(min_length=2)], t.Expected("text, or a mapping of names of sequences")
+]
+Modalities = Annotated[
+    t.Modality | Literal["text"] | Annotated[dict[str, t.Modality], Field(min_length=2)],
+    t.Expected("`dna`, `rna`, `protein` or `text`, or a mapping of names of sequences"),
+]
+SplitColumns = Annotated[
+    t.Text | Annotated[list[t.Text], Field(min_length=2), t.UNIQUE], t.Expected("text, or a list of 2 or more columns")
+]
+UnseenValues = Annotated[dict[str, Groups], Field(min_length=1), t.Expected("mapping of columns to lists of values")]
 AdapterName = Literal[tuple(ADAPTERS)]  # type: ignore[valid-type]
 
 
@@ -65,19 +76,26 @@ class BuiltinTask(Task):
 
 
 class Columns(t.Section):
-    """The columns of a table with `split`."""
+    """The columns of a table without groups."""
 
     id: t.Text = t.required("unique name of a row.")
-    sequence: t.Text = t.required("the sequence.")
+    sequence: BySequence = t.optional(
+        "the sequence; for several a mapping of their names in `prompt` to their columns, such as "
+        "`{reference: wt, variant: mut}`.",
+        "required unless `modality: text`",
+    )
     label: t.Text = t.required("the answer, one of `labels`.")
     reasoning: t.Text = t.optional(
         "reasoning to learn before the answer; without it the model learns to answer at once."
     )
-    position: t.Text = t.optional("where the variant is, counted from 1; what `flank` of an encoder is counted from.")
+    position: BySequence = t.optional(
+        "where the variant is, counted from 1; what `flank` of an encoder is counted from. With several sequences a "
+        "mapping too."
+    )
 
 
 class ColumnsWithGroup(Columns):
-    """The columns of a table."""
+    """The columns of a table with groups."""
 
     group: t.Text = t.required("what `ood` holds out: family, assay, cell line, ...")
 
@@ -88,8 +106,10 @@ class Split(t.Section):
     by: Annotated[Literal["group", "similarity", "time"], t.Choice] = t.required(
         "whole groups, whole clusters of similar sequences, or the latest rows."
     )
-    column: t.Text = t.optional(
-        "with `group` the column of the groups, with `time` that of the dates. An adapter has an option `group`.",
+    column: SplitColumns = t.optional(
+        "with `group` the column of the groups, with `time` that of the dates. An adapter has an option `group`. With "
+        "`group`, a list of columns holds out values of each (unseen gene, unseen drug, both). With `similarity`, "
+        "which of several sequences.",
         "required in own table",
     )
     ood: t.Share = t.optional(
@@ -107,19 +127,26 @@ class Table(Task):
     """A table of your own (`file`)."""
 
     file: t.Path = t.required("your table: `.csv`, `.tsv`, `.parquet` or `.jsonl`.")
-    modality: t.Modality = t.required("letters that are allowed in the sequence.")
+    modality: Modalities = t.required(
+        "letters that are allowed in the sequence. With several sequences one for all, or a mapping by name. `text`: "
+        "prompts without a sequence."
+    )
     unusual_letters: t.UnusualLetters = t.optional(t.UNUSUAL_IN_TASKS, t.UNUSUAL_DEFAULT)
     columns: Columns = t.required("which column holds what.")
     labels: Annotated[list[Label], Field(min_length=2), t.UNIQUE] = t.required(
         "the answer space, 2 or more. One line each, without `<`."
     )
     question: t.Text = t.optional(
-        "opens every prompt; the sequence and the labels follow.", "required without `prompt`"
+        "opens every prompt; the sequence, which must be one, and the labels follow.",
+        "required without `prompt`",
     )
     prompt: t.Text = t.optional(
-        "instead of `question`: the whole prompt, with columns of the table in braces. `{sequence}`, which must be "
-        "there once, is the tagged sequence and `{options}` the labels; `{{` is a brace. The columns of label and "
-        "reasoning are refused."
+        "instead of `question`: the whole prompt, with columns of the table in braces. `{sequence}`, or the name of "
+        "one of several sequences, is the tagged sequence, which must be there once, and `{options}` the labels; `{{` "
+        "is a brace. The columns of label and reasoning are refused."
+    )
+    conflicts: Annotated[Literal["refuse", "majority", "drop"], t.Choice] = t.optional(
+        "what to do with rows that have the same prompt and different labels ([below](#prompts)).", "`refuse`"
     )
 
 
@@ -128,6 +155,15 @@ class GroupedTable(Table):
 
     columns: ColumnsWithGroup = t.required("as above, and:")
     ood: Groups = t.required("the groups that are held out. All their rows are tested.")
+
+
+class UnseenTable(Table):
+    """A table of your own that holds out values of several columns (`ood` is a mapping)."""
+
+    ood: UnseenValues = t.required(
+        "the values that are held out, by column: `{gene: [TP53, MYC], drug: [aspirin]}`. A row with any of them is "
+        "tested; what is unseen of it is its group in the results."
+    )
 
 
 class SplitTable(Table):
@@ -200,8 +236,11 @@ class SplitData(Adapter):
 
 def _model(entry: dict[str, Any]) -> type[t.Section]:
     if "adapter" not in entry:
-        tables: type[t.Section] = SplitTable if "split" in entry else GroupedTable
-        return tables if "file" in entry else BuiltinTask
+        if "file" not in entry:
+            return BuiltinTask
+        if "split" in entry:
+            return SplitTable
+        return UnseenTable if isinstance(entry.get("ood"), dict) else GroupedTable
     adapter = ADAPTERS.get(str(entry["adapter"]))
     if adapter is None:
         return UnknownAdapter
@@ -211,6 +250,6 @@ def _model(entry: dict[str, Any]) -> type[t.Section]:
 
 
 AnyTask = Annotated[
-    BuiltinTask | GroupedTable | SplitTable | UnknownAdapter | PublishedSplits | GroupedData | SplitData,
+    BuiltinTask | GroupedTable | UnseenTable | SplitTable | UnknownAdapter | PublishedSplits | GroupedData | SplitData,
     t.OneModel(_model, "a mapping"),
 ]

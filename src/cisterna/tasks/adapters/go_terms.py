@@ -86,7 +86,6 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         rule=f"out of domain: proteins whose {options['group']!r} is one of {', '.join(held_out)}",
         sources=(*origin.get("sources", ()), options["ontology"], *_weight_files(options)),
         hub=origin.get("hub"),
-        columns={role: options[role] for role in QUESTION},
         ask=functools.partial(ask, options=options, rule=spec.get("unusual_letters")),
         terms=functools.partial(terms, spec),
     )
