@@ -255,3 +255,33 @@ def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own
     (tmp_path / "new.csv").write_text("seq,where\nACGU,1\n")
     predict(made.output, tmp_path / "new.csv", tmp_path / "wrong.parquet", code=2)
     assert "letter 'U' at position 4 is not a letter of dna" in capsys.readouterr().err
+
+
+def test_a_task_without_sequences_gives_the_file_that_a_challenge_asks_for(base, tmp_path):
+    """Perturbed gene, measured gene, cell line: from the table to baselines, a model and its probabilities."""
+    labels = ["up", "down", "none"]
+    rows = [
+        {"row": f"r{n}", "pert": f"P{n % 6}", "gene": f"G{n // 6}", "cell": "AB"[n % 2], "label": labels[n % 3]}
+        for n in range(60)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "own.csv", index=False)
+    spec = {
+        "file": str(tmp_path / "own.csv"), "modality": "text", "labels": labels, "ood": ["B"],
+        "columns": {"id": "row", "label": "label", "group": "cell"}, "prompt": "{pert} off: is {gene} {options}?",
+        "train": 18, "validation": 6, "id": 6,
+    }  # fmt: skip
+    splits.prepare("own", spec, 0, tmp_path / "data")
+    words = ["baselines", "--data", tmp_path / "data", "--options", '{"bootstrap": 20}', "--output", tmp_path / "b"]
+    assert cli.main(list(map(str, words))) == 0
+    assert files.read_json(tmp_path / "b" / "choices.json")["features"] == {"pert": "one-hot", "gene": "one-hot"}
+    assert files.read_json(tmp_path / "b" / "metrics.json")["logistic"]["id"]["auroc"]["value"] == 1  # P decides
+    made = Run("sft", base, tmp_path / "data", tmp_path / "m", SOLVE | {"fraction": 1.0}, 1).here()
+    (tmp_path / "new.csv").write_text("row,pert,gene\nx,P1,NEW\ny,P2,G3\n")
+    more = ["--columns", "id", *labels, "answer"]
+    predict(made.output, tmp_path / "new.csv", tmp_path / "sent.csv", more=more)
+    found = pd.read_csv(tmp_path / "sent.csv")
+    assert list(found.columns) == ["id", *labels, "answer"]
+    assert list(found["id"]) == ["x", "y"]
+    known = found[labels].dropna()
+    assert len(known) > 0
+    assert known.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
