@@ -15,6 +15,7 @@ from cisterna.data.audit import audit_folder
 from cisterna.errors import UserError
 from cisterna.sequences.windows import tagged_stretches
 from cisterna.tasks import catalog
+from tiny import READING
 
 EFFECTS = {
     "modality": "text",
@@ -323,3 +324,14 @@ def test_a_column_of_three_values_has_three(tmp_path):
     one = effects().assign(cell_line="K562")
     with pytest.raises(UserError, match=r"the \d+ examples have only one, 'K562'"):
         prepare(tmp_path / "b", one, conflicts="drop", **changes)
+
+
+def test_a_bank_has_the_features_of_every_sequence(tmp_path, esm):
+    from cisterna.sequences import feature_bank
+
+    frames, _ = prepare(tmp_path, pairs(), PAIRS)
+    feature_bank.build_for_task(esm, tmp_path / "out", READING | {"flank": 100}, tmp_path / "work", tmp_path / "bank")
+    bank = feature_bank.Bank(tmp_path / "bank")
+    for row in pd.concat(frames.values()).itertuples():
+        for part in row.segments:
+            assert bank.locate(part["sequence"])[1] == len(part["sequence"])

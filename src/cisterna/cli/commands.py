@@ -198,8 +198,8 @@ def audit(data: Path, output: Path | None) -> None:
 
 @command(
     path("checkpoint", metavar="CHECKPOINT"),
-    path("--input", help="csv, tsv, Parquet or JSON lines with the sequences; cells also .h5ad"),
-    path("--output", help="csv, tsv, Parquet or JSON lines by its ending, a row a sequence"),
+    path("--input", help="csv, tsv, Parquet or JSON lines with the new rows; cells also .h5ad"),
+    path("--output", help="csv, tsv, Parquet or JSON lines by its ending, a row for each"),
     mapping("--options", default={}, help="keys of the config's evaluation block that differ from their defaults"),
     option(
         "--probabilities", action="store_true", help="also the probability of each label: columns probability:LABEL"
@@ -216,7 +216,7 @@ def audit(data: Path, output: Path | None) -> None:
 def predict(
     checkpoint: Path, input: Path, output: Path, options: JSON, probabilities: bool, columns: list[str]
 ) -> None:
-    """Answer new sequences with a checkpoint of SFT or RL."""
+    """Answer new rows with a checkpoint of SFT or RL."""
     from cisterna.evaluation import predict
     from cisterna.study.config import evaluation_options
 

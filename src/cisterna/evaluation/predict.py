@@ -50,7 +50,7 @@ def predict(
     predicted.
 
     Raises UserError for a checkpoint that was not trained on a task, for an ending or a column that there is not, and
-    with the row for a sequence that the task cannot ask about.
+    with the row for one that the task cannot ask about.
     """
     write = WRITERS.get(output.suffix.lower())
     if write is None:
