@@ -138,7 +138,7 @@ def test_what_needs_a_sequence_is_refused(tmp_path, change, pattern):
 # --- Duplicates and conflicts ---
 
 
-def test_the_same_prompt_with_the_same_label_is_one_example_and_counted(tmp_path):
+def test_the_same_prompt_with_the_same_label_is_one_example_and_counted(tmp_path, capsys):
     frame = effects()
     content = ["perturbation", "gene", "cell_line", "effect"]
     frame.loc[7, content] = frame.loc[2, content].to_numpy()
@@ -147,6 +147,7 @@ def test_the_same_prompt_with_the_same_label_is_one_example_and_counted(tmp_path
     assert card["dropped"] == [
         {"reason": "the prompt of another row, with its label", "rows": 1, "examples": ["row 8 (id r7)"]}
     ]
+    assert "rows left out: 1: the prompt of another row, with its label (row 8 (id r7))" in capsys.readouterr().out
 
 
 def test_a_conflict_names_two_rows(tmp_path):
@@ -297,6 +298,10 @@ def test_audit_finds_a_held_out_value_that_came_into_train_afterwards(tmp_path):
         ({"ood": {"gene": ["GENE99"]}}, r"no row has the group 'GENE99' of `ood`. Column 'gene' has"),
         ({"ood": {"genes": ["GENE1"]}}, r"no column 'genes' \(ood\.genes\)"),
         (DRAWN | {"split": DRAWN["split"] | {"column": ["genes", "gene"]}}, r"no column 'genes' \(split\.column\)"),
+        (
+            DRAWN | {"split": DRAWN["split"] | {"column": ["gene", "cell_line"], "ood": 0.1}},
+            r"column 'cell_line' \(5% of the rows by each column, 10% by all\): no choice",
+        ),
     ],
 )
 def test_values_that_cannot_be_held_out(tmp_path, changes, pattern):

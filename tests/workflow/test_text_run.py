@@ -84,3 +84,10 @@ def test_new_rows_are_answered_and_the_study_is_whole(challenge: Clone) -> None:
     assert answers[["up", "down", "none"]].sum(axis=1).dropna().round(3).eq(1).all()
     for command in (["plan"], ["status"], ["verify"]):
         challenge.run("cisterna", *command)
+
+
+def test_the_report_shows_the_kinds_of_unseen_rows(challenge: Clone) -> None:
+    page = (challenge.results / "studies" / "challenge" / "figures" / RESULTS_PAGE).read_text()
+    assert "unseen gene" in page
+    assert "unseen perturbation" in page
+    challenge.snakemake("--report", "report.html")

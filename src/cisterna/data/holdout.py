@@ -98,7 +98,8 @@ def _by_values(examples: pd.DataFrame, split: Mapping[str, Any], seed: int, wher
     held_out = {}
     for place, column in enumerate(columns):
         texts = examples[unseen.PREFIX + column]
-        drawn = _draw(texts, each, seed + place, where, f"column {column!r}")  # not the same places in each column
+        what = f"column {column!r} ({each:.0%} of the rows by each column, {share:.0%} by all)"
+        drawn = _draw(texts, each, seed + place, where, what)  # not the same places in each column
         held_out[column] = sorted(set(texts[drawn]))
     marked = unseen.mark(examples, held_out)
     actual = marked["ood"].mean()

@@ -87,6 +87,9 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     for key in ("notes", "letters"):
         if provenance.get(key):
             card[key] = provenance[key]
+    for entry in dropped:
+        more = ", ..." if entry["rows"] > len(entry["examples"]) else ""
+        print(f"rows left out: {entry['rows']}: {entry['reason']} ({', '.join(entry['examples'])}{more})", flush=True)
     with files.new_folder(Path(output)) as folder:
         for split, frame in frames.items():
             write(frame, folder / f"{split}.parquet")
