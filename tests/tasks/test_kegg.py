@@ -285,6 +285,15 @@ def test_repeats_over_splits_are_dropped_from_train_and_counted(tmp_path):
     assert not {"train-1", "train-2", "train-4"} & set(frames["train"]["id"])
 
 
+def test_a_prompt_with_two_answers_is_listed_apart(tmp_path):
+    train = rows("train", ROWS["train"])
+    train.loc[2] = train.loc[3]
+    train.loc[2, "answer"] = next(name for name in DISEASES if name != train.loc[3, "answer"])
+    _, card = prepare(tmp_path / "out", save(tmp_path / "raw", train=train))
+    (entry,) = card["dropped"]
+    assert (entry["reason"], entry["rows"]) == ("train, prompt also in train, with another answer", 1)
+
+
 def test_one_variant_may_be_asked_about_twice_in_one_split(tmp_path):
     train = rows("train", ROWS["train"])
     train.loc[1, list(variants.PAIR)] = train.loc[0, list(variants.PAIR)].to_numpy()

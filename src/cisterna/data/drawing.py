@@ -83,7 +83,7 @@ def describe_draw(examples: pd.DataFrame) -> str:
 def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Examples of data that come with splits, without the repeats that `audit` refuses, and which were dropped.
 
-    Of rows with the same prompt in one split the first is kept. If rows in two splits share a sequence or a prompt,
+    Of rows with the same prompt in one split the first is kept; those with another answer are listed apart. If rows in two splits share a sequence or a prompt,
     those of train are dropped; if the two splits are id and ood, those of id.
     """
     dropped: list[dict[str, Any]] = []
@@ -91,7 +91,10 @@ def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str
     for split, frame in kept.items():
         again = frame["prompt"].duplicated()
         once = frame[~again]
-        dropped += tables.dropped(f"{split}, prompt also in {split}", list(frame["id"][again]))
+        differs = frame["answer"] != frame.groupby("prompt")["answer"].transform("first")
+        reason = f"{split}, prompt also in {split}"
+        dropped += tables.dropped(reason, list(frame["id"][again & ~differs]))
+        dropped += tables.dropped(f"{reason}, with another answer", list(frame["id"][again & differs]))
         for tested in ("ood", "id"):
             if tested == split:
                 break

@@ -138,9 +138,11 @@ def read(name: str, spec: Mapping[str, Any]) -> pd.DataFrame:
         )
     kept = frame[~without]
     again = kept["sequence"].duplicated()
+    differs = kept["answer"] != kept.groupby("sequence")["answer"].transform("first")
     dropped = [
         *tables.dropped("no other term", list(frame["id"][without])),
-        *tables.dropped("the sequence of an earlier row", list(kept["id"][again])),
+        *tables.dropped("the sequence of an earlier row", list(kept["id"][again & ~differs])),
+        *tables.dropped("the sequence of an earlier row, with other terms", list(kept["id"][again & differs])),
     ]
     notes = [
         f"{left_out} gold ids left out: obsolete, or not in {options['ontology']} (version {ontology.version})",
