@@ -83,8 +83,8 @@ def describe_draw(examples: pd.DataFrame) -> str:
 def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Examples of data that come with splits, without the repeats that `audit` refuses, and which were dropped.
 
-    Of rows with the same prompt in one split the first is kept; those with another answer are listed apart. If rows in two splits share a sequence or a prompt,
-    those of train are dropped; if the two splits are id and ood, those of id.
+    Of rows with the same prompt in one split the first is kept; those with another answer are listed apart. If rows in
+    two splits share a sequence or a prompt, those of train are dropped; if the two splits are id and ood, those of id.
     """
     dropped: list[dict[str, Any]] = []
     kept = {split: examples[examples[tasks.SPLIT] == split] for split in ("ood", "id", "train")}
