@@ -5,13 +5,14 @@ import random
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from cisterna import tasks
 from cisterna.constants import SPLITS
 from cisterna.data import splits
 from cisterna.data.audit import audit_folder
+from cisterna.data.holdout import hold_out
 from cisterna.errors import UserError
 from cisterna.sequences.windows import tagged_stretches
 from cisterna.tasks import catalog
@@ -282,6 +283,28 @@ def test_drawn_values_have_about_the_share_of_the_rows_whatever_their_order(tmp_
     assert 0.2 < len(frames["ood"]) / 200 < 0.4
     _, again = prepare(tmp_path / "b", effects().sample(frac=1, random_state=1), **DRAWN)
     assert again["files"] == card["files"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), min_size=20, max_size=36, unique=True),
+    st.sampled_from([0.2, 0.3, 0.5]),
+    st.integers(0, 3),
+)
+@settings(max_examples=50)
+def test_no_held_out_value_is_in_domain_whatever_the_table(pairs, share, seed):
+    genes, drugs = zip(*pairs, strict=True)
+    frame = pd.DataFrame({"id": range(len(pairs)), "split:gene": genes, "split:drug": drugs}).astype(str)
+    try:
+        found = hold_out(frame, {"by": "group", "column": ["gene", "drug"], "ood": share}, seed, "mine")
+    except UserError as error:
+        assume("no choice" not in str(error) and "not near" not in str(error))
+        raise
+    inside, outside = found.examples[~found.examples["ood"]], found.examples[found.examples["ood"]]
+    assert share / 2 <= len(outside) / len(frame) <= 2 * share
+    for column, values in found.unseen.items():
+        assert values
+        assert not set(inside[f"split:{column}"]) & set(values)
+        assert outside["group"][outside[f"split:{column}"].isin(values)].str.contains(column).all()
 
 
 def test_audit_finds_a_held_out_value_that_came_into_train_afterwards(tmp_path):

@@ -90,10 +90,11 @@ class TablePrompt:
                 center(text, len(sequence), f"{path}: row {row}: column {column!r}")
                 for row, (text, sequence) in enumerate(zip(texts, cells[name], strict=True), 1)
             ]
-        return [
-            [segment(cells[name].iloc[row], 0, centers[name][row]) for name in self.modalities]
-            for row in range(len(cells))
-        ]
+        segments: list[list[dict[str, Any]]] = [[] for _ in range(len(cells))]
+        for name in self.modalities:
+            for row, sequence, middle in zip(segments, cells[name], centers[name], strict=True):
+                row.append(segment(sequence, 0, middle))
+        return segments
 
     def write(self, cells: pd.DataFrame) -> list[str]:
         """The prompt of each row, ending with a newline."""
@@ -106,8 +107,8 @@ class TablePrompt:
             prompts.append("".join(text + ("" if name is None else values[name]) for text, name in parts) + "\n")
         return prompts
 
-    def keys(self, cells: pd.DataFrame, identifier: str) -> list[str]:
-        """What tells prompts apart: the prompts, without the column of the id, which only names a row."""
+    def write_without(self, cells: pd.DataFrame, identifier: str) -> list[str]:
+        """The prompts without the column of the id, which only names a row: what tells prompts apart."""
         return self.write(cells.assign(**{identifier: ""}) if identifier in self.fields else cells)
 
     def by_sequence(self, identifier: str) -> bool:

@@ -157,7 +157,7 @@ def examples(
     cells = prompt.read(raw, path)
     frame["segments"] = pd.Series(prompt.segments(cells, raw, path), dtype=object)
     frame["prompt"] = prompt.write(cells)
-    frame["key"] = prompt.keys(cells, columns["id"])
+    frame["key"] = prompt.write_without(cells, columns["id"])
     sequences = [cells[name] for name in prompt.modalities]
     frame["sequence"] = ["/".join(row) for row in zip(*sequences, strict=True)] if sequences else ""
     if "group" not in frame.columns:

@@ -61,8 +61,8 @@ class Task(t.Section):
     )
     sequences: Annotated[list[t.Form], t.Some, t.UNIQUE, t.LISTED] = t.default(
         ["tokens"],
-        "the [forms](#encoders) in which models get the sequences, one or a list. `cell-type` and `cells` have no "
-        "residues, so only `tokens`.",
+        "the [forms](#encoders) in which models get the sequences, one or a list. Only `tokens` for tasks "
+        "without residues: `cell-type`, `cells`, and tables with `modality: text`.",
     )
     encoder: Annotated[t.Names, t.ONE_OR_MORE] | None = t.default(
         None, "the encoder, or a list of them; required for `features` and `both`."
