@@ -43,8 +43,8 @@ def challenge(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     config = edited(
         study="challenge",
         tasks={"effects": task},
-        lineages=[{"sft": ["brief"], "rl": [{"recipe": "grpo", "from": [4]}]}],
-        recipes__sft__brief__epochs=[4, 16],
+        lineages=[{"sft": ["brief"], "rl": [{"recipe": "grpo", "from": [2]}]}],
+        recipes__sft__brief__epochs=[2, 16],
         recipes__rl__grpo=CONFIG["recipes"]["rl"]["grpo"],
     )
     clone = make(tmp_path_factory.mktemp("challenge") / "study", config)
