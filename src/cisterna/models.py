@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cisterna import updates
 from cisterna.artifacts import checkpoint, files, weights
 from cisterna.errors import UserError, one_line
-from cisterna.sequences import inputs_file, tokenization
+from cisterna.sequences import conventions, inputs_file, tokenization
 from cisterna.sequences.source import restore
 
 if TYPE_CHECKING:
@@ -105,12 +105,16 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         )
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
+        known = conventions.derive(tokenizer, model)
     before = len(tokenizer)
     # Not normalized: a tokenizer that normalizes its text would read <|protein:K|> with a Kelvin sign as the token.
     added = (token for token in tokenization.added_tokens() if token not in tokenizer.get_vocab())
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = known.end_tokens[0]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    conventions.write(folder, known)
     tokenizer.save_pretrained(folder)
     tensors = {}
     for name, module in _embeddings(model).items():
@@ -220,6 +224,7 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
             _cast(model, dtype)
     if any(hasattr(module, "update_down") for module in model.modules()):
         model.save_pretrained = _refuse_to_save
+    conventions.obey(model, tokenization.load(base))
     return model.eval()
 
 

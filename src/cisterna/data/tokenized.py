@@ -2,7 +2,8 @@
 
 A tokenized corpus is a folder:
 
-    train.npy      uint32, shape (tokens,): documents one after the other, each ended by the end-of-text token
+    train.npy      uint32, shape (tokens,): documents one after the other, each with the backbone's
+                   start tokens before it and its end-of-text token after it
     starts.npy     int64, shape (documents,): where each document of train.npy starts
     heldout.npy, heldout_starts.npy     the same for the documents that are held out for perplexity
     card.json      exact counts
@@ -22,7 +23,7 @@ import numpy as np
 from cisterna.artifacts import files
 from cisterna.data.corpus import select_documents
 from cisterna.errors import UserError
-from cisterna.sequences import letters, tokenization
+from cisterna.sequences import conventions, letters, tokenization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ def tokenize_corpus(
     written.
     """
     tokenizer = tokenization.load(base)
+    start, end = np.asarray(conventions.start_ids(tokenizer)), np.asarray([tokenizer.eos_token_id])
     options = dict(options or {})
     card: dict[str, object] = {"modality": modality, "source": source.name}
     if options:
@@ -51,7 +53,7 @@ def tokenize_corpus(
         streams = {heldout: stack.enter_context(_Stream(folder / f"{name}.npy")) for heldout, name in names.items()}
         reader = None if modality == "text" else letters.Reader(modality, options.get("unusual_letters"))
         for heldout, ids in _token_ids(source, modality, tokenizer, options, reader):
-            streams[heldout].add([*ids, np.asarray([tokenizer.eos_token_id])])
+            streams[heldout].add([start, *ids, end])
         for heldout, name in names.items():
             lengths = np.asarray(streams[heldout].lengths)
             if not len(lengths):

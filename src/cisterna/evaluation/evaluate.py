@@ -92,11 +92,17 @@ def evaluate(
         loaded = generate.load(folder, bank)
         columns = ["id", "prompt", "segments", "answer", "group"]
         frames = {split: pd.read_parquet(path, columns=columns) for split, path in tables.items()}
+        prompts = {split: loaded.encode(frame) for split, frame in frames.items()}
+        for split, frame in frames.items():
+            scored = space.labels if options.get("calibration") else ()
+            generate.check(loaded, prompts[split], frame, scored, options, tables[split])
+            answers.check_written(space, frame["answer"], loaded.tokenizer, tables[split])
         on_batch = _reporter(work, output, options, sum(map(len, frames.values()))) if work else None
         predictions, results = {}, {}
         groups: dict[str, Any] = {}
         for split, frame in frames.items():
-            predictions[split], logs = _answer(loaded, frame, space, options, work / split if work else None, on_batch)
+            saved = work / split if work else None
+            predictions[split], logs = _answer(loaded, frame, prompts[split], space, options, saved, on_batch)
             results[split] = _score(predictions[split], logs, space, options)
             seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
             groups[split] = scores.of_groups(predictions[split], space, seed, resamples)
@@ -133,6 +139,7 @@ def _reporter(work: Path, output: Path, options: Mapping[str, Any], examples: in
 def _answer(
     loaded: LoadedModel,
     frame: pd.DataFrame,
+    prompts: list[list[int]],
     space: AnswerSpace,
     options: Mapping[str, Any],
     saved: Path | None,
@@ -146,7 +153,6 @@ def _answer(
     def next_to(name: str) -> Path | None:
         return saved.with_name(f"{saved.name}-{name}") if saved else None
 
-    prompts = loaded.encode(frame)
     outputs = generate.generate(loaded, prompts, options, saved, on_batch)
     table = frame.join(generate.read(loaded, outputs, space.parse))
     table["repeated"] = [repeats(loaded.before_end(output)) for output in outputs]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cisterna import models, updates
 from cisterna.artifacts import files
 from cisterna.scoring import answers
-from cisterna.sequences import tokenization
+from cisterna.sequences import conventions, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
 from cisterna.study.config import evaluation_keys
@@ -47,9 +47,8 @@ class LoadedModel:
         return encode_prompts(self.tokenizer, list(frame["prompt"]), self.source, list(frame["segments"]), first_row)
 
     def before_end(self, output: list[int]) -> list[int]:
-        """Generated token ids up to the end-of-text token, or all of them where there is none."""
-        end = self.tokenizer.eos_token_id
-        return output[: output.index(end)] if end in output else output
+        """Generated token ids up to the first end token, or all of them where there is none."""
+        return tokenization.before_end(self.tokenizer, output)
 
 
 def load(folder: Path, bank: Path | None = None) -> LoadedModel:
@@ -109,6 +108,22 @@ def generate(
         if on_batch:
             on_batch(len(batch))
     return [outputs[index] for index in range(len(prompts))]
+
+
+def check(
+    loaded: LoadedModel,
+    prompts: Sequence[list[int]],
+    frame: pd.DataFrame,
+    labels: Sequence[str],
+    options: Mapping[str, Any],
+    source: object,
+) -> None:
+    """UserError for prompts that the model cannot read or answer in full. `labels` are those that get probabilities."""
+    names = frame["id"].astype(str).tolist()
+    tokenization.check_known(loaded.tokenizer, prompts, names, source)
+    more = int(options["max_new_tokens"]) + max(map(len, _endings(loaded.tokenizer, labels)), default=0)
+    advice = "Lower max_new_tokens in `evaluation`, shorten the prompts, or use another backbone"
+    conventions.check_positions(loaded.model, list(map(len, prompts)), names, more, str(source), advice)
 
 
 def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,9 +212,9 @@ def label_logs(
 def _endings(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> list[list[int]]:
     """The token ids after `</think>` of an output that answers each label, as SFT tokenizes them."""
     escaped = tokenization.escape(tokenizer, list(labels))
-    texts = [tokenization.expand(answers.completion("", label) + tokenizer.eos_token) for label in escaped]
+    encoded = tokenization.encode_completions(tokenizer, [answers.completion("", label) for label in escaped])
     end = tokenizer.convert_tokens_to_ids(answers.END_THINK)
-    return [ids[ids.index(end) + 1 :] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [ids[ids.index(end) + 1 :] for ids in encoded]
 
 
 def _continuation_logs(loaded: LoadedModel, starts: list[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:

@@ -12,6 +12,7 @@ from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
 from cisterna.evaluation.generate import load_on_device
 from cisterna.scoring import bootstrap
+from cisterna.sequences import conventions
 
 BATCH = 16  # blocks
 
@@ -22,6 +23,7 @@ def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: 
     Corpus -> value, low and high (95%, bootstrap over blocks of `block_size` tokens), n (predicted tokens).
     """
     model, device = load_on_device(folder)
+    conventions.check_positions(model, [block_size], ["a block"], 0, str(folder), "Lower block_size")
     results = {}
     for corpus in corpora:
         blocks = Blocks(corpus, block_size, part="heldout")

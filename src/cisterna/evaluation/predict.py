@@ -69,6 +69,7 @@ def predict(
     parse = Labels(tuple(labels)).parse if labels else answers.parse_terms
     loaded = generate.load(folder)
     prompts = loaded.encode(questions)
+    generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)
     outputs = generate.generate(loaded, prompts, options)
     frame = pd.concat([given, generate.read(loaded, outputs, parse)], axis=1)
     if probabilities:

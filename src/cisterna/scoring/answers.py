@@ -31,6 +31,7 @@ from cisterna.errors import UserError
 from cisterna.scoring import gene_ontology, metrics, term_sets
 from cisterna.scoring.bootstrap import RESAMPLES, Summary
 from cisterna.scoring.gene_ontology import Ontology
+from cisterna.sequences import tokenization
 
 THINK = "<think>"
 END_THINK = "</think>"
@@ -76,6 +77,22 @@ def join(terms: Iterable[str]) -> str:
 def split(answer: str) -> list[str]:
     """The terms of an answer that `join` or `parse_terms` wrote."""
     return answer.split(SEPARATOR)
+
+
+def check_written(space: "AnswerSpace", answers: Iterable[str], tokenizer: Any, source: object) -> None:
+    """UserError for an answer that a model with this tokenizer could not give, because its text comes back changed.
+
+    Checked are all labels; of sets of terms each term in `answers`.
+    """
+    terms = (term for answer in answers for term in split(answer))
+    unique = list(space.labels or dict.fromkeys(terms))
+    texts = [completion("", answer) for answer in tokenization.escape(tokenizer, unique)]
+    for answer, ids in zip(unique, tokenization.encode_completions(tokenizer, texts), strict=True):
+        output, _ = tokenization.decode_completion(tokenizer, ids)
+        if space.parse(output) != answer:
+            read = _answered(output) or output
+            what = f"the answer {answer!r} cannot be given: the tokenizer of the backbone"
+            raise UserError(f"{source}: {what} {tokenization.CHANGES.format(answer, read)}")
 
 
 def _answered(output: str) -> str | None:

@@ -11,7 +11,7 @@ form (config key `sequences`) says what the model reads between the tags:
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cisterna.sequences import encoders, tokenization
+from cisterna.sequences import conventions, encoders, tokenization
 from cisterna.sequences.source import Features, SequenceSource
 from cisterna.sequences.windows import tagged_stretches, window_of
 
@@ -26,19 +26,20 @@ def encode_prompts(
     segments: Sequence[Sequence[Mapping[str, Any]]],
     first: int,
 ) -> list[list[int]]:
-    """Token ids of prompts, through the chat template where the tokenizer has one.
+    """Token ids of prompts, through the chat template where the tokenizer has one, after its start tokens.
 
     `segments` has, for each prompt, the context (`cisterna.tasks.segment`) of each tagged stretch, in order; it is used
     for features only. `first` is the size of the model's vocabulary: row r of the features has the id first + r.
     """
     texts = tokenization.render_prompts(tokenizer, prompts, source.form)
     if source.features is None:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [conventions.started(tokenizer, ids) for ids in encoded]
     pieces = [text.split(tokenization.PLACEHOLDER) for text in texts]
     ids = iter(tokenizer([piece for parts in pieces for piece in parts], add_special_tokens=False)["input_ids"])
     encoded = []
     for prompt, parts, contexts in zip(prompts, pieces, segments, strict=True):
-        prompt_ids = list(next(ids))
+        prompt_ids = conventions.started(tokenizer, list(next(ids)))
         for stretch, segment in zip(tagged_stretches(prompt), contexts, strict=True):
             prompt_ids += [first + row for row in _rows(source.features, stretch, segment)] + next(ids)
         assert len(parts) == len(contexts) + 1

@@ -5,20 +5,24 @@ Between tags (`<dna>ACGT</dna>`, `<rna>ACGU</rna>`, `<protein>MKV</protein>`) ev
 `expand` writes the tokens out as text, which any Hugging Face tokenizer with the `added_tokens()` can read, also inside
 TRL's trainers; `residue_ids` converts a whole sequence at once for corpora.
 
-All other text is data and cannot contain a token of structure: `escape` breaks up every added token in it, also those
-of a pretrained tokenizer. In the output of a model such tokens are spelled out (`decode_completion`), so that they are
-not mistaken for the text that they look like.
+All other text is data and cannot contain a token of structure: `escape` breaks up each of them in it, also those of a
+pretrained tokenizer. Words that somebody added to a tokenizer, such as names of genes, are no structure. In the output
+of a model tokens of structure are spelled out (`decode_completion`), so that they are not mistaken for the text that
+they look like.
 
 Not for corpora (`cisterna.data.tokenized`), not for features in prompts (`cisterna.sequences.prompt`), not for
 parsing answers (`cisterna.scoring.answers`).
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cisterna.errors import UserError
+from cisterna.sequences import conventions
+from cisterna.sequences.conventions import THINK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,16 +31,17 @@ if TYPE_CHECKING:
 ALPHABETS = {"dna": "ACGTN", "rna": "ACGUN", "protein": "ACDEFGHIKLMNPQRSTVWYX"}  # the last is the unknown residue
 # Letters for ambiguous and rare residues (IUPAC), which have no token of their own: they share that of the unknown one.
 UNUSUAL = {"dna": "RYSWKMBDHV", "rna": "RYSWKMBDHV", "protein": "BJOUZ"}
-THINK = ("<think>", "</think>")
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 MASK = "<|mask|>"
 UNKNOWN = "<|unknown|>"
+CHANGES = "writes {!r} as {!r}; use another name for it, or another backbone"
 PLACEHOLDER = "\x00"  # in a prompt: the feature rows of a stretch of residues; refused in tables of users
 
 TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
 _RESIDUE = re.compile(r"<\|(?:dna|rna|protein):([A-Z])\|>")
 _SPELLED = re.compile(r"<(dna|rna|protein)>(?:<\|\1:[A-Z]\|>)*</\1>")
+_MARKUP = re.compile(r"[<>|\[\]{}]")
 _TABLES = {
     modality: {ord(letter): f"<|{modality}:{letter}|>" for letter in letters}
     | {ord(letter): f"<|{modality}:{letters[-1]}|>" for letter in UNUSUAL[modality]}
@@ -75,18 +80,22 @@ def expand(text: str, form: str = "tokens") -> str:
 
 
 def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
-    """Texts without added tokens of a tokenizer: a space is put after the first letter of each.
+    """Texts without the structure tokens of a tokenizer: a space is put after the first letter of each.
 
     Stretches of residues between tags stay as they are.
     """
-    pattern = re.compile(f"{TAGGED.pattern}|({_added(tokenizer)})")
+    pattern = re.compile(f"{TAGGED.pattern}|({_structure(tokenizer)})")
     return [pattern.sub(lambda match: match[0] if match[1] else _broken(match), text) for text in texts]
 
 
-def _added(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A pattern of the added tokens, except runs of blanks and single characters, which some tokenizers add."""
-    added = (token for token in tokenizer.get_added_vocab() if len(token) > 1 and token.strip())
-    return "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
+def _structure(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A pattern of the structure tokens: added ones that are special or have a bracket or bar, as control tokens have.
+
+    Some tokenizers add runs of blanks and single characters too; these are no structure.
+    """
+    added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
+    tokens = {text for text, special in added if len(text) > 1 and text.strip() and (special or _MARKUP.search(text))}
+    return "|".join(map(re.escape, sorted(tokens, key=lambda text: (-len(text), text)))) or "(?!)"
 
 
 def _broken(match: re.Match[str]) -> str:
@@ -99,13 +108,58 @@ def collapse(text: str) -> str:
 
 
 def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
-    """The text of a completion up to the end-of-text token, and whether there is one.
+    """The text of a completion up to the first end token, and whether there is one.
 
-    Control tokens are spelled out, so that an answer with a control token differs from the answer without it.
+    It begins with what the chat template has written of it. Control tokens are spelled out, so that an answer with a
+    control token differs from the answer without it.
     """
-    finished = tokenizer.eos_token_id in ids
-    kept = list(ids)[: list(ids).index(tokenizer.eos_token_id)] if finished else ids
-    return collapse(tokenizer.decode(kept, skip_special_tokens=False)), finished
+    kept = before_end(tokenizer, ids)
+    text = conventions.of(tokenizer).opening + tokenizer.decode(kept, skip_special_tokens=False)
+    return collapse(text), len(kept) < len(ids)
+
+
+def before_end(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[int]:
+    """Token ids of a completion up to the first end token, or all of them where there is none."""
+    ends = conventions.end_ids(tokenizer)
+    return list(itertools.takewhile(lambda token: token not in ends, ids))
+
+
+def encode_completions(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of completions as SFT teaches them, with the end token of a turn.
+
+    What the chat template writes of a completion is part of the prompt, and left out.
+    """
+    if not texts:
+        return []
+    written = conventions.of(tokenizer).opening.strip()
+    texts = [expand(text.removeprefix(written)) for text in texts]
+    end = conventions.turn_end_id(tokenizer)
+    return [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def check_words(tokenizer: "PreTrainedTokenizerBase", words: Iterable[str], source: object) -> None:
+    """UserError for a word, such as the name of a gene, that comes back from the tokenizer as another text."""
+    unique = list(dict.fromkeys(words))
+    rows = encode_text(tokenizer, [f" {word}" for word in unique])
+    for word, row in zip(unique, rows, strict=True):
+        read = tokenizer.decode(row, skip_special_tokens=False).strip()
+        if read != word:
+            raise UserError(f"{source}: the tokenizer of the backbone {CHANGES.format(word, read)}")
+
+
+def check_known(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]], names: Sequence[str], source: object
+) -> None:
+    """UserError for a text with letters that the tokenizer has no token for. `rows` are the token ids of texts."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in conventions.end_ids(tokenizer) + conventions.start_ids(tokenizer):
+        return
+    lost = [name for name, row in zip(names, rows, strict=True) if unknown in row]
+    if lost:
+        raise UserError(
+            f"{source}: {len(lost)} of {len(rows)} texts have letters for which the tokenizer of the backbone has no "
+            f"token (first: {lost[0]}). Change these texts, or use another backbone"
+        )
 
 
 def build(vocab_size: int, files: Iterable[Path]) -> "PreTrainedTokenizerBase":
@@ -159,13 +213,14 @@ def build_for_encoder() -> "PreTrainedTokenizerBase":
 
 
 def load(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a base checkpoint, with padding on the left for generation. UserError if there is none."""
+    """The tokenizer of a base checkpoint with its conventions, padding on the left. UserError if there is none."""
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{folder}: no tokenizer; expected a base checkpoint, made by `cisterna base`")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
+    conventions.attach(tokenizer, conventions.read(folder, tokenizer))
     return tokenizer
 
 
@@ -173,7 +228,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> l
     """Token ids of texts without sequences: tags in them are ordinary letters. All texts are encoded in one call."""
     if not texts:
         return []
-    pattern = re.compile(_added(tokenizer))
+    pattern = re.compile(_structure(tokenizer))
     return tokenizer([pattern.sub(_broken, text) for text in texts], add_special_tokens=False)["input_ids"]
 
 
@@ -202,5 +257,4 @@ def render_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str],
     texts = [expand(text, form) for text in escape(tokenizer, prompts)]
     if not getattr(tokenizer, "chat_template", None):
         return texts
-    messages = [[{"role": "user", "content": text}] for text in texts]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return conventions.render(tokenizer, texts)

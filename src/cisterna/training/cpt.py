@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
+from cisterna.sequences import conventions
 from cisterna.training.run import open_run
 from cisterna.training.stage import StageArguments, configure, load_parent, lora
 
@@ -25,6 +26,7 @@ def train(arguments: StageArguments, corpora: list[Path]) -> None:
         block_size = int(arguments.recipe["block_size"])
         blocks: ConcatDataset = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
         tokenizer, model = load_parent(arguments)
+        conventions.check_positions(model, [block_size], ["a block"], 0, "recipe", "Lower block_size")
         adapter = lora(arguments)
         trainer = transformers.Trainer(
             model=get_peft_model(model, adapter) if adapter else model,

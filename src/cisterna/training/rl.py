@@ -24,13 +24,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import updates
 from cisterna.errors import UserError
-from cisterna.scoring import answers, rewards
+from cisterna.scoring import rewards
 from cisterna.sequences import inputs_file
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.study.config import recipe_defaults
 from cisterna.training.run import open_run
-from cisterna.training.stage import StageArguments, configure, load_examples, load_parent, lora
+from cisterna.training.stage import StageArguments, check_examples, configure, load_examples, load_parent, lora
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
@@ -40,12 +40,13 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         frame, card = examples.frame, examples.card
         tokenizer, model = load_parent(arguments, source)
         shares = arguments.recipe.get("rewards") or recipe_defaults("rl")["rewards"]
-        functions, weights = rewards.trl_functions(shares, answers.load_space(card, data), tokenizer)
+        functions, weights = rewards.trl_functions(shares, examples.space, tokenizer)
         inputs = source.describe(card, model)
         first = model.get_input_embeddings().num_embeddings
         prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
         adapter = lora(arguments, source)
         config = configure(GRPOConfig, arguments, reward_weights=weights)
+        check_examples(tokenizer, model, prompts, examples, more=config.max_completion_length)
         if len(frame) * config.num_generations < config.generation_batch_size:
             raise UserError(
                 f"{examples.path}: {len(frame)} prompts do not fill one batch of "

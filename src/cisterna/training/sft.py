@@ -24,7 +24,15 @@ from cisterna.sequences import inputs_file, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.training.run import open_run
-from cisterna.training.stage import Examples, StageArguments, configure, load_examples, load_parent, lora
+from cisterna.training.stage import (
+    Examples,
+    StageArguments,
+    check_examples,
+    configure,
+    load_examples,
+    load_parent,
+    lora,
+)
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
@@ -36,6 +44,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         config = configure(SFTConfig, arguments)
         rows = tokenize(tokenizer, examples.frame, source, model.get_input_embeddings().num_embeddings)
         _check_lengths(rows, examples, config.max_length)
+        check_examples(tokenizer, model, rows["input_ids"], examples, more=0)
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -70,11 +79,8 @@ def tokenize(
     """
     prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
     reasonings, labels = (tokenization.escape(tokenizer, list(frame[column])) for column in ("reasoning", "answer"))
-    texts = [
-        tokenization.expand(answers.completion(reasoning, answer) + tokenizer.eos_token)
-        for reasoning, answer in zip(reasonings, labels, strict=True)
-    ]
-    completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = [answers.completion(*pair) for pair in zip(reasonings, labels, strict=True)]
+    completions = tokenization.encode_completions(tokenizer, texts)
     pairs = list(zip(prompts, completions, strict=True))
     return {
         "input_ids": [prompt + completion for prompt, completion in pairs],

@@ -20,7 +20,9 @@ from peft import LoraConfig
 from cisterna import models, updates
 from cisterna.data import splits
 from cisterna.errors import UserError
-from cisterna.sequences import inputs_file, tokenization
+from cisterna.scoring import answers
+from cisterna.scoring.answers import AnswerSpace
+from cisterna.sequences import conventions, inputs_file, tokenization
 from cisterna.sequences.source import TOKENS, SequenceSource, connect
 from cisterna.study.config import recipe_keys
 from cisterna.study.config.recipes import Lora
@@ -160,12 +162,13 @@ def lora(arguments: StageArguments, source: SequenceSource = TOKENS) -> LoraConf
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of train that a recipe uses, the file that they are from with its SHA-256, and the card of the splits."""
+    """Rows of train that a recipe uses, the file that they are from with its SHA-256, the card, the answer space."""
 
     frame: pd.DataFrame
     path: Path
     hashes: dict[str, str]
     card: dict[str, Any]
+    space: AnswerSpace
 
 
 def load_examples(arguments: StageArguments, data: Path) -> Examples:
@@ -178,7 +181,28 @@ def load_examples(arguments: StageArguments, data: Path) -> Examples:
     path = splits.check(data, "train", card)
     hashes = {path.name: card["files"][path.name]}
     inputs_file.check_data(arguments.parent, card["task"], hashes)
-    return Examples(head(pd.read_parquet(path), arguments.recipe), path, hashes, card)
+    frame = head(pd.read_parquet(path), arguments.recipe)
+    return Examples(frame, path, hashes, card, answers.load_space(card, data))
+
+
+def check_examples(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    model: transformers.PreTrainedModel,
+    rows: list[list[int]],
+    examples: Examples,
+    more: int,
+) -> None:
+    """UserError for examples that the backbone cannot read or answer in full.
+
+    `rows` are the token ids of the examples, after which the model writes up to `more`.
+    """
+    names, source = examples.frame["id"].astype(str).tolist(), examples.path
+    lists = examples.frame["sequence"][examples.frame["sequence"].str.contains(" ", regex=False, na=False)]
+    answers.check_written(examples.space, examples.frame["answer"], tokenizer, source)
+    tokenization.check_words(tokenizer, (word for words in lists for word in words.split()), source)  # genes of cells
+    tokenization.check_known(tokenizer, rows, names, source)
+    advice = "Lower max_completion_length in the recipe, shorten the prompts, or use another backbone"
+    conventions.check_positions(model, list(map(len, rows)), names, more, str(source), advice)
 
 
 def head(frame: pd.DataFrame, recipe: Mapping[str, Any]) -> pd.DataFrame:
