@@ -90,9 +90,8 @@ def check_written(space: "AnswerSpace", answers: Iterable[str], tokenizer: Any, 
     for answer, ids in zip(unique, tokenization.encode_completions(tokenizer, texts), strict=True):
         output, _ = tokenization.decode_completion(tokenizer, ids)
         if space.parse(output) != answer:
-            read = _answered(output) or output
-            what = f"the answer {answer!r} cannot be given: the tokenizer of the backbone"
-            raise UserError(f"{source}: {what} {tokenization.CHANGES.format(answer, read)}")
+            change = tokenization.CHANGES.format(ANSWER + answer, output.rpartition(END_THINK)[2])
+            raise UserError(f"{source}: the answer {answer!r} cannot be given: the tokenizer of the backbone {change}")
 
 
 def _answered(output: str) -> str | None:
