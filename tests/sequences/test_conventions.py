@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import normalizers, processors
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, Qwen3Config
 
 from cisterna import models
 from cisterna.artifacts import files
@@ -23,7 +23,7 @@ from tiny import hub_model, publish
 TURNS = "{% for m in messages %}<|turn|>{{ m.content }}<|close|>\n{% endfor %}"
 TEMPLATE = TURNS + "{% if add_generation_prompt %}<|turn|>{% endif %}"
 OPENED = TURNS + "{% if add_generation_prompt %}<|turn|><think>\n{% endif %}"
-DATED = "{{ '<|turn|>Today is ' + strftime_now('%d %b %Y') }}" + TEMPLATE
+DATED = "\n{{ '<|turn|>Today is ' + strftime_now('%d %b %Y') }}" + TEMPLATE
 
 Change = Callable[[Any, Any], Any]  # of a model and its tokenizer
 
@@ -110,7 +110,7 @@ def test_a_template_that_does_not_leave_the_thought_open_has_written_nothing(
 def test_a_template_gets_the_same_date_on_every_day(base: Callable[..., Path]) -> None:
     folder = base(templated(DATED))
     assert conventions.of(tokenization.load(folder)).date == "2025-01-01"
-    assert prompts(tokenization.load(folder), "A?")[0].startswith("<|turn|>Today is 01 Jan 2025<|turn|>A?")
+    assert prompts(tokenization.load(folder), "A?")[0].startswith("\n<|turn|>Today is 01 Jan 2025<|turn|>A?")
 
 
 def test_a_template_that_computes_the_form_of_a_date_is_refused(base: Callable[..., Path]) -> None:
@@ -208,6 +208,30 @@ def test_an_example_that_does_not_fit_the_positions_is_named(base: Callable[...,
     conventions.check_positions(model, [3, room - 8], ["a", "b"], 8, "data", "")
     with pytest.raises(UserError, match=f"data: the longest example, b, has {room - 7} tokens.* {room + 1} together"):
         conventions.check_positions(model, [3, room - 7], ["a", "b"], 8, "data", "")
+
+
+@pytest.mark.parametrize(
+    ("rope", "room"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "default"}, 512),
+    ],
+)
+def test_scaled_positions_reach_the_scaled_length(rope: dict[str, Any], room: int) -> None:
+    config = Qwen3Config(max_position_embeddings=512, rope_parameters={"rope_theta": 1e4} | rope)
+    assert conventions.positions(config) == room
+
+
+def test_models_without_positions_have_no_limit() -> None:
+    assert conventions.positions(MambaConfig()) is None
+
+
+def test_blanks_of_an_answer_stay(base: Callable[..., Path]) -> None:
+    def cleaned(model: Any, tokenizer: Any) -> None:
+        tokenizer.clean_up_tokenization_spaces = True
+
+    answers.check_written(answers.Labels(("a , b", "c .")), [], tokenization.load(base(cleaned)), "data")
 
 
 def test_a_base_of_an_earlier_version_has_the_end_token_of_its_tokenizer(

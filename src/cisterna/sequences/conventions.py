@@ -146,10 +146,17 @@ def render(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[s
 
 
 def positions(config: "PretrainedConfig") -> int | None:
-    """How many tokens a model can read, by its config; None without a limit."""
+    """How many tokens a model can read, by its config; None without a limit.
+
+    Scaled rotary positions (YaRN and others) reach the scaled length, which some configs do not state.
+    """
     config = config.get_text_config()
     numbers = (getattr(config, name, None) for name in POSITIONS)
-    return next((number for number in numbers if isinstance(number, int) and number > 0), None)
+    stated = next((number for number in numbers if isinstance(number, int) and number > 0), None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    scaled = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("factor")]
+    lengths = (int(part["factor"] * (part.get("original_max_position_embeddings") or 0)) for part in scaled)
+    return None if stated is None else max(stated, *lengths, 0)
 
 
 def check_positions(
@@ -204,19 +211,26 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str]) -> str:
 
 def _fix_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Define the clock of a chat template, `strftime_now`, in the template itself, with DATE; None if it has none."""
-    template = tokenizer.chat_template
-    if not isinstance(template, str):
-        return None
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        fixed = {name: _without_clock(template) for name, template in templates.items()}
+    else:
+        fixed = _without_clock(templates) if templates else templates
+    tokenizer.chat_template = fixed
+    return None if fixed == templates else DATE.isoformat()
+
+
+def _without_clock(template: str) -> str:
     tree = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(template))
     calls = [call for call in tree.find_all(nodes.Call) if getattr(call.node, "name", None) == CLOCK]
     forms = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], nodes.Const)]
     if len(forms) < len(calls):
         raise ValueError(f"Its chat template computes the form of a date ({CLOCK}). Write a date into the template.")
     if not forms:
-        return None
+        return template
     dates = json.dumps({form: DATE.strftime(form) for form in forms})
-    tokenizer.chat_template = f"{{%- macro {CLOCK}(form) -%}}{{{{ {dates}[form] }}}}{{%- endmacro -%}}{template}"
-    return DATE.isoformat()
+    # An expression ends it: after a block, jinja would drop a line break with which the template begins.
+    return f"{{% macro {CLOCK}(form) -%}}{{{{ {dates}[form] }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
 
 def _without_generation(template: str) -> str:

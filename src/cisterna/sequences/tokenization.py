@@ -114,8 +114,13 @@ def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) 
     control token differs from the answer without it.
     """
     kept = before_end(tokenizer, ids)
-    text = conventions.of(tokenizer).opening + tokenizer.decode(kept, skip_special_tokens=False)
+    text = conventions.of(tokenizer).opening + _decode(tokenizer, kept)
     return collapse(text), len(kept) < len(ids)
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """The text of token ids as they are: cleaning up would change the blanks of an answer."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def before_end(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[int]:
@@ -142,7 +147,7 @@ def check_words(tokenizer: "PreTrainedTokenizerBase", words: Iterable[str], sour
     unique = list(dict.fromkeys(words))
     rows = encode_text(tokenizer, [f" {word}" for word in unique])
     for word, row in zip(unique, rows, strict=True):
-        read = tokenizer.decode(row, skip_special_tokens=False).strip()
+        read = _decode(tokenizer, row).strip()
         if read != word:
             raise UserError(f"{source}: the tokenizer of the backbone {CHANGES.format(word, read)}")
 
