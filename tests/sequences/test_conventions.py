@@ -214,7 +214,7 @@ def test_an_example_that_does_not_fit_the_positions_is_named(base: Callable[...,
     ("rope", "room"),
     [
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
-        ({"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
         ({"rope_type": "default"}, 512),
     ],
 )

@@ -211,13 +211,16 @@ def _turn_end(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str]) -> str:
 
 def _fix_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Define the clock of a chat template, `strftime_now`, in the template itself, with DATE; None if it has none."""
-    templates = tokenizer.chat_template
+    templates: str | dict[str, str] = tokenizer.chat_template or {}
+    fixed: str | dict[str, str]
     if isinstance(templates, dict):
         fixed = {name: _without_clock(template) for name, template in templates.items()}
     else:
-        fixed = _without_clock(templates) if templates else templates
+        fixed = _without_clock(templates)
+    if fixed == templates:
+        return None
     tokenizer.chat_template = fixed
-    return None if fixed == templates else DATE.isoformat()
+    return DATE.isoformat()
 
 
 def _without_clock(template: str) -> str:
