@@ -111,6 +111,26 @@ def test_qualifiers_and_comments_behind_a_parent_are_not_part_of_its_id(tmp_path
     assert "GO:0000002" in gene_ontology.read(path).propagate(["GO:0000004"])
 
 
+def test_a_file_with_other_line_ends_a_byte_order_mark_or_one_namespace_for_all_says_the_same(go, tmp_path):
+    path = tmp_path / "go.obo"
+    for text in (OBO.replace("\n", "\r\n"), "\ufeff" + OBO):
+        path.write_bytes(text.encode())
+        assert gene_ontology.read(path) == go
+    one = OBO.replace("namespace: molecular_function\n", "").replace(
+        "ontology: go", "default-namespace: molecular_function", 1
+    )
+    path.write_text(one)
+    assert gene_ontology.read(path) == go
+
+
+@pytest.mark.parametrize("missing", ["GO:0000002", "GO:0000003"])
+def test_a_relation_to_a_term_that_the_file_does_not_have_is_refused_with_the_term(tmp_path, missing):
+    path = tmp_path / "go.obo"
+    path.write_text(re.sub(rf"\[Term\]\nid: {missing}\n.*?\n\n", "", OBO, count=1, flags=re.DOTALL))
+    with pytest.raises(UserError, match=f"relations lead to terms that the file does not have.*{missing}"):
+        gene_ontology.read(path)
+
+
 def test_a_compressed_file_is_read(go, tmp_path):
     import gzip
 

@@ -123,7 +123,8 @@ def read(path: Path) -> Ontology:
     """The ontology in an OBO file, such as go-basic.obo, which may be compressed (.gz, .bz2, .xz). Every term weighs 1.
 
     Relations other than RELATIONS, and those into another namespace, are not followed; terms without a namespace are
-    left out. UserError for a file that is missing, is not OBO, has no terms, or has a term that is its own ancestor.
+    left out, after the namespace that the file has by default. UserError for a file that is missing, is not OBO, has no
+    terms, has a relation to a term that it does not have, or has a term that is its own ancestor.
     """
     import obonet
 
@@ -136,9 +137,12 @@ def read(path: Path) -> Ontology:
         raise UserError(f"{path}: not readable as OBO ({reason}). Give an ontology such as go-basic.obo.") from None
     obsolete = frozenset(term for term, entry in graph.nodes(data=True) if entry.get("is_obsolete") == "true")
     live = {term: entry for term, entry in graph.nodes(data=True) if term not in obsolete}
-    namespaces = {term: entry["namespace"] for term, entry in live.items() if "namespace" in entry}
+    (default,) = graph.graph.get("default-namespace", [None])[:1]
+    namespaces = {term: entry.get("namespace", default) for term, entry in live.items() if entry}
+    namespaces = {term: namespace for term, namespace in namespaces.items() if namespace}
     if not namespaces:
         raise UserError(f"{path}: has no term with a namespace. Give an ontology in OBO format, such as go-basic.obo.")
+    _check_edges(path, graph, live)
     parents: dict[str, set[str]] = {term: set() for term in namespaces}
     for term, parent, relation in graph.edges(keys=True):
         if relation in RELATIONS and term in namespaces and namespaces.get(parent) == namespaces[term]:
@@ -162,6 +166,20 @@ def read(path: Path) -> Ontology:
         alternatives={identifier: tuple(sorted(terms)) for identifier, terms in alternatives.items()},
         obsolete=obsolete - set(alternatives),
     )
+
+
+def _check_edges(path: Path, graph: Any, live: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError for a relation of a live term to a term that is obsolete, or has no entry (which obonet adds empty)."""
+    lost = [
+        f"{term} {relation} {parent}"
+        for term, parent, relation in graph.edges(keys=True)
+        if relation in RELATIONS and live.get(term) and not live.get(parent)
+    ]
+    if lost:
+        raise UserError(
+            f"{path}: {len(lost)} relations lead to terms that the file does not have, or that are obsolete "
+            f"(such as {', '.join(sorted(lost)[:3])}). Its download may have ended early: download it again."
+        )
 
 
 def read_weights(path: Path, ontology: Ontology) -> dict[str, float]:
