@@ -1,6 +1,7 @@
 """A user's text is data: labels stand in figures as they are, and a report is made whatever a figure does."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -90,6 +91,42 @@ def test_long_labels_lose_their_middle_and_stay_different() -> None:
         assert short[3].endswith("ab")
         assert len(set(short)) == len(labels)
         assert all(style.width(text, 8.5) < 3.3 for text in short)
+
+
+def test_letters_are_drawn_with_another_font_that_has_them() -> None:
+    letter = "\u1d8e"  # in STIX, which comes with matplotlib as DejaVu does
+    with style.context([letter]), warnings.catch_warnings(action="error"):
+        assert style.drawable(letter) == letter
+        style.empty(letter).draw_without_rendering()
+
+
+def test_names_as_long_as_may_be_are_drawn_in_wider_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def long(name: str) -> str:
+        return f"{name}{'-long-name' * 6}"[:63]
+
+    given = config(
+        tasks=["cell-type"], backbones=["nano", long("b")], cpt=["none", long("c")], sft=["brief", long("s")]
+    )
+    given["lineages"][0] |= {
+        "sweep": long("sweep"),
+        "rl": [{"recipe": name, "from": [1]} for name in ("grpo", long("r"))],
+    }
+    given["backbones"][long("b")] = given["backbones"]["nano"]
+    for kind, name, like in (("cpt", "c", "bio"), ("sft", "s", "brief"), ("rl", "r", "grpo")):
+        given["recipes"][kind][long(name)] = given["recipes"][kind][like]
+    study = Planted.of(given, tmp_path, size=20)
+    figures(study.study, study.folder, tmp_path / "figures")
+    assert capsys.readouterr().err == ""
+    assert study.drawn["rl_gain"].get_figwidth() > style.WIDTH
+    boxes = [text.get_window_extent() for text in study.drawn["lineage"].axes[0].texts]
+    assert max(box.x1 for box in boxes) < study.drawn["lineage"].bbox.x1
+    figure = study.drawn["sft_accuracy"]
+    style.fit_titles(figure)
+    for first, second in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        left, right = (
+            axes.findobj(match=lambda text: "cell-type" in getattr(text, "_text", ""))[0] for axes in (first, second)
+        )
+        assert left.get_window_extent().x1 < right.get_window_extent().x0
 
 
 def test_many_labels_are_in_several_rows_above_their_panel(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def figures(study: Study, folder: Path, output: Path) -> None:
     with style.context(of.metrics.metric.unique()):
         for name, draw in DRAWINGS.items():
             with pages.whatever_fails(f"{output / name}.svg", "figure") as failure:
-                _save(draw(study, of), output / name)
+                figure = draw(study, of)
+                style.fit_titles(figure)
+                _save(figure, output / name)
             if failure:
                 _save(style.empty(f"This figure could not be drawn. {report.RESULTS_PAGE} says why."), output / name)
                 not_drawn[name] = failure[0]

@@ -31,7 +31,7 @@ def draw(metrics: pd.DataFrame) -> Figure:
     heights = [0.25 + 0.2 * (len(stages[task]) + 1) for task in tasks]
     names = StageNames(shares)
     left = 0.1 + style.text_width(names.with_form(stage) for some in stages.values() for stage in some)
-    room = style.WIDTH - left - 0.35
+    room = 2 * style.panel_width(2, left, 0.45, 0.35) + 0.45
     keys = {task: _keys(labels(shares[shares.task == task]), room) for task in tasks}
     rows = {task: -(-len(texts) // columns) for task, (texts, columns) in keys.items()}
     more = LABEL_LINE * (max(rows.values()) - 1)

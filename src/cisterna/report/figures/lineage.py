@@ -44,8 +44,9 @@ def draw(study: Study) -> Figure:
     drawn = [study.model(path) for path in places]
     for model in drawn:
         _link(axes, model, places)
-    for model in drawn:
-        _box(axes, model, *places[model.path])
+    names = style.shortened([_name(model) for model in drawn], BOX - 0.1, style.RC["font.size"])
+    for model, name in zip(drawn, names, strict=True):
+        _box(axes, model, name, *places[model.path])
     for kind, x in COLUMNS.items():
         title = "backbone" if kind == "base" else KIND_NAMES[kind]
         axes.text(x, -0.75, title, color=style.STAGE_COLOURS[kind], fontweight="bold")
@@ -61,6 +62,7 @@ def draw(study: Study) -> Figure:
         others = {name: [str(one) for one in every if one != value] for name, (value, every) in dimensions.items()}
         listed = "; ".join(f"{name} {', '.join(values)}" for name, values in others.items() if values)
         left_out = f"+ {len(study.models) - len(shown)} checkpoints not drawn: {listed}"
+    (left_out,) = style.shortened([left_out], style.WIDTH - 2 * COLUMNS["base"], style.RC["font.size"])
     axes.text(COLUMNS["base"], rows + 0.3, left_out, color=style.GREY, va="center")
     named = [f"{name} {value}" for name, (value, _) in dimensions.items() if value is not None]
     note = f"Drawn: {', '.join(named if len(forms) > 1 else named[:-1])}."
@@ -116,10 +118,13 @@ def _link(axes: Axes, model: Model, places: Places) -> None:
         axes.plot([right, turn, turn, x1], [y0, y0, y1, y1], color=style.GREY, linewidth=1, zorder=0)
 
 
-def _box(axes: Axes, model: Model, x: float, y: float) -> None:
-    colour = style.STAGE_COLOURS[model.kind]
+def _name(model: Model) -> str:
     names = {"base": model.backbone, "cpt": str(model.cpt)}
-    name = names.get(model.kind, f"{model.recipe} e{model.epochs}")
+    return names.get(model.kind, f"{model.recipe} e{model.epochs}")
+
+
+def _box(axes: Axes, model: Model, name: str, x: float, y: float) -> None:
+    colour = style.STAGE_COLOURS[model.kind]
     axes.text(x + BOX / 2, y, name, ha="center", va="center_baseline", zorder=3)
     axes.add_patch(
         matplotlib.patches.FancyBboxPatch(

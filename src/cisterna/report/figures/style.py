@@ -6,6 +6,8 @@ says.
 """
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,12 +19,14 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from scipy.optimize import isotonic_regression
 
 from cisterna.report.tables import SPLIT_NAMES
 
-WIDTH = 10.0  # inches
+WIDTH = 10.0  # inches; a figure with very long names is wider
+NARROWEST, WIDENED = 1.2, 2.4  # inches of a panel in a figure of WIDTH, and in a wider one
 INK, GREY, PALE, STRIPE = "#222222", "#767676", "#ececec", "#f6f6f6"
 SPLIT_COLOURS = {"id": "#0072B2", "ood": "#D55E00"}
 SPLIT_MARKS = {"id": "o", "ood": "s"}
@@ -90,14 +94,17 @@ def drawable(text: str) -> str:
 
 def shortened(texts: Sequence[str], inches: float, size: float) -> list[str]:
     """Texts, those that are wider than ``inches`` at this size in points without their middle, still all different."""
-    short = []
+    short = {}
     for text in texts:
         kept = len(text)
         while kept > 8 and width((one := _without_middle(text, kept)), size) > inches:
             kept = min(kept - 1, int(kept * inches / width(one, size)))
-        short.append(_without_middle(text, kept))
-    repeated = {text for text in short if short.count(text) > 1}
-    return [f"{number}: {text}" if text in repeated else text for number, text in enumerate(short, start=1)]
+        short[text] = _without_middle(text, kept)
+    counts = Counter(short.values())
+    for number, (text, one) in enumerate(list(short.items()), start=1):
+        if counts[one] > 1:
+            short[text] = f"{number}: {one}"
+    return [short[text] for text in texts]
 
 
 def _without_middle(text: str, kept: int) -> str:
@@ -109,21 +116,29 @@ def width(text: str, size: float) -> float:
     return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
 
 
+def panel_width(columns: int, left: float, between: float, right: float) -> float:
+    """Inches of a panel of a row with these margins, which makes the figure wider if there is no room."""
+    width = (WIDTH - left - between * (columns - 1) - right) / columns
+    return width if width >= NARROWEST else WIDENED
+
+
 def grid(
     heights: Sequence[float], columns: int, left: float, between: float, right: float, gap: float, top: float = 1.3
 ) -> tuple[Figure, np.ndarray]:
     """Rows of panels with these heights and margins, all in inches; the axes have shape (rows, columns)."""
     bottom = 0.6
     total = top + sum(heights) + gap * (len(heights) - 1) + bottom
-    width = (WIDTH - left - between * (columns - 1) - right) / columns
-    figure = Figure(figsize=(WIDTH, total))
+    width, whole = panel_width(columns, left, between, right), WIDTH
+    if width == WIDENED:
+        whole = left + (width + between) * columns - between + right
+    figure = Figure(figsize=(whole, total))
     panels = np.empty((len(heights), columns), dtype=object)
     y = total - top
     for row, height in enumerate(heights):
         y -= height
         for column in range(columns):
             x = left + column * (width + between)
-            panels[row, column] = figure.add_axes((x / WIDTH, y / total, width / WIDTH, height / total))
+            panels[row, column] = figure.add_axes((x / whole, y / total, width / whole, height / total))
         y -= gap
     return figure, panels
 
@@ -131,15 +146,17 @@ def grid(
 def heading(figure: Figure, title: str, note: str) -> None:
     """Write the title of a figure, and a note of one or two lines below it."""
     height = figure.get_figheight()
+    note = "\n".join(shortened(note.split("\n"), 0.97 * figure.get_figwidth(), RC["font.size"]))
     figure.text(0.02, 1 - 0.16 / height, title, fontsize=13, fontweight="bold", va="top")
     figure.text(0.02, 1 - 0.46 / height, note, color="#555555", va="top", linespacing=1.35)
 
 
 def key(figure: Figure, colours: dict[str, str]) -> None:
     """Words at the top right, each in the colour of the marks that it names."""
-    right, y = WIDTH - 0.3, 1 - 0.18 / figure.get_figheight()
+    whole = figure.get_figwidth()
+    right, y = whole - 0.3, 1 - 0.18 / figure.get_figheight()
     for text, colour in reversed(colours.items()):
-        figure.text(right / WIDTH, y, text, color=colour, fontweight="bold", ha="right", va="top")
+        figure.text(right / whole, y, text, color=colour, fontweight="bold", ha="right", va="top")
         right -= 0.085 * len(text)
 
 
@@ -161,6 +178,22 @@ def empty(text: str) -> Figure:
 def row_name(axes: Axes, text: str) -> None:
     """Write the name of a row of panels above the titles of the panels."""
     axes.text(0, 1 + 0.34 / _height(axes), text, transform=axes.transAxes, fontweight="bold")
+
+
+def fit_titles(figure: Figure) -> None:
+    """Shorten the titles of panels that would run into the panel to the right, or out of the figure."""
+    columns: dict[float, list[Axes]] = {}
+    for axes in figure.axes:
+        columns.setdefault(axes.get_position().x0, []).append(axes)
+    for left, right in itertools.pairwise([*sorted(columns), 1.0]):
+        titles = [axes.get_title(loc="left") for axes in columns[left]]
+        room = 0.97 * figure.get_figwidth() * (right - left) - 0.1  # letters on a screen are a little wider
+        for axes, title, short in zip(
+            columns[left], titles, shortened(titles, room, RC["axes.titlesize"]), strict=True
+        ):
+            for text in axes.findobj(Text) if short != title else ():
+                if text.get_text() == title:
+                    text.set_text(short)
 
 
 def label_x(panels: np.ndarray, text: str) -> None:
