@@ -83,6 +83,16 @@ def test_text_is_one_document_a_line_and_loses_nothing(base, tmp_path):
     assert card["train"]["documents"] + card["heldout"]["documents"] == len(lines)
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.fasta", ">a\nACGT\n" * 99), ("a.txt", "one\ntwo\n")])
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path, name, text):
+    documents = []
+    for mark in ("", "\ufeff"):
+        (tmp_path / name).write_bytes((mark + text).encode())
+        modality = "dna" if name == "a.fasta" else "text"
+        documents.append([document for _, document, _ in corpus.select_documents(tmp_path / name, modality, {})])
+    assert documents[0] == documents[1] != []
+
+
 def test_text_cannot_write_a_token_of_structure(base, tmp_path):
     spelled = ("<|dna:A|>", "<|endoftext|>", "<think>", "<|pad|>", "\x00", "<dna>ACGT</dna>", "<dna>acgt</dna>")
     lines = [f"{token} and line {number}" for number in range(60) for token in spelled]
@@ -399,7 +409,8 @@ def without_sequence(content):
         ("a.fasta.gz", "dna", TRUNCATED, "cannot be read"),
         ("a.fasta.gz", "dna", GARBLED, "cannot be read"),
         ("a.txt", "text", b"\n \n", "no documents"),
-        ("a.txt", "text", b"caf\xe9\n", "cannot be read"),
+        ("a.txt", "text", b"cafe\ncaf\xe9\n", "line 2: cannot be read.*0xe9"),
+        ("a.fasta", "dna", ">a\nACGT\n".encode("utf-16"), "line 1: cannot be read.*UTF-16"),
         ("absent.fasta", "dna", None, "cannot be read"),
         ("a.jsonl", "text", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
         ("a.jsonl", "text", b'{"text": "a"}\n["text"]\n', "line 2: .*JSON object"),

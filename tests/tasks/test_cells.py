@@ -277,6 +277,14 @@ def test_splits_are_made_with_held_out_donors_in_ood_alone(tmp_path):
     assert card["audit"]["nearest_train"]["ood"]["measure"] == "jaccard of genes"
 
 
+def test_labels_that_are_the_text_nan_are_said(tmp_path):
+    found = annotated(counts())
+    found.obs["kind"] = ["nan", "T cell"] * (CELLS // 2)
+    found.write_h5ad(tmp_path / "a.h5ad")
+    card = tasks.read(tasks.load("cells", entry(tmp_path / "a.h5ad", ood=["donor-3"]))).attrs["notes"]
+    assert any("kind" in note and "30 rows" in note and "'nan'" in note for note in card)
+
+
 def test_cells_of_one_sentence_are_kept_once(tmp_path):
     matrix = np.tile(np.arange(GENES, 0, -1, dtype=np.float32), (12, 1))
     found = annotated(matrix)

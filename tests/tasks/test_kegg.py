@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -153,7 +154,7 @@ def test_what_the_splits_of_the_data_become(tmp_path, expected):
 def hub_folder(folder, **parts):
     """A data set as it lies on the hub: Parquet files, and a card that names the splits."""
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for split, frame in parts.items():
         frame.to_parquet(folder / f"{split}-00000-of-00001.parquet", index=False)
         lines += [f"  - split: {split}", f"    path: {split}-*"]
@@ -188,6 +189,40 @@ def test_a_data_set_in_one_piece_says_its_splits_in_a_column(tmp_path, cache):
     expected, _ = prepare(tmp_path / "b", save(tmp_path / "raw"))
     for which in SPLITS:
         pd.testing.assert_frame_equal(loaded[which], expected[which])
+
+
+def test_of_a_data_set_with_subsets_one_is_chosen_and_none_is_guessed(tmp_path, cache):
+    folder = tmp_path / "hub"
+    lines = ["---", "configs:"]
+    for subset, start in (("a", 0), ("b", 100)):
+        hub_folder(folder / subset, **{split: rows(split, count, start) for split, count in ROWS.items()})
+        (folder / subset / "README.md").unlink()
+        lines += [f"- config_name: {subset}", "  data_files:"]
+        lines += [f"  - {{split: {split}, path: '{subset}/{split}-*'}}" for split in ROWS]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    refused(str(folder), r"tasks\.kegg\.subset: .*several subsets.*a, b")
+    refused(str(folder), r"tasks\.kegg\.subset: .*no subset 'c'.*a, b", subset="c")
+    loaded, card = prepare(tmp_path / "out", str(folder), subset="b")
+    assert card["source"][str(folder)]["subset"] == "b"
+    assert loaded["id"]["prompt"].str.contains(r"GENE1\d\d").all()
+
+
+def test_csv_files_of_the_hub_are_text_and_classes_have_their_names(tmp_path, cache):
+    answers = ["007", "NA", "1e5"]
+    parts = {split: rows(split, count).assign(answer=(answers * count)[:count]) for split, count in ROWS.items()}
+    as_csv = hub_folder(tmp_path / "csv", **parts)
+    for path in (tmp_path / "csv").glob("*.parquet"):
+        pd.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
+        path.unlink()
+    as_text, _ = prepare(tmp_path / "a", as_csv)
+    assert set(as_text["train"]["answer"]) == {"007", "na", "1e5"}  # the adapter writes answers in lower case
+    folder = hub_folder(tmp_path / "classes", **parts)
+    names = datasets.ClassLabel(names=answers)
+    for split, frame in parts.items():
+        part = datasets.Dataset.from_pandas(frame, preserve_index=False).cast_column("answer", names)
+        part.to_parquet(f"{folder}/{split}-00000-of-00001.parquet")
+    classes, _ = prepare(tmp_path / "b", folder)
+    assert classes["train"]["answer"].tolist() == as_text["train"]["answer"].tolist()
 
 
 def test_a_data_set_that_is_not_in_the_cache_of_an_offline_machine_is_a_user_error(tmp_path, cache):

@@ -141,12 +141,11 @@ def write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _source(task: tasks.Task, provenance: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a task was made from: the SHA-256 of each file, revision and fingerprint of a data set of the hub."""
+    """What a task was made from: SHA-256 of each file; subset, revision and fingerprint of a data set of the hub."""
     source: dict[str, Any] = {path: files.sha256(files.locate(path)) for path in task.sources}
     if task.hub is not None:
-        source[str(task.hub["id"])] = {
-            "revision": task.hub["revision"], "fingerprint": provenance.get("fingerprint"),
-        }  # fmt: skip
+        chosen = {key: value for key, value in task.hub.items() if key == "revision" or (key == "subset" and value)}
+        source[str(task.hub["id"])] = chosen | {"fingerprint": provenance.get("fingerprint")}  # fmt: skip
     return source
 
 
