@@ -242,6 +242,7 @@ def test_own_table_is_asked_by_its_columns_and_with_its_positions(base, esm, own
     assert asked == ["ACCC", "CGT"]
     found = predict(made.output, tmp_path / "new.csv", tmp_path / "answers.parquet")
     assert list(found["sequence"]) == ["ACCCGTTTAC", "ACGTACGT"]
+    assert '"lower_case": 1' in capsys.readouterr().out
     assert found["prompt"][0] == "Which?\n<dna>ACCCGTTTAC</dna>\nOptions: a, b\n"
     for where in ("0", "9", "x", "1.5"):
         (tmp_path / "new.csv").write_text(f"sequence,where\nACCCGTTTAC,3\nACGTACGT,{where}\n")

@@ -6,6 +6,7 @@
 Not for scoring: the answers to new sequences are not known.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def predict(
         raise UserError(f"{folder}: not trained on a task; expected a checkpoint of SFT or RL")
     labels = list(inputs["labels"] or ())
     questions = tasks.questions(tasks.load(inputs["task"], inputs["spec"]), table)
+    if changed := questions.attrs.get("letters"):
+        print(f"{table}: letters that were read otherwise than written: {json.dumps(changed)}", flush=True)
     given = questions.drop(columns="segments")
     known = [*given.columns, "output", *READ]
     sources = _sources(columns, known, labels)

@@ -93,7 +93,8 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
 
     The table is csv, tsv, Parquet or JSON lines. A user's table has the columns that its task's prompts are made of;
     for other tasks the sequence is in the column `sequence`. An id is optional (else the number of the row). Where
-    prompts have no sequence, or several, there is no column of the sequence. Raises UserError for an unreadable table
+    prompts have no sequence, or several, there is no column of the sequence. The attribute `letters` says what was read
+    otherwise than it was written (`cisterna.sequences.letters`). Raises UserError for an unreadable table
     and, naming the row, for one that the task cannot ask about.
     """
     if task.ask is not None:
@@ -109,8 +110,8 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     rows = tables.row_names(path, len(raw))
     ids = tables.texts(raw, "id", path) if "id" in raw.columns else [str(row + 1) for row in range(len(raw))]
     sequences = tables.texts(raw, "sequence", path, " with the sequences")
-    if task.letters is not None:
-        reader = letters.Reader(task.modality)
+    reader = None if task.letters is None else letters.Reader(task.modality)
+    if reader is not None:
         sequences = [reader.read(sequence, where) for where, sequence in zip(rows, sequences, strict=True)]
         for where, sequence in zip(rows, sequences, strict=True):
             if task.length not in (None, len(sequence)):
@@ -118,7 +119,10 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
                     f"{where}: {len(sequence)} residues; {task.name} asks about sequences of {task.length}. Correct it."
                 )
     prompts, segments = map(task.prompt, sequences), map(task.segments, sequences)
-    return pd.DataFrame({"id": ids, "sequence": sequences, "prompt": list(prompts), "segments": list(segments)})
+    questions = {"id": ids, "sequence": sequences, "prompt": list(prompts), "segments": list(segments)}
+    frame = pd.DataFrame(questions)
+    frame.attrs = {"letters": reader.report() if reader else {}}
+    return frame
 
 
 def _open_resource(path: Path) -> pd.DataFrame:

@@ -228,4 +228,6 @@ def ask(path: Path, *, prompt: TablePrompt, identifier: str) -> pd.DataFrame:
     ids = tables.texts(raw, column, path) if column in raw.columns else [str(row + 1) for row in range(len(raw))]
     sequence = {"sequence": cells["sequence"]} if prompt.simple else {}
     prompts = {"prompt": prompt.write(cells), "segments": prompt.segments(cells, raw, path, new=True)}
-    return pd.DataFrame({"id": ids} | sequence | prompts)
+    questions = pd.DataFrame({"id": ids} | sequence | prompts)
+    questions.attrs = {"letters": cells.attrs["letters"]}
+    return questions

@@ -176,15 +176,12 @@ def examples(raw: pd.DataFrame, *, name: str, held_out: tuple[str, ...], group: 
 
 def ask(path: Path, *, options: Mapping[str, Any], rule: str | None = None) -> pd.DataFrame:
     """New proteins as questions: id, sequence, prompt, segments. The table has the columns of QUESTION."""
-    frame = _texts(tables.open_table(path), str(path), QUESTION, options, letters.Reader("protein", rule))
-    return pd.DataFrame(
-        {
-            "id": frame["id"],
-            "sequence": frame["sequence"],
-            "prompt": _prompts(frame),
-            "segments": [[segment(sequence)] for sequence in frame["sequence"]],
-        }
-    )
+    reader = letters.Reader("protein", rule)
+    frame = _texts(tables.open_table(path), str(path), QUESTION, options, reader)
+    segments = pd.Series([[segment(sequence)] for sequence in frame["sequence"]], index=frame.index)
+    asked = frame[["id", "sequence"]].assign(prompt=_prompts(frame), segments=segments)
+    asked.attrs = {"letters": reader.report()}
+    return asked
 
 
 def ids(cell: object) -> list[str]:

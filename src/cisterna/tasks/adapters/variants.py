@@ -100,8 +100,10 @@ def ask(path: Path, flank: int, rule: str | None = None) -> pd.DataFrame:
     names = [*(["id"] if "id" in raw.columns else []), "question", *PAIR]
     frame = pd.DataFrame({name: tables.texts(raw, name, path) for name in names})
     rows = tables.row_names(path, len(frame))
-    asked = _questions(frame, rows, flank, letters.Reader("dna", rule))
+    reader = letters.Reader("dna", rule)
+    asked = _questions(frame, rows, flank, reader)
     asked.insert(0, "id", frame.get("id", pd.Series([str(row) for row in range(1, len(frame) + 1)])))
+    asked.attrs = {"letters": reader.report()}
     return asked
 
 
