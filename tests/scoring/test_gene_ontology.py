@@ -76,6 +76,18 @@ def test_weights_are_read_in_the_format_of_cafa(go, tmp_path):
     path.write_text("GO:0000002\t0.5\nGO:0000001\t0.0\n\nGO:0000003\tinf\nGO:0999999\t2\n")
     expected = {"GO:0000002": 0.5, "GO:0000001": 0.0, "GO:0000003": 0.0, "GO:0999999": 2.0}
     assert gene_ontology.read_weights(path, go) == expected
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # with a byte-order mark
+    assert gene_ontology.read_weights(path, go) == expected
+
+
+def test_weights_in_another_encoding_are_refused_with_their_line(go, tmp_path):
+    path = tmp_path / "ia.tsv"
+    path.write_bytes("GO:0000002\t0.5\n# Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"ia\.tsv, line 2: .*not UTF-8"):
+        gene_ontology.read_weights(path, go)
+    path.write_text("GO:0000002\t0.5\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"ia\.tsv, line 1: .*UTF-16"):
+        gene_ontology.read_weights(path, go)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,26 @@ def test_csv_files_of_the_hub_are_text_and_classes_have_their_names(tmp_path, ca
     assert classes["train"]["answer"].tolist() == as_text["train"]["answer"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: f"{line},x", "row 1, line 2, has more fields"),
+        (lambda line: line.rpartition(",")[0], "row 1, line 2, has fewer fields"),
+        (lambda line: f'"{line}', "row 1, which ends in line"),
+    ],
+)
+def test_csv_files_of_the_hub_are_as_strict_as_files_of_the_user(tmp_path, cache, change, message):
+    header, *lines = rows("train", 5).assign(reasoning="One step.").to_csv(index=False).splitlines()
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data/train.csv"
+    path.write_text("\n".join([header, *map(change, lines)]))
+    refused(str(path.parent), rf"data, file train\.csv: .*{message}")
+    path.write_text("\n".join([f"{header},answer", *(f"{line},x" for line in lines)]))
+    refused(str(path.parent), r"file train\.csv: .*two columns have the name 'answer'")
+    path.write_text("\n".join([header, *lines]).replace("Network", "Müller"), encoding="latin-1")
+    refused(str(path.parent), r"file train\.csv, line 2: .*not UTF-8")
+
+
 def test_a_data_set_that_is_not_in_the_cache_of_an_offline_machine_is_a_user_error(tmp_path, cache):
     refused("nobody/no-such-data", r"tasks\.kegg\.hub: 'nobody/no-such-data' cannot be loaded .*Check its name")
     refused(str(tmp_path / "none"), r"tasks\.kegg\.hub: .*cannot be loaded")

@@ -189,8 +189,11 @@ def read_weights(path: Path, ontology: Ontology) -> dict[str, float]:
     not a term and a number, a negative number or a term twice, and for a file that no term of the ontology is in.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        with path.open("rb") as stream:
+            raise UserError(f"{path}, {files.not_unicode(stream)}.") from None
+    except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}). Give information accretion, a term a line.") from None
     weights: dict[str, float] = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -132,21 +132,26 @@ def open_table(path: Path) -> pd.DataFrame:
     file does not quote. UserError if the file cannot be read or has no rows, for text that is not UTF-8 (a byte-order
     mark is skipped), a row with more or fewer fields than the header, and two columns with one name.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unknown kind of file. Use one of {', '.join(READERS)}.")
     check_file(path)
+    return read_as(path.suffix.lower(), path, path)
+
+
+def read_as(form: str, path: Path, place: object) -> pd.DataFrame:
+    """The rows of a file of the form that an ending (of READERS) stands for, as `open_table` reads it.
+
+    `place` is what messages call the file.
+    """
     try:
-        frame = reader(path)
+        frame = READERS[form](path)
     except UnicodeDecodeError:
         with path.open("rb") as stream:
-            raise UserError(f"{path}, {files.not_unicode(stream)}.") from None
+            raise UserError(f"{place}, {files.not_unicode(stream)}.") from None
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these kinds
-        raise UserError(
-            f"{path}: cannot be read as {path.suffix.lower()} ({one_line(error)}). Export it again."
-        ) from error
+        raise UserError(f"{place}: cannot be read as {form} ({one_line(error)}). Export it again.") from error
     if len(frame) == 0:
-        raise UserError(f"{path}: has no rows. It needs a header and at least one row a split.")
+        raise UserError(f"{place}: has no rows. It needs a header and at least one row a split.")
     return frame
 
 

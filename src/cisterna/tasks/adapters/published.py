@@ -18,6 +18,7 @@ Not for what the columns mean: that is in the module of each adapter.
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,11 @@ def _check_subset(name: str, hub: str, subset: str | None, revision: str | None)
 
 
 def _as_text(hub: str, subset: str | None, revision: str | None) -> dict[str, Any]:
-    """Options with which `datasets` reads CSV and TSV files as text and guesses nothing; none for other forms."""
+    """Options with which `datasets` reads CSV and TSV files as text and guesses nothing; none for other forms.
+
+    UserError for a file that `tables.open_table` would refuse: pandas, which `datasets` uses, takes an extra field for
+    an index and moves all others by one column, fills short rows and renames the second of two columns.
+    """
     import datasets
     from datasets.packaged_modules.csv.csv import Csv
 
@@ -146,9 +151,28 @@ def _as_text(hub: str, subset: str | None, revision: str | None) -> dict[str, An
         return {}
     tabs = builder.config.sep == "\t"
     options = {"keep_default_na": False, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
-    parts = datasets.load_dataset(hub, subset, revision=revision, **options)
-    names = next(iter(parts.values())).column_names
+    names: Sequence[str] = ()
+    if _plain(builder.config):
+        manager = datasets.DownloadManager()
+        for source in (source for sources in builder.config.data_files.values() for source in sources):
+            for path in manager.iter_files(manager.download_and_extract(source)):
+                place = f"{hub}, file {Path(source).name}"
+                names = list(tables.read_as(".tsv" if tabs else ".csv", Path(path), place).columns)
+    else:
+        parts = datasets.load_dataset(hub, subset, revision=revision, **options)
+        names = next(iter(parts.values())).column_names
     return options | {"features": datasets.Features({column: datasets.Value("string") for column in names})}
+
+
+def _plain(config: Any) -> bool:
+    """Whether the CSV or TSV files of a data set are read without further options of its README."""
+    known = type(config)(sep=config.sep)
+    ignored = {"name", "version", "data_dir", "data_files", "description"}
+    return config.sep in (",", "\t") and all(
+        getattr(config, field.name) == getattr(known, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ignored
+    )
 
 
 def _frame(part: Any) -> pd.DataFrame:
