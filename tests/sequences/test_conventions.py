@@ -100,7 +100,7 @@ def test_a_template_that_opens_the_thought_has_written_the_beginning_of_the_outp
     assert tokenization.decode_completion(tokenizer, taught) == ("<think>\nwhy</think>Answer: low", True)
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, "<|turn|><think>\n\n</think>\n", "{{ messages[0].content }}"])
+@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE + "<think>\n\n</think>\n", "{{ messages[0].content }}"])
 def test_a_template_that_does_not_leave_the_thought_open_has_written_nothing(
     base: Callable[..., Path], template: str
 ) -> None:
@@ -116,6 +116,14 @@ def test_a_template_gets_the_same_date_on_every_day(base: Callable[..., Path]) -
 def test_a_template_that_computes_the_form_of_a_date_is_refused(base: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="strftime_now"):
         base(templated("{% set form = '%d' %}{{ strftime_now(form) }}" + TEMPLATE))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system turn') }}", "{% for m in messages %}", "{{ messages[0].role }}"]
+)
+def test_a_template_that_cannot_write_a_question_is_refused(base: Callable[..., Path], template: str) -> None:
+    with pytest.raises(UserError, match="Its chat template"):
+        base(templated(template))
 
 
 def test_a_backbone_without_an_end_token_is_refused_with_nothing_left(
@@ -234,11 +242,12 @@ def test_blanks_of_an_answer_stay(base: Callable[..., Path]) -> None:
     answers.check_written(answers.Labels(("a , b", "c .")), [], tokenization.load(base(cleaned)), "data")
 
 
-def test_a_base_of_an_earlier_version_has_the_end_token_of_its_tokenizer(
-    base: Callable[..., Path], tmp_path: Path
+def test_a_base_of_an_earlier_version_has_the_end_token_of_its_tokenizer_and_says_so(
+    base: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = base(ends_turns)
     earlier = publish(folder, tmp_path / "earlier", lambda copy: None, kind="base")
-    for path in folder.glob("tokenizer*"):
+    for path in [*folder.glob("tokenizer*"), folder / "tokens.json"]:
         files.write_json(earlier / path.name, files.read_json(path))
     assert conventions.of(tokenization.load(earlier)) == conventions.Conventions(("<|end|>",), "<|end|>")
+    assert "made by an earlier version" in capsys.readouterr().err

@@ -20,6 +20,7 @@ A backbone that is made here (`architecture`) has no such file: it has one end t
 import datetime
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 FILE = "conventions.json"
 THINK = ("<think>", "</think>")
 DATE = datetime.date(2025, 1, 1)
+PROBE = "0123456789"  # a text that no template changes
 CLOCK = "strftime_now"  # what transformers gives to chat templates, and nothing else that knows the time
 # Keys of a generation config that do not change what a model writes, or that are in the conventions.
 NEUTRAL = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config", "use_cache"}
@@ -62,9 +64,13 @@ class Conventions:
 def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Conventions:
     """The conventions of a pretrained model. A clock in the chat template of `tokenizer` is replaced by a fixed date.
 
-    ValueError for a model without an end token, and for a clock that cannot be replaced.
+    ValueError for a model without an end token, a clock that cannot be replaced, and a template without questions.
     """
-    date = _fix_date(tokenizer)
+    try:
+        date = _fix_date(tokenizer)
+        opening, turn_end = _opening(tokenizer), _answer_end(tokenizer)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"Its chat template cannot write a question: {error}") from None
     settings = model.generation_config
     # transformers makes one from the model's config where there is none, with the defaults of that config's class.
     ids = None if settings._from_model_config and tokenizer.eos_token else settings.eos_token_id
@@ -77,9 +83,9 @@ def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Co
         )
     return Conventions(
         end_tokens=ends,
-        turn_end=_turn_end(tokenizer, ends),
+        turn_end=next((token for token in turn_end if token in ends), ends[0]),
         start_tokens=_start_tokens(tokenizer),
-        opening=_opening(tokenizer),
+        opening=opening,
         date=date,
         positions=positions(model.config),
         not_obeyed={key: value for key, value in sorted(settings.to_diff_dict().items()) if key not in NEUTRAL},
@@ -95,6 +101,12 @@ def read(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Conventions:
     """The conventions of a base checkpoint. One without the file has the end token of its tokenizer and no others."""
     path = folder / FILE
     if not path.is_file():
+        if (folder / "tokens.json").is_file():  # of a pretrained model
+            print(
+                f"warning: {folder} was made by an earlier version: only {tokenizer.eos_token!r} ends an output, and "
+                "nothing else of the backbone's conventions is known. To have them, delete it and rerun",
+                file=sys.stderr,
+            )
         return Conventions((tokenizer.eos_token,), tokenizer.eos_token)
     stored: dict[str, Any] = files.read_json(path)
     return Conventions(**stored | {key: tuple(stored[key]) for key in ("end_tokens", "start_tokens")})
@@ -191,22 +203,24 @@ def _opening(tokenizer: "PreTrainedTokenizerBase") -> str:
     """`<think>` and what follows, where the prompt ends with it."""
     if not tokenizer.chat_template:
         return ""
-    prompt = render(tokenizer, ["a"])[0]
+    prompt = render(tokenizer, [PROBE])[0]
+    if PROBE not in prompt:
+        raise ValueError("Its chat template does not write the question of the user.")
     _, opened, after = prompt.rpartition(THINK[0])
     return opened + after if opened and not after.strip() else ""
 
 
-def _turn_end(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str]) -> str:
-    """The first end token after an answer in the chat template."""
+def _answer_end(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The tokens after an answer in the chat template; none in one for questions only."""
     if not tokenizer.chat_template:
-        return ends[0]
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "0123456789"}]
+        return []
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except jinja2.TemplateError:  # one for questions only
-        return ends[0]
-    ids = tokenizer(text.rpartition("0123456789")[2], add_special_tokens=False)["input_ids"]
-    return next((token for token in tokenizer.convert_ids_to_tokens(ids) if token in ends), ends[0])
+    except jinja2.TemplateError:
+        return []
+    ids = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)["input_ids"]
+    return tokenizer.convert_ids_to_tokens(ids)
 
 
 def _fix_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
