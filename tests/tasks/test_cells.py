@@ -282,7 +282,7 @@ def test_labels_that_are_the_text_nan_are_said(tmp_path):
     found.obs["kind"] = ["nan", "T cell"] * (CELLS // 2)
     found.write_h5ad(tmp_path / "a.h5ad")
     card = tasks.read(tasks.load("cells", entry(tmp_path / "a.h5ad", ood=["donor-3"]))).attrs["notes"]
-    assert any("kind" in note and "30 rows" in note and "'nan'" in note for note in card)
+    assert any("kind" in note and "rows: 30" in note and "'nan'" in note for note in card)
 
 
 def test_cells_of_one_sentence_are_kept_once(tmp_path):

@@ -89,6 +89,14 @@ def conflicting():
 # --- Without sequences ---
 
 
+def test_a_column_of_the_prompt_with_the_text_na_is_read_as_it_is_and_said(tmp_path):
+    frame = effects()
+    frame.loc[[3, 8], "gene"] = "NA"
+    examples = read(tmp_path, frame)
+    assert "What does NA do?" in examples["prompt"][3]
+    assert "column 'gene': the text 'NA' is read as it is (rows: 2)" in examples.attrs["notes"]
+
+
 def test_every_row_of_a_table_without_sequences_is_an_example(tmp_path):
     frames, card = prepare(tmp_path, effects())
     everything = pd.concat(frames.values())

@@ -143,8 +143,8 @@ def test_a_named_index_of_pandas_is_a_column(tmp_path):
 
 def test_texts_that_may_stand_for_a_missing_value_are_noted():
     assert tables.notes_of_missing(["NA", "kinase", "nan", "NA"], "groups") == [
-        "groups: 2 rows have the text 'NA', read as it is",
-        "groups: 1 rows have the text 'nan', read as it is",
+        "groups: the text 'NA' is read as it is (rows: 2)",
+        "groups: the text 'nan' is read as it is (rows: 1)",
     ]
 
 

@@ -219,7 +219,7 @@ def dropped(reason: str, examples: Sequence[object]) -> list[dict[str, Any]]:
 def notes_of_missing(texts: Iterable[str], what: str) -> list[str]:
     """A note for the card for each text that often stands for a missing value, such as `nan`, but is read as it is."""
     counts = Counter(text for text in texts if text.lower() in MISSING)
-    return [f"{what}: {count} rows have the text {text!r}, read as it is" for text, count in sorted(counts.items())]
+    return [f"{what}: the text {text!r} is read as it is (rows: {count})" for text, count in sorted(counts.items())]
 
 
 def check_unique(ids: Sequence[str], place: object, where: Callable[[int], str], advice: str) -> None:

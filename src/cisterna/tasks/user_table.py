@@ -178,6 +178,8 @@ def examples(
     repeated = frame["key"][order].duplicated().reindex(frame.index)
     left_out += tables.dropped(f"the {what} of another row, with its label", _names(frame[repeated], row_name))
     notes = tables.notes_of_missing(frame["group"], f"column {columns.get('group')!r}")
+    for column in prompt.fields:
+        notes += tables.notes_of_missing(cells[column], f"column {column!r}")
     frame = frame[~repeated].reset_index(drop=True).rename(columns={"label": "answer"})
     if "reasoning" not in frame.columns:
         frame["reasoning"] = ""
