@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -237,9 +236,7 @@ def test_path_of_a_socket_is_short_enough_wherever_temporary_files_go(temporary,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_server_that_a_signal_ends_takes_its_folder_along(temporary, number):
     path = fork_server.new_socket()
-    command = [*COMMAND, "fork-server", str(path)]
-    obey = partial(signal.signal, number, signal.SIG_DFL)  # nohup and background jobs of shells ignore some signals
-    process = subprocess.Popen(command, env=environment(), preexec_fn=obey)
+    process = subprocess.Popen([*COMMAND, "fork-server", str(path)], env=environment())
     wait_until(path.exists, "the socket", process)
     process.send_signal(number)
     assert process.wait(PATIENCE) == 128 + number
