@@ -26,10 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.sandbox import SandboxedEnvironment
-
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 
@@ -66,6 +62,8 @@ def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Co
 
     ValueError for a model without an end token, a clock that cannot be replaced, and a template without questions.
     """
+    import jinja2  # here, so that light commands do not pay for it
+
     try:
         date = _fix_date(tokenizer)
         opening, turn_end = _opening(tokenizer), _answer_end(tokenizer)
@@ -212,6 +210,8 @@ def _opening(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def _answer_end(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The tokens after an answer in the chat template; none in one for questions only."""
+    import jinja2
+
     if not tokenizer.chat_template:
         return []
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
@@ -238,6 +238,9 @@ def _fix_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _without_clock(template: str) -> str:
+    from jinja2 import nodes
+    from jinja2.sandbox import SandboxedEnvironment
+
     tree = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(template))
     calls = [call for call in tree.find_all(nodes.Call) if getattr(call.node, "name", None) == CLOCK]
     forms = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], nodes.Const)]
