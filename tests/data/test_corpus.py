@@ -295,6 +295,29 @@ def test_caps_take_the_first_documents_of_each_part(base, tmp_path):
     assert parts(tmp_path / "train") == {"train": everything["train"][:50], "heldout": everything["heldout"]}
 
 
+def test_skipped_documents_are_the_first_of_the_file_in_both_parts(base, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json_lines(TEXTS * 3))
+    everything = list(corpus.select_documents(path, "text", {}))
+    skipped = list(corpus.select_documents(path, "text", {"skip_documents": 100}))
+    assert {heldout for *_, heldout in everything[:100]} == {heldout for *_, heldout in skipped} == {True, False}
+    assert skipped == everything[100:]
+    options = {"skip_documents": 100, "train_documents": 5}
+    card = tokenize_corpus(path, "text", base, tmp_path / "tokens", options)
+    assert (card["train"]["documents"], card["options"]) == (5, options)
+
+
+def test_skipping_more_than_the_file_has_is_refused(base, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
+    for options, said in (
+        ({"skip_documents": len(TEXTS)}, f"skip_documents leaves out {len(TEXTS)} documents, and the file has"),
+        ({"skip_documents": 10, "train_documents": 1000}, "such documents after the first 10 "),
+    ):
+        with pytest.raises(UserError, match=said):
+            tokenize_corpus(tmp_path / "a.jsonl", "text", base, tmp_path / "out" / "tokens", options)
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_no_more_is_read_than_fills_both_caps(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(TEXTS * 3) + b"not JSON\n")
@@ -334,7 +357,7 @@ def config_with(tmp_path, **corpus):
 
 
 def test_the_config_names_the_documents_of_a_corpus(tmp_path):
-    options = {"field": "content", "train_documents": 200_000, "heldout_documents": 5000}
+    options = {"field": "content", "skip_documents": 5000, "train_documents": 200_000, "heldout_documents": 5000}
     found = study.read(config_with(tmp_path, file="a.jsonl.zst", modality="text", **options))
     assert found.documents("more") == options
     assert found.documents("text") == {}
@@ -346,6 +369,7 @@ def test_the_config_names_the_documents_of_a_corpus(tmp_path):
         ({"file": "a.fasta", "modality": "dna", "field": "text"}, "corpora.more.field"),
         ({"file": "a.GB.gz", "modality": "text"}, "corpora.more.modality"),
         ({"file": "a.jsonl", "modality": "text", "train_documents": 0}, "corpora.more.train_documents"),
+        ({"file": "a.jsonl", "modality": "text", "skip_documents": -1}, "corpora.more.skip_documents"),
         ({"file": "a.jsonl", "modality": "text", "documents": 5}, "corpora.more.documents"),
     ],
 )

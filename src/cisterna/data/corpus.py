@@ -73,17 +73,20 @@ def select_documents(
     Sequences (dna, rna, protein) are in upper case, and have the letters of their modality only: `reader` reads them,
     by default one with the option `unusual_letters`.
 
-    `options` are keys of the corpus in the config. With `train_documents` and `heldout_documents` only the first so
-    many documents of each part are returned, and the file is read only as far as needed. Raises UserError as
-    `documents` does, naming the record for a letter that is refused, and if the file has fewer documents than these
-    options ask for.
+    `options` are keys of the corpus in the config. The first `skip_documents` of the file are left out. With
+    `train_documents` and `heldout_documents` only the first so many documents of each part are returned, and the file
+    is read only as far as needed. Raises UserError as `documents` does, naming the record for a letter that is refused,
+    and if the file has fewer documents than these options ask for.
     """
     if reader is None and modality != "text":
         reader = letters.Reader(modality, options.get("unusual_letters"))
     limits = {heldout: options.get(option) for heldout, option in LIMITS.items()}
     counts = dict.fromkeys(LIMITS, 0)
+    skipped, number = options.get("skip_documents", 0), 0
     with contextlib.closing(documents(path, modality, options.get("field", FIELD))) as everything:
         for number, document in enumerate(everything, 1):
+            if number <= skipped:
+                continue
             heldout = is_heldout(document if reader is None else document.upper())
             if counts[heldout] == limits[heldout]:
                 continue
@@ -91,12 +94,15 @@ def select_documents(
             yield number, reader.read(document, f"{path}, record {number}") if reader else document, heldout
             if counts == limits:
                 return
+    if skipped >= number:
+        raise UserError(f"{path}: skip_documents leaves out {skipped} documents, and the file has {number}; skip fewer")
+    rest = f" after the first {skipped}" if skipped else ""
     for heldout, option in LIMITS.items():
         limit = limits[heldout]
         if limit is not None and counts[heldout] < limit:
             raise UserError(
-                f"{path}: {option} asks for {limit}, and the file has {counts[heldout]} such documents (one in twenty "
-                "is held out, by its content). Ask for fewer."
+                f"{path}: {option} asks for {limit}, and the file has {counts[heldout]} such documents{rest} (one in "
+                "twenty is held out, by its content). Ask for fewer."
             )
 
 

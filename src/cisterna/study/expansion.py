@@ -125,7 +125,7 @@ class Study:
         return {key: value for key, value in self.recipe(kind, name).items() if key not in own}
 
     def documents(self, corpus: str) -> dict[str, Any]:
-        """Which documents of its file a corpus takes: field, train_documents and heldout_documents, if set."""
+        """Which documents of its file a corpus takes: every key but file and modality, if set."""
         return {key: value for key, value in self.config["corpora"][corpus].items() if key not in ("file", "modality")}
 
     def reading(self, encoder: str) -> dict[str, Any]:
