@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from cisterna.study.config import backbones, encoders, recipes, shape, tasks
 from cisterna.study.config.types import Section, plain
-from cisterna.tasks.catalog import ADAPTERS, REQUIRED
+from cisterna.tasks.catalog import ADAPTERS, REQUIRED, Option
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "config" / "README.md"
@@ -58,13 +58,20 @@ def tables() -> dict[str, str]:
     for stage, field in recipes.Recipes.model_fields.items():
         model = get_args(field.annotation)[-1]
         made[stage] = _table([_row(f"recipes.{stage}", field), *_rows(model, f"recipes.{stage}.NAME", own=True)])
-    words: dict[Any, str] = {REQUIRED: "required", None: "null"}
+    shared: dict[tuple[str, str], tuple[Option, list[str]]] = {}  # options that adapters share have one row
+    for name, adapter in ADAPTERS.items():
+        for option, entry in adapter.options.items():
+            shared.setdefault((option, repr(entry)), (entry, []))[1].append(name)
     made["adapters"] = f"| option of | name | default | effect |\n{RULE}" + "".join(
-        f"| {name} | `{option}` | {words.get(entry.default, entry.default)} | {entry.meaning}. |\n"
-        for name, adapter in ADAPTERS.items()
-        for option, entry in adapter.options.items()
+        f"| {'all' if len(names) == len(ADAPTERS) else ', '.join(names)} | `{option}` | {_default(entry)} | "
+        f"{entry.meaning}. |\n"
+        for (option, _), (entry, names) in shared.items()
     )
     return made
+
+
+def _default(option: Option) -> str:
+    return "required" if option.default is REQUIRED else json.dumps(option.default).strip('"')
 
 
 def _table(rows: list[str]) -> str:

@@ -67,7 +67,7 @@ def adapted() -> Config:
             "adapter": "go-terms",
             "file": ["a.csv", "b.csv"],
             "ood": ["mouse"],
-            "options": {"ontology": "go.obo"},
+            "options": {"ontology": "go.obo", "pool": True},
             "sequences": "both",
             "encoder": "esm2",
         },

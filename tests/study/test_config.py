@@ -82,6 +82,10 @@ def cells(**changes: Any) -> Config:
     return {key: value for key, value in (CELLS | changes).items() if value is not GONE}
 
 
+def proteins(**changes: Any) -> Config:
+    return {"adapter": "go-terms", "file": "a.csv", "options": {"ontology": "go.obo"}} | changes
+
+
 # One mistake a row, one for each rule: the key that is changed, and its value. The tables of config/README.md pin the
 # types of all keys.
 MISTAKES: list[tuple[str, Any]] = [
@@ -173,6 +177,12 @@ MISTAKES: list[tuple[str, Any]] = [
     ("tasks mine", published(options={"flanks": 10})),
     *(("tasks mine", published(options={"flank": value})) for value in ("wide", 2.5)),
     ("tasks mine", published(options=["flank"])),
+    ("tasks mine", published(options={"trim_ends": -1})),
+    ("tasks mine", published(options={"target": "disease"})),
+    ("tasks mine", published(adapter="variant-effect-non-snv", options={"target": "diseases"})),
+    ("tasks mine", proteins(file=["a.csv", "b.csv"], ood=["mouse"])),
+    ("tasks mine", proteins(file=["a.csv", "b.csv", "c.csv"], split={"by": "group", "ood": 0.2})),
+    ("tasks mine", proteins(ood=[])),
     ("tasks mine", cells(options={"label": "a"})),
     ("tasks mine", cells(options={"label": "", "group": "b"})),
     ("tasks mine", cells(options={"label": "{}", "group": "b"})),

@@ -317,8 +317,8 @@ def test_tasks_of_every_kind_of_data_are_valid_and_filled_in():
         "mine": "all",
         "dated": 30,
     }
-    assert found["pathways"]["options"] == {"flank": 1024}
-    assert found["files"]["options"] == {"flank": 9}
+    assert found["pathways"]["options"]["flank"] == 1024
+    assert found["files"]["options"] == found["pathways"]["options"] | {"flank": 9}
     assert found["blood"]["options"]["genes"] == 100
     assert (found["pathways"]["train"], found["files"]["train"], found["blood"]["train"]) == (50, "all", 1000)
     assert loaded.sources("pathways") == []

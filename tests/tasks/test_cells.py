@@ -22,7 +22,8 @@ from cisterna.tasks.adapters import cells
 
 CELLS, GENES = 60, 80
 OPTIONS = {"label": "kind", "group": "donor", "genes": 100, "layer": None, "names": None, "sample": None}
-OPTIONS["question"] = "Which cell type?"
+OPTIONS |= {"question": "Which cell type?", "answer_form": True}
+FORM = 'End with the line "Answer: X", where X is nothing but the answer.\n'
 # sha256 of the 60 sentences that cell2sentence 1.2.0 makes of `counts()`, joined by line breaks.
 PACKAGE = "56eeeb0369b2a34d03fba5770ad6caf48b6050973a8c14c1c692a6492bc17f23"
 
@@ -256,7 +257,7 @@ def test_a_cell_becomes_prompt_trace_and_answer(tmp_path):
     examples = tasks.read(tasks.load("blood", entry(path, options=OPTIONS | {"genes": 6})))
     assert examples.iloc[0].to_dict() == {
         "id": "cell-0",
-        "prompt": "Which cell type? GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A\n",
+        "prompt": "Which cell type? GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A\n" + FORM,
         "segments": [],
         "reasoning": "most expressed GENE0, GENE1A, GENE2, GENE3A, GENE4",
         "answer": "B cell",
@@ -264,6 +265,16 @@ def test_a_cell_becomes_prompt_trace_and_answer(tmp_path):
         "group": "donor-0",
         "ood": False,
     }
+
+
+def test_a_card_of_an_earlier_version_asks_as_it_did(tmp_path):
+    path = stored(tmp_path / "cells.h5ad")
+    old = {name: value for name, value in OPTIONS.items() if name != "answer_form"}
+    for options, end in ((OPTIONS, FORM), (OPTIONS | {"answer_form": False}, "\n"), (old, "\n")):
+        task = tasks.load("blood", entry(path, options=options))
+        for prompts in (tasks.read(task)["prompt"], tasks.questions(task, path)["prompt"]):
+            assert prompts.str.endswith(end).all()
+            assert prompts.str.contains("Answer: ").any() == (end == FORM)
 
 
 def test_splits_are_made_with_held_out_donors_in_ood_alone(tmp_path):

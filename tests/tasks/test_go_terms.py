@@ -77,12 +77,12 @@ def test_the_example_of_the_module_is_what_its_row_becomes(clone):
     row = {name: cell.strip() for name, _, cell in (line.strip().partition(" ") for line in lines)}
     assert set(row) == set(COLUMNS.values())
     table([row])
-    (found,) = tasks.read(tasks.load("functions", spec(ood=()))).to_dict("records")
+    (found,) = tasks.read(tasks.load("functions", spec(ood=(), answer_form=True))).to_dict("records")
     shown = text.partition("becomes\n\n")[2].partition("\n\nThe answer is")[0]
     lines = [line[12:] for line in shown.splitlines()]
-    assert found["prompt"] == "\n".join(lines[:4]) + "\n"
-    assert found["reasoning"] == lines[4]
-    assert found["answer"] == lines[5]
+    assert found["prompt"] == "\n".join(lines[:5]) + "\n"
+    assert found["reasoning"] == lines[5]
+    assert found["answer"] == lines[6]
 
 
 def test_an_answer_is_the_fewest_terms_that_imply_all_of_the_row(clone):
@@ -152,6 +152,7 @@ def test_what_the_ontology_does_not_have_is_left_out_and_counted(clone):
         "3 gold ids left out",
         "2 proteins left out",
         "1 proteins left out",
+        "columns that are not read",
     ]
     assert "releases/2026-01-01" in found.attrs["notes"][0]
 
@@ -220,19 +221,101 @@ def test_an_ontology_has_to_be_given_and_to_be_there(clone):
         examples([protein(1)], ontology="other.obo")
 
 
-def test_a_data_set_as_load_dataset_reads_it_is_pooled_over_its_splits(clone):
+def split_files(folder, **changed):
+    """Files of train, id and ood as BioReason-Pro has them; their paths."""
+    counts, start, paths = {"train": 30, "id": 8, "ood": 10}, 0, []
+    for split, count in counts.items():
+        made = [
+            protein(
+                start + number, organism="Danio rerio" if split == "ood" else "Homo sapiens", reasoning=["A.", "B."]
+            )
+            for number in range(count)
+        ]
+        pd.DataFrame(changed.get(split, made)).to_parquet(folder / f"{split}.parquet", index=False)
+        start += count
+        paths.append(f"{split}.parquet")
+    return paths
+
+
+def test_given_splits_stay_as_given(clone):
+    paths = split_files(clone)
+    given = {"adapter": "go-terms", "file": paths, "options": {"ontology": "go.obo"}, "validation": 5}
+    splits.prepare("functions", given, 0, clone / "out")
+    frames = {which: pd.read_parquet(clone / "out" / f"{which}.parquet") for which in SPLITS}
+    assert {which: len(frame) for which, frame in frames.items()} == {"train": 25, "validation": 5, "id": 8, "ood": 10}
+    assert set(frames["id"]["id"]) == set(pd.read_parquet(paths[1])["protein_id"])
+    assert set(frames["ood"]["id"]) == set(pd.read_parquet(paths[2])["protein_id"])
+    assert set(frames["ood"]["group"]) == {"Danio rerio"}
+    assert set(frames["train"]["reasoning"]) == {"A.\nB."}
+    card = splits.read_card(clone / "out")
+    assert "id and ood are those of the data" in card["rule"]
+    assert card["notes"][:3] == [f"{split} of the data is {split} here" for split in ("train", "id", "ood")]
+    assert card["notes"][-1] == "columns that are not read: structure_path"
+    whole = pd.concat([pd.read_parquet(path).assign(split=path.partition(".")[0]) for path in paths])
+    whole.to_parquet("all.parquet", index=False)
+    splits.prepare("functions", given | {"file": "all.parquet"}, 0, clone / "one")
+    for which in SPLITS:
+        pd.testing.assert_frame_equal(pd.read_parquet(clone / "one" / f"{which}.parquet"), frames[which])
+
+
+def test_proteins_of_given_splits_that_are_in_two_of_them_are_left_out_of_train(clone):
+    train = [protein(number) for number in range(30)]
+    train[3] |= {"sequence": protein(38)["sequence"], "organism": "Danio rerio"}  # the first of ood
+    train[4]["sequence"] = train[5]["sequence"]
+    given = {"adapter": "go-terms", "file": split_files(clone, train=train), "options": {"ontology": "go.obo"}}
+    splits.prepare("functions", given | {"validation": 5}, 0, clone / "out")
+    card = splits.read_card(clone / "out")
+    assert {entry["reason"]: entry["examples"] for entry in card["dropped"]} == {
+        "the sequence of an earlier row": ["P00005"],
+        "train, sequence or prompt also in ood": ["P00003"],
+    }
+    assert set(pd.read_parquet(clone / "out/ood.parquet")["group"]) == {"out of domain"}  # the fish is in train too
+    assert "organism of ood and of other splits: Danio rerio" in card["notes"]
+
+
+def test_splits_that_ood_would_mix_are_refused_unless_they_are_pooled(clone):
+    paths = split_files(clone)
+    for file in (paths, paths[:2]):
+        with pytest.raises(UserError, match=r"tasks\.functions: the data come in splits \(train.*options\.pool"):
+            tasks.read(tasks.load("functions", spec(file)))
+    pooled = tasks.read(tasks.load("functions", spec(paths, pool=True)))
+    assert len(pooled) == 48
+    assert pooled["ood"].sum() == 10
+    assert "split" not in pooled.columns
+    table([protein(1) | {"split": "train"}, protein(2) | {"split": "ood"}])
+    with pytest.raises(UserError, match=r"come in splits \(column 'split'\)"):
+        tasks.read(tasks.load("functions", spec(ood=())))
+
+
+def test_one_table_needs_ood_or_split_or_a_column_of_splits(clone):
+    table(proteins())
+    given = {"adapter": "go-terms", "file": "proteins.csv", "options": {"ontology": "go.obo"}, "validation": 5}
+    with pytest.raises(
+        UserError, match=r"tasks\.functions\.ood: missing, and proteins\.csv has no column 'split'\. Give"
+    ):
+        splits.prepare("functions", given, 0, clone / "out")
+    assert not (clone / "out").exists()
+
+
+def test_a_data_set_as_load_dataset_reads_it_keeps_its_splits_or_is_pooled(clone):
     pytest.importorskip("datasets")
     folder = clone / "hub"
     folder.mkdir()
-    for split, number in (("train", 1), ("validation", 2)):
+    for split, number in (("train", 1), ("validation", 2), ("test", 3)):
         pd.DataFrame([protein(number, go_mf=["GO:0000005"], go_bp=[], go_cc=[])]).to_parquet(
             folder / f"{split}.parquet"
         )
-    given = {"adapter": "go-terms", "hub": "hub", "options": {"ontology": "go.obo"}, "ood": []}
-    found = tasks.read(tasks.load("functions", given))
-    assert sorted(found["id"]) == ["P00001", "P00002"]
-    assert list(found["answer"]) == ["GO:0000005"] * 2
-    assert set(found.attrs["fingerprint"]) == {"train", "validation"}
+    given = {"adapter": "go-terms", "hub": "hub", "options": {"ontology": "go.obo"}}
+    kept = tasks.read(tasks.load("functions", given))
+    assert dict(zip(kept["id"], kept["split"], strict=True)) == {"P00001": "train", "P00002": "id", "P00003": "ood"}
+    assert list(kept["ood"]) == [False, False, True]
+    with pytest.raises(UserError, match=r"come in splits \(train, validation, test\)"):
+        tasks.read(tasks.load("functions", given | {"ood": []}))
+    given["options"]["pool"] = True
+    found = tasks.read(tasks.load("functions", given | {"ood": []}))
+    assert sorted(found["id"]) == ["P00001", "P00002", "P00003"]
+    assert list(found["answer"]) == ["GO:0000005"] * 3
+    assert set(found.attrs["fingerprint"]) == {"train", "validation", "test"}
 
 
 def test_new_proteins_are_asked_without_their_terms(clone):

@@ -1,11 +1,13 @@
 """The KEGG adapter, on small data of its schema: files, a folder that `datasets` reads, and every mistake in them."""
 
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -75,13 +77,13 @@ def test_docstring_example_is_true(tmp_path):
     row = {
         "question": "Network of the pathway: SOD1* -> apoptosis. What does this allele contribute to?",
         "answer": "Amyotrophic lateral sclerosis (ALS); H00058",
-        "reasoning": "The variant replaces alanine 4 of SOD1, which then aggregates.",
+        "reasoning": "['The variant replaces alanine 4 of SOD1.', 'SOD1 then aggregates.']",
         "reference_sequence": "AGTTATGGCGACGAAGGCCGTGTGCGTGC",
         "variant_sequence": "AGTTATGGCGACGAAGGTCGTGTGCGTGC",
     }
     assert " ".join(f"{name} {value}" for name, value in row.items()) in documented
     paths = save(tmp_path, train=pd.DataFrame([row]))
-    example = tasks.read(tasks.load("kegg", entry(paths, options={"flank": 8}))).iloc[0]
+    example = tasks.read(tasks.load("kegg", entry(paths, options={"flank": 8, "answer_form": True}))).iloc[0]
     fields = f"prompt {example['prompt']} trace {example['reasoning']} answer {example['answer']}"
     assert " ".join(fields.split()) in documented
 
@@ -265,7 +267,13 @@ def test_a_hub_data_set_is_not_asked_for_when_the_study_is_read_and_is_no_file_o
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spec = study.load(given).spec("kegg")
-    assert spec["options"] == {"flank": 1024}
+    assert spec["options"] == {
+        "flank": 1024,
+        "trim_ends": 0,
+        "bases": None,
+        "sequences_first": False,
+        "answer_form": True,
+    }
     assert (spec["train"], spec["id"], spec["ood"], spec["revision"]) == (1000, "all", "all", None)
 
 
@@ -283,9 +291,141 @@ def test_missing_column_is_named(tmp_path, column):
     refused(paths, rf"id\.csv: no column '{column}'.*question, answer, ")
 
 
-@pytest.mark.parametrize("column", ["weight", "split"])
-def test_unknown_column_is_named(tmp_path, column):
-    refused(save(tmp_path, id=rows("id", 5).assign(**{column: "id"})), rf"id\.csv: unknown column '{column}'")
+def test_other_columns_are_not_read_and_are_listed(tmp_path, capsys):
+    frames = {split: rows(split, count).assign(weight=1.5) for split, count in ROWS.items()}
+    frames["id"]["__index_level_0__"] = [f"<think>{row}" for row in range(ROWS["id"])]
+    frames["ood"]["split"] = "test"  # says what the file says
+    loaded, card = prepare(tmp_path / "a", save(tmp_path / "raw", **frames))
+    expected, _ = prepare(tmp_path / "b", save(tmp_path / "plain"))
+    for which in SPLITS:
+        pd.testing.assert_frame_equal(loaded[which], expected[which])
+    note = "columns that are not read: weight, __index_level_0__"
+    assert card["notes"][-1] == note
+    assert f"note: {note}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["train", "ood", "fold 1"])
+def test_a_column_of_splits_that_contradicts_the_files_is_refused(tmp_path, text):
+    frame = rows("id", 5).assign(split=["id", "val", "test", text, "id"])
+    refused(save(tmp_path, id=frame), rf"id\.csv: row 4: column 'split' says '{text}', but .* given as id")
+
+
+def test_columns_may_have_the_other_name_that_published_data_give_them(tmp_path):
+    frames = {split: rows(split, count) for split, count in ROWS.items()}
+    expected, _ = prepare(tmp_path / "a", save(tmp_path / "raw", **frames))
+    renamed = {split: frame.rename(columns={"variant_sequence": "mutated_sequence"}) for split, frame in frames.items()}
+    renamed["id"]["variant_sequence"] = renamed["id"]["mutated_sequence"]  # both, and the same
+    loaded, card = prepare(tmp_path / "b", save(tmp_path / "other", **renamed))
+    for which in SPLITS:
+        pd.testing.assert_frame_equal(loaded[which], expected[which])
+    assert "not read" not in str(card["notes"])
+    renamed["id"].loc[2, "mutated_sequence"] = "ACGT"
+    refused(
+        save(tmp_path / "c", **renamed), r"id\.csv: row 3: columns 'variant_sequence' and 'mutated_sequence' .*'ACGT'"
+    )
+
+
+@pytest.mark.parametrize("column", ["id", "ID"])
+def test_ids_are_those_of_the_data_if_every_row_has_one_of_its_own(tmp_path, column):
+    frames = {
+        split: rows(split, count).assign(**{column: [f"{split[0]}{7 * row}" for row in range(count)]})
+        for split, count in ROWS.items()
+    }
+    loaded, _ = prepare(tmp_path / "a", save(tmp_path / "raw", **frames))
+    assert set(loaded["ood"]["id"]) == set(frames["ood"][column])
+    frames["id"].loc[3, column] = frames["train"].loc[5, column]
+    twice, card = prepare(tmp_path / "b", save(tmp_path / "twice", **frames))
+    assert set(twice["ood"]["id"]) == {f"ood-{row}" for row in range(1, 15)}
+    assert "ids are split and number of a row: the column of ids has 't35' twice" in card["notes"]
+    frames["id"].loc[3, column] = None
+    _, card = prepare(tmp_path / "c", save(tmp_path / "none", **frames))
+    assert "ids are split and number of a row: the column of ids has an empty cell" in card["notes"]
+
+
+STEPS = ['Step 1: the gene\'s "first" exon, [G>A], is lost.', " Step 2: its pathway fails. ", ""]
+JOINED = 'Step 1: the gene\'s "first" exon, [G>A], is lost.\nStep 2: its pathway fails.'
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "python", "numpy", "json"])
+def test_reasoning_that_is_a_list_of_steps_is_joined_by_line_breaks(tmp_path, form):
+    frame = pd.concat([rows(split, 3).assign(split=split) for split in ROWS])
+    written = {"python": str(STEPS), "numpy": str(np.array(STEPS)), "json": json.dumps(STEPS)}.get(form, STEPS)
+    frame["reasoning"] = pd.Series([written] * len(frame), index=frame.index)
+    path = tmp_path / f"all.{form if form in ('parquet', 'jsonl') else 'csv'}"
+    if form == "parquet":
+        frame.to_parquet(path, index=False)
+    elif form == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False)
+    assert set(tasks.read(tasks.load("kegg", entry([str(path)])))["reasoning"]) == {JOINED}
+
+
+@pytest.mark.parametrize("text", ["[G>A] is lost", "[1, 2]", "Step ['a', 'b']", "[The gene] fails [here]"])
+def test_a_text_in_brackets_is_no_list(tmp_path, text):
+    frame = rows("id", 5).assign(reasoning=text)
+    found = tasks.read(tasks.load("kegg", entry(save(tmp_path, id=frame)))).query("split == 'id'")
+    assert set(found["reasoning"]) == {text}
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [("['Step 1', 'Step", "not a whole list"), ("['Step 1', 2]", "not a whole list"), ("[]", "is empty")],
+)
+def test_a_broken_or_empty_list_of_steps_is_refused(tmp_path, cell, message):
+    frame = rows("id", 5)
+    frame.loc[3, "reasoning"] = cell
+    refused(save(tmp_path, id=frame), rf"id\.csv: row 4: column 'reasoning'.*{message}")
+
+
+def test_sequences_may_stand_before_the_question_as_in_the_paper(tmp_path):
+    paths = save(tmp_path)
+    last = tasks.read(tasks.load("kegg", entry(paths)))
+    first = tasks.read(tasks.load("kegg", entry(paths, options={"flank": FLANK, "sequences_first": True})))
+    for one, other in zip(last["prompt"], first["prompt"], strict=True):
+        question, pair = one.split("\n", 1)
+        assert other == f"{pair}{question}\n"
+    pd.testing.assert_frame_equal(first.drop(columns="prompt"), last.drop(columns="prompt"))
+
+
+def test_the_truncation_of_the_paper_removes_the_ends_and_says_which_variants_are_lost(tmp_path):
+    paper = {"flank": None, "trim_ends": 10, "bases": 30}
+    left, right, middle = "AC" * 5, "GT" * 5, "ACGTTGCA" * 5
+    pairs = [
+        (left + middle + right, left + middle[:6] + "T" + middle[7:] + right),  # seen
+        (left + middle + right, left + middle[:35] + "C" + middle[36:] + right),  # after the first 30
+        (left + middle + right, "T" + left[1:] + middle + right),  # in an end
+        (middle[:28], middle[:6] + "T" + middle[7:28]),  # not longer than twice 10 and 8: stays whole
+    ]
+    frame = rows("train", 4)
+    frame[list(variants.PAIR)] = pairs
+    examples = tasks.read(tasks.load("kegg", entry(save(tmp_path, train=frame), options=paper)))
+    cut = [[part["sequence"] for part in segments] for segments in examples["segments"][:4]]
+    assert cut[:3] == [
+        [middle[:30], middle[:6] + "T" + middle[7:30]],
+        [middle[:30], middle[:30]],
+        [middle[:30], middle[:30]],
+    ]
+    assert cut[3] == list(pairs[3])
+    assert [segments[1]["center"] for segments in examples["segments"][:4]] == [6, 29, 20, 6]
+    lost = sum(reference["sequence"] == variant["sequence"] for reference, variant in examples["segments"])
+    assert examples.attrs["notes"][3].startswith(f"{lost} rows have their variant in what is cut off")
+
+
+def test_the_form_of_the_answer_is_the_last_line_of_a_prompt_that_may_be_left_out(tmp_path):
+    paths = save(tmp_path)
+    for stated in (True, False):
+        task = tasks.load("kegg", entry(paths, options={"answer_form": stated}))
+        for prompts in (tasks.read(task)["prompt"], tasks.questions(task, Path(paths[1]))["prompt"]):
+            line = 'End with the line "Answer: X", where X is the name of the disease in lower case.\n'
+            assert prompts.str.endswith(f"</dna>\n{line}").all() == stated
+            assert prompts.str.endswith("</dna>\n").all() != stated
+
+
+def test_a_checkpoint_of_an_earlier_version_asks_as_it_was_trained(tmp_path):
+    """Its entry in the config has the options of that version."""
+    prompts = tasks.read(tasks.load("kegg", entry(save(tmp_path), options={"flank": 1024})))["prompt"]
+    assert prompts.str.fullmatch(r"Network.*\nReference: <dna>\w+</dna>\nVariant: <dna>\w+</dna>\n").all()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     for entry in dropped:
         more = ", ..." if entry["rows"] > len(entry["examples"]) else ""
         print(f"rows left out: {entry['rows']}: {entry['reason']} ({', '.join(entry['examples'])}{more})", flush=True)
+    for note in provenance.get("notes", []):
+        print(f"note: {note}", flush=True)
     with files.new_folder(Path(output)) as folder:
         for split, frame in frames.items():
             write(frame, folder / f"{split}.parquet")

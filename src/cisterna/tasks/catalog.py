@@ -38,9 +38,13 @@ class Option(NamedTuple):
     least: float | None = None  # the smallest number allowed
     file: bool = False  # whether it is the path of a file that the task is made from
     words: tuple[str, ...] = ()  # values of such an option that are not paths
+    before: Any = (
+        None  # what holds where a card or checkpoint of an earlier version lacks the option; None: the default
+    )
 
 
 REQUIRED = object()  # the default of an option that has none
+ANSWER_FORM = Option("bool", True, "say in the prompt how an answer is written", before=False)
 
 
 class Adapter(NamedTuple):
@@ -52,20 +56,38 @@ class Adapter(NamedTuple):
     options: Mapping[str, Option]
     files: tuple[int, ...]  # how many files it may have; empty: any number
     hub: bool  # whether it may be a data set of the Hugging Face hub
-    splits: bool  # whether the data come with splits; if not, the task needs `ood` or `split`
+    splits: bool  # whether the data may come with splits
+    groups: bool  # whether `ood` or `split` may divide the data
     residues: bool  # whether its prompts hold residues, which an encoder can read
 
 
-def _variants(module: str, meaning: str, files: tuple[int, ...]) -> Adapter:
-    flank = Option("int", 1024, "bases that are kept on each side of the variant", 1)
-    return Adapter(module, "dna", meaning, {"flank": flank}, files, hub=True, splits=True, residues=True)
+def _variants(module: str, meaning: str, files: tuple[int, ...], more: Mapping[str, Option] | None = None) -> Adapter:
+    options = {
+        "flank": Option("int | null", 1024, "bases that are kept on each side of the variant; null cuts nothing", 1),
+        "trim_ends": Option(
+            "int", 0, "bases that are first removed from each end of a sequence, if it is longer than twice that + 8", 0
+        ),
+        "bases": Option("int | null", None, "bases of a sequence that are kept in the end, from the first", 1),
+        "sequences_first": Option("bool", False, "put the sequences before the question, not after it"),
+        "answer_form": ANSWER_FORM,
+    } | dict(more or {})
+    return Adapter(module, "dna", meaning, options, files, hub=True, splits=True, groups=False, residues=True)
 
 
 ADAPTERS: dict[str, Adapter] = {
     "kegg": _variants("kegg", "disease of a variant, reasoned along a KEGG pathway", (1, 3)),
     "variant-effect-coding": _variants("variant_effect", "effect of a coding variant", (1, 2, 3)),
     "variant-effect-non-snv": _variants(
-        "variant_effect", "effect of a variant that is not a single substitution", (1, 2, 3)
+        "variant_effect",
+        "effect of a variant that is not a single substitution",
+        (1, 2, 3),
+        {
+            "target": Option(
+                ["pathogenicity", "disease"],
+                "pathogenicity",
+                "what is asked: what an answer says before `;`, or the disease after it",
+            )
+        },
     ),
     "go-terms": Adapter(
         module="go_terms",
@@ -83,6 +105,8 @@ ADAPTERS: dict[str, Adapter] = {
                 words=("train",),
             ),
             "residues": Option("int", 2000, "residues of a protein that are kept, from the first", 1),
+            "pool": Option("bool", False, "let `ood` or `split` divide the rows of all files, or splits, as one table"),
+            "answer_form": ANSWER_FORM,
             "id": Option("str", "protein_id", "column of the name of a protein"),
             "sequence": Option("str", "sequence", "column of the sequence"),
             "organism": Option("str", "organism", "column of the organism"),
@@ -95,7 +119,8 @@ ADAPTERS: dict[str, Adapter] = {
         },
         files=(),
         hub=True,
-        splits=False,
+        splits=True,
+        groups=True,
         residues=True,
     ),
     "cells": Adapter(
@@ -110,10 +135,12 @@ ADAPTERS: dict[str, Adapter] = {
             "layer": Option("str | null", None, "layer with the expression; `raw.X`, or null for `X`"),
             "names": Option("str | null", None, "column of `var` with the names of the genes; null is its index"),
             "sample": Option("int | null", None, "how many cells are read, the same ones for the same seed", 1),
+            "answer_form": ANSWER_FORM,
         },
         files=(1,),
         hub=False,
         splits=False,
+        groups=True,
         residues=False,
     ),
 }
@@ -126,6 +153,17 @@ def modality(name: str, spec: Mapping[str, Any]) -> str:
     if "modality" not in spec:
         return MODALITIES[name]
     return "+".join(sorted(set(sequences(spec).values()))) or "text"
+
+
+def options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task that an adapter reads, whose entry in the config is `spec`.
+
+    A config is filled with the defaults before it comes here. Where an option is missing, `spec` is of a data card or a
+    checkpoint of an earlier version, and what was done then still holds (`Option.before`).
+    """
+    known = ADAPTERS[spec["adapter"]].options
+    old = {name: option.default if option.before is None else option.before for name, option in known.items()}
+    return old | dict(spec.get("options") or {})
 
 
 def sequences(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -151,6 +189,11 @@ def of_terms(spec: Mapping[str, Any]) -> bool:
 def held_out(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """The groups that the key `ood` lists; none if it is the size of a split."""
     return tuple(map(str, spec["ood"])) if isinstance(spec.get("ood"), list | tuple) else ()
+
+
+def divided(spec: Mapping[str, Any]) -> bool:
+    """Whether `ood` (groups, not the size of a split) or `split` says what is out of domain, and not the data."""
+    return bool(spec.get("split")) or isinstance(spec.get("ood"), list | tuple | Mapping)
 
 
 def files(spec: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,13 @@ columns mean: that is in the module of each task.
 
 from __future__ import annotations
 
+import ast
 import csv
 import functools
+import io
 import json
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -200,6 +203,69 @@ def texts(
             "Export the column as texts or as whole numbers."
         )
     return cells
+
+
+def same_texts(
+    raw: pd.DataFrame, names: Sequence[str], place: object, advice: str = "", *, may_be_empty: bool = False
+) -> list[str]:
+    """`texts` of a column that may have any of these names. UserError if two of them differ, naming the first row."""
+    present = [name for name in names if name in raw.columns] or list(names[:1])
+    first, *others = (texts(raw, name, place, advice=advice, may_be_empty=may_be_empty) for name in present)
+    for other, cells in zip(present[1:], others, strict=True):
+        for row, (one, two) in enumerate(zip(first, cells, strict=True), 1):
+            if one != two:
+                raise UserError(
+                    f"{place}: row {row}: columns {present[0]!r} and {other!r} are two names of one column, and differ "
+                    f"({one[:40]!r}, {two[:40]!r}). Remove the one that is not meant."
+                )
+    return first
+
+
+def listed(text: str) -> list[str] | None:
+    """The texts in what JSON, Python or numpy writes for a list of texts; None for any other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = _quoted(text)
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+
+
+def _quoted(text: str) -> list[Any] | None:
+    """The literals of a Python list of texts, which numpy writes without commas; None if there is more in it."""
+    items: list[Any] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.STRING:
+                items.append(ast.literal_eval(token.string))
+            elif token.string not in ("[", "]", ",", "") and token.string.strip():
+                return None
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    return items
+
+
+def joined(raw: pd.DataFrame, name: str, place: object) -> pd.DataFrame:
+    """The table with the lists of texts in a column joined by line breaks: values, or as JSON or Python writes them.
+
+    A text that is no list stays as it is. UserError, naming the row, for a list of other things, or a broken one.
+    """
+    if name not in raw.columns:
+        return raw
+    cells = []
+    for row, value in enumerate(raw[name], 1):
+        steps: Any = value
+        if isinstance(value, str) and value.lstrip().startswith(("['", '["', "[]")):
+            steps = listed(value.strip())
+        if steps is None and value is not None:
+            raise UserError(f"{place}: row {row}: column {name!r}: {value[:40]!r} is not a whole list. Correct it.")
+        if isinstance(steps, list | tuple | np.ndarray):
+            if not all(isinstance(step, str) for step in steps):
+                raise UserError(f"{place}: row {row}: column {name!r}: a list of other things than texts. Correct it.")
+            steps = "\n".join(step.strip() for step in steps if step.strip())
+        cells.append(steps)
+    return raw.assign(**{name: pd.Series(cells, index=raw.index, dtype=object)})
 
 
 def refuse_markup(text: str, where: str) -> None:

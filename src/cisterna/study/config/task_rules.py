@@ -12,6 +12,11 @@ from cisterna.tasks import catalog
 from cisterna.tasks.catalog import ADAPTERS
 from cisterna.tasks.catalog import LABELS as BUILTIN
 
+POOLED = (
+    "`ood` or `split` would divide the rows of all of them; expected files of train and ood, or train, id and ood, "
+    "without these keys, or `options: {pool: true}`"
+)
+
 
 def check(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
     """Add what is wrong with a task, but for its forms."""
@@ -52,6 +57,8 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
     count = len(files) if isinstance(files, list) else 1
     if count and adapter.files and count not in adapter.files:
         problems.add((*key, "file"), f"{count} files; expected {counts}")
+    if count > 1 and adapter.splits and catalog.divided(task) and not task["options"].get("pool"):
+        problems.add((*key, "file"), f"{count} files, and {POOLED}")
     # A group's column is an option of the adapter (`group`).
     _check_split((*key, "split"), task.get("split"), (), problems)
     options = task["options"]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from cisterna.constants import MALFORMED
 from cisterna.study.config import types as t
-from cisterna.tasks.catalog import ADAPTERS
+from cisterna.tasks.catalog import ADAPTERS, divided
 
 
 def _label(label: str) -> str:
@@ -244,7 +244,7 @@ def _model(entry: dict[str, Any]) -> type[t.Section]:
     adapter = ADAPTERS.get(str(entry["adapter"]))
     if adapter is None:
         return UnknownAdapter
-    if adapter.splits:
+    if adapter.splits and not (adapter.groups and divided(entry)):
         return PublishedSplits
     return SplitData if "split" in entry else GroupedData
 

@@ -18,6 +18,7 @@ AIF1, HLA-DPA1 and JUNB, 4.15 LST1, 4.09 HLA-DRA and 4.02 TYROBP, becomes
 
     prompt  Which cell type? FTL CD74 JUNB HLA-DPA1 AIF1 LST1 HLA-DRA TYROBP CST3 HLA-DRB1 S100A4 CTSS HLA-DRB5 FCER1G
             TIMP1 HLA-DPB1
+            End with the line "Answer: X", where X is nothing but the answer.
     trace   most expressed FTL, CD74, JUNB, HLA-DPA1, AIF1
     answer  CD14+ Monocyte
 
@@ -36,7 +37,7 @@ import dataclasses
 import functools
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ from scipy import sparse
 
 from cisterna.errors import UserError, one_line
 from cisterna.tasks import catalog, loading, tables
+from cisterna.tasks.adapters import answer_form
 from cisterna.tasks.base import Task
 
+ANSWER = "nothing but the answer"
 TRACED = 5  # genes in a trace
 RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
 TIES = 42  # `random_state` of cell2sentence.utils.generate_sentences
@@ -57,7 +60,7 @@ PASS = 8192  # cells for which a matrix that is stored by genes (CSC) is read fr
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
     """The task of an `.h5ad` file. `spec` is its entry in the config; the file is opened by `cisterna.tasks.read`."""
-    options = dict(spec["options"])
+    options = catalog.options(spec)
     path = Path(catalog.sources(name, spec)[0])
     held_out = catalog.held_out(spec)
     options["question"] = str(options["question"]).strip()
@@ -72,15 +75,18 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         meaning=f"obs column {options['label']!r} of {path}",
         rule=rule,
         sources=(str(path),),
-        prompt=functools.partial(prompt, options["question"], genes=options["genes"]),
+        prompt=_prompt(options),
         segments=lambda sentence: [],
     )
     return dataclasses.replace(made, ask=functools.partial(_ask, made, options))
 
 
-def prompt(question: str, sentence: str, genes: int) -> str:
-    """The question and the first `genes` genes of a sentence; ends with a newline."""
-    return f"{question} {' '.join(sentence.split()[:genes])}\n"
+def prompt(question: str, sentence: str, genes: int, form: str = "") -> str:
+    """The question and the first `genes` genes of a sentence; ends with a newline.
+
+    `form` is a last line, of the form of the answer.
+    """
+    return f"{question} {' '.join(sentence.split()[:genes])}\n{form}"
 
 
 def reasoning(sentence: str) -> str:
@@ -110,10 +116,11 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
         *tables.notes_of_missing(frame["group"], f"groups (obs column {options['group']!r})"),
     ]
     frame = frame[~again].reset_index(drop=True)
+    written = _prompt(options)
     made = pd.DataFrame(
         {
             "id": frame["id"],
-            "prompt": [prompt(options["question"], sentence, options["genes"]) for sentence in frame["sequence"]],
+            "prompt": [written(sentence) for sentence in frame["sequence"]],
             "segments": [[] for _ in range(len(frame))],
             "reasoning": frame["sequence"].map(reasoning),
             "answer": frame["label"],
@@ -339,6 +346,12 @@ def _check_chunk(chunk: sparse.csr_matrix, path: Path, ids: list[str], genes: li
         raise UserError(
             f"{path}: cell {ids[int(empty.argmax())]!r} expresses no gene. Remove such cells (scanpy.pp.filter_cells)."
         )
+
+
+def _prompt(options: Mapping[str, Any]) -> Callable[[str], str]:
+    """`prompt` of a sentence, with the options of the task."""
+    form = answer_form.line(ANSWER, stated=options["answer_form"])
+    return functools.partial(prompt, options["question"], genes=options["genes"], form=form)
 
 
 def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:

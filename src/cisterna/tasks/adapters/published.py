@@ -8,9 +8,10 @@ The names of splits in the data, and what they become here:
     test                     ood, unless there is a split `ood` or `network`: then id
 
 Three files are train, id and ood, in this order; two are train and ood. A single file has a column `split` with the
-names above, and so may a data set of the hub that is in one piece. Without an id split, id is drawn from train. A split
-that is called `test` is often drawn at random, and then it is out of domain in name only: the data card says which
-split became what, and `nearest_train` how far it is from train.
+names above, and so may a data set of the hub that is in one piece; where there are several parts, such a column has to
+agree with them. Without an id split, id is drawn from train. A split that is called `test` is often drawn at random,
+and then it is out of domain in name only: the data card says which split became what, and `nearest_train` how far it is
+from train.
 
 Not for what the columns mean: that is in the module of each adapter.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,51 +33,66 @@ from cisterna.tasks.base import SPLIT
 OOD = ("ood", "network")
 ID = ("id", "val", "validation")
 TEST = "test"
+# What the names of splits in the data can become.
+MEANINGS = {
+    "train": ("train",),
+    **dict.fromkeys(ID, ("id",)),
+    **dict.fromkeys(OOD, ("ood",)),
+    TEST: ("id", "ood"),
+}
 ORDER = {1: (None,), 2: ("train", "ood"), 3: ("train", "id", "ood")}  # of the files
+ALIASES = {"variant_sequence": ("mutated_sequence",), "id": ("ID",)}  # other names of columns in published data
+IN, OUT = "in domain", "out of domain"  # groups where the data have no others
 WHERE = "where"  # column: place of the row, for messages
+
+Part = tuple[str | None, str, pd.DataFrame]  # split (None if it is in a column), place and rows of a part of the data
 
 
 def rows(name: str, spec: Mapping[str, Any], required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """The raw rows of the task `name`: the columns `required`, those of `optional` that exist, SPLIT and WHERE.
+    """The raw rows of the task `name`: the columns `required`, those of `optional` that exist, `id`, SPLIT and WHERE.
 
-    Cells are stripped text. The attribute `fingerprint` says what was read from the hub, `notes` which splits became
-    what. Raises UserError naming file and column for a missing or unknown column, and also the row for an empty cell
-    (only `optional` ones may be empty), for markup, or for an unknown split.
+    Cells are stripped text; `reasoning` that is a list is joined by line breaks. A column may have another name that it
+    has in published data (ALIASES). Other columns are not read, and listed. The attribute `fingerprint` says what was
+    read from the hub, `notes` which splits became what and which columns were not read. Raises UserError naming file
+    and column for a missing column, and also the row for an empty cell (only `optional` ones may be empty), for two
+    names of one column with different values, for markup, or for an unknown split.
     """
     parts, fingerprint = open_parts(name, spec)
-    frames = []
+    columns = [*required, *dict.fromkeys([*optional, "id"])]
+    frames, unread = [], dict[str, None]()
     for split, place, raw in parts:
-        needed = [*required, *([SPLIT] if split is None else [])]
-        allowed = [*needed, *optional]
-        for column in map(str, raw.columns):
-            if column not in allowed:
-                raise UserError(
-                    f"{place}: unknown column {column!r}. Expected {', '.join(allowed)}. Remove it or rename it."
-                )
-        advice = f" Expected {', '.join(needed)}."
-        frame = pd.DataFrame(
-            {
-                column: tables.texts(raw, column, place, advice=advice, may_be_empty=column in optional)
-                for column in allowed
-                if column in needed or column in raw.columns
-            }
-        )
+        raw = tables.joined(raw, "reasoning", place)
+        advice = f" Expected {', '.join([*required, *([SPLIT] if split is None else [])])}."
+        cells, read = {}, {SPLIT}
+        for column in columns:
+            names = (column, *ALIASES.get(column, ()))
+            if column in required or any(other in raw.columns for other in names):
+                cells[column] = tables.same_texts(raw, names, place, advice, may_be_empty=column not in required)
+            read |= set(names)
+        frame = pd.DataFrame(cells)
         frame[WHERE] = tables.row_names(place, len(frame))
-        frames.append(frame if split is None else frame.assign(**{SPLIT: split}))
+        frame[SPLIT] = splits(raw, split, place, advice)
+        unread |= dict.fromkeys(str(column) for column in raw.columns if column not in read)
+        frames.append(frame)
     whole = pd.concat(frames, ignore_index=True)
-    for column in set(optional) & set(whole.columns):
-        whole[column] = whole[column].fillna("")
-    meanings = _meanings(name, whole)
-    whole[SPLIT] = whole[SPLIT].map(meanings)
-    whole.attrs = {"notes": [f"{split} of the data is {meaning} here" for split, meaning in meanings.items()]}
+    for column in set(columns) - set(required):
+        if column in whole.columns:
+            whole[column] = whole[column].fillna("")
+    whole, notes = settled(name, whole)
+    whole["id"], renamed = _identifiers(whole)
+    whole.attrs = {"notes": [*notes, *renamed, *not_read(unread)]}
     if fingerprint is not None:
         whole.attrs["fingerprint"] = fingerprint
     return whole
 
 
-def open_parts(
-    name: str, spec: Mapping[str, Any]
-) -> tuple[list[tuple[str | None, str, pd.DataFrame]], dict[str, str] | None]:
+def not_read(columns: Iterable[str]) -> list[str]:
+    """The note of a data card on columns that are not read; none without columns."""
+    names = ", ".join(columns)
+    return [f"columns that are not read: {names}"] if names else []
+
+
+def open_parts(name: str, spec: Mapping[str, Any]) -> tuple[list[Part], dict[str, str] | None]:
     """Split (None if it is in a column), place and rows of each part of the data; and the hub's fingerprints."""
     if "hub" in spec:
         return _open_hub(name, str(spec["hub"]), spec.get("subset"), spec.get("revision"))
@@ -85,10 +101,37 @@ def open_parts(
     return [(split, path, tables.open_table(Path(path))) for split, path in zip(splits, paths, strict=True)], None
 
 
-def identifiers(raw: pd.DataFrame) -> list[str]:
-    """An id for each row: its split and its number there, from 1."""
+def splits(raw: pd.DataFrame, split: str | None, place: str, advice: str = "") -> list[str]:
+    """The split of each row of a part of the data: `split`, or if that is None what its column SPLIT says.
+
+    UserError if the column says that a row of the part `split` is in another split, or nothing that is a split.
+    """
+    if split is None:
+        return tables.texts(raw, SPLIT, place, advice=advice)
+    if SPLIT in raw.columns:
+        for row, text in enumerate(tables.texts(raw, SPLIT, place, may_be_empty=True), 1):
+            if text and set(MEANINGS.get(text, ())).isdisjoint(MEANINGS.get(split, (split,))):
+                raise UserError(
+                    f"{place}: row {row}: column {SPLIT!r} says {text!r}, but these rows are given as {split}. Remove "
+                    "or rename the column, or give one file with it."
+                )
+    return [split] * len(raw)
+
+
+def _identifiers(raw: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """An id for each row and a note, if there is one: the id of the data where all rows have one of their own.
+
+    Otherwise it is the split of a row and its number there, from 1.
+    """
+    notes = []
+    if "id" in raw.columns:
+        given = raw["id"]
+        if not (given == "").any() and not given.duplicated().any():
+            return list(given), []
+        why = "an empty cell" if (given == "").any() else f"{given[given.duplicated()].iloc[0]!r} twice"
+        notes = [f"ids are split and number of a row: the column of ids has {why}"]
     numbers = raw.groupby(SPLIT).cumcount() + 1
-    return [f"{split}-{number}" for split, number in zip(raw[SPLIT], numbers, strict=True)]
+    return [f"{split}-{number}" for split, number in zip(raw[SPLIT], numbers, strict=True)], notes
 
 
 def source(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +141,7 @@ def source(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"sources": tuple(catalog.files(spec))}
 
 
-def _open_hub(
-    name: str, hub: str, subset: str | None, revision: str | None
-) -> tuple[list[tuple[str | None, str, pd.DataFrame]], dict[str, str]]:
+def _open_hub(name: str, hub: str, subset: str | None, revision: str | None) -> tuple[list[Part], dict[str, str]]:
     """The splits of a data set of the hub, or of a local folder that `datasets.load_dataset` reads."""
     import datasets
 
@@ -189,18 +230,22 @@ def _frame(part: Any) -> pd.DataFrame:
     return frame
 
 
-def _meanings(name: str, raw: pd.DataFrame) -> dict[str, str]:
-    """Which split (train, id, ood) each split of the data becomes."""
+def settled(name: str, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with train, id or ood in the column SPLIT instead of the names in the data, and notes that say so.
+
+    UserError for a name that is unknown, naming the row, and for data without train or ood.
+    """
     names = list(dict.fromkeys(raw[SPLIT]))
-    known = {"train": "train"} | dict.fromkeys(ID, "id") | dict.fromkeys(OOD, "ood")
+    known = {split: meanings[0] for split, meanings in MEANINGS.items()}
     known[TEST] = "id" if set(names) & set(OOD) else "ood"
     for split in names:
         if split not in known:
             first = raw[WHERE][raw[SPLIT] == split].iloc[0]
             raise UserError(f"{first}: the split {split!r} is not known. Use {', '.join(known)}.")
-    meanings = {split: known[split] for split in names}
+    became = {split: known[split] for split in names}
     for needed in ("train", "ood"):
-        if needed not in meanings.values():
+        if needed not in became.values():
             expected = " or ".join(split for split, meaning in known.items() if meaning == needed)
             raise UserError(f"tasks.{name}: its data have no split {expected}; they have {', '.join(names)}.")
-    return meanings
+    notes = [f"{split} of the data is {meaning} here" for split, meaning in became.items()]
+    return raw.assign(**{SPLIT: raw[SPLIT].map(became)}), notes

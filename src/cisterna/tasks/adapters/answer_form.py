@@ -1,0 +1,12 @@
+"""The line of a prompt that says how an answer is written, in the prompts of all adapters (option `answer_form`).
+
+A strict parser scores a right answer in another form as 0, so a base model or a cold start that was never told the form
+looks as if it knew nothing. The line does not list the labels. Not for parsing answers: `cisterna.scoring.answers`.
+"""
+
+from cisterna.scoring.answers import ANSWER
+
+
+def line(what: str, *, stated: bool) -> str:
+    """The line, which ends with a newline, for an answer that is `what`; nothing unless it is `stated`."""
+    return f'End with the line "{ANSWER}X", where X is {what}.\n' if stated else ""
