@@ -20,7 +20,7 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cisterna import updates
-from cisterna.artifacts import checkpoint, files, weights
+from cisterna.artifacts import adapter, checkpoint, files, weights
 from cisterna.errors import UserError, one_line
 from cisterna.sequences import conventions, inputs_file, tokenization
 from cisterna.sequences.source import restore
@@ -188,9 +188,9 @@ def lora_config(options: Mapping[str, Any]) -> "LoraConfig":
 
 def attach(model: PreTrainedModel, folder: Path) -> Any:
     """Put the adapter stored in `folder` on a model. Strict: UserError for a missing or unexpected key."""
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(folder))
+    adapted = get_peft_model(model, adapter.read(folder))
     tensors = load_file(folder / ADAPTER)
     weights.check(folder, tensors, get_peft_model_state_dict(adapted))
     set_peft_model_state_dict(adapted, tensors)
@@ -289,11 +289,10 @@ def rounded_stage(folder: Path, dtype: torch.dtype) -> tuple[Path, float | None]
     None where there is none; a share of None where its checkpoint, of an earlier version, does not say. Adapters lose
     nothing (see `compose`).
     """
-    while (manifest := checkpoint.read_manifest(folder))["parent"]:
+    for path, manifest in reversed(checkpoint.ancestors(folder)[1:]):
         kept = manifest["measured"].get("update_kept", {}).get(str(dtype).removeprefix("torch."))
-        if not is_adapter(folder) and (kept is None or kept < updates.KEPT):
-            return folder, kept
-        folder = checkpoint.parent_of(folder, manifest)
+        if not is_adapter(path) and (kept is None or kept < updates.KEPT):
+            return path, kept
     return None
 
 
@@ -327,6 +326,4 @@ def update_kept(parent: Path, folder: Path) -> float:
 
 def base_of(folder: Path) -> Path:
     """The base checkpoint of a lineage; it has the tokenizer for all of it."""
-    while (manifest := checkpoint.read_manifest(folder))["parent"]:
-        folder = checkpoint.parent_of(folder, manifest)
-    return folder
+    return checkpoint.ancestors(folder)[0][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cisterna import models
+from cisterna import cli, models
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
 from tiny import adapted, backbone, publish
@@ -172,8 +172,21 @@ def test_a_parent_made_anew_in_another_version_is_refused(checkpoints):
 
 def test_a_missing_parent_is_named(checkpoints):
     parent, child = checkpoints
+    identity = checkpoint.read_manifest(parent)["identity"]
     shutil.rmtree(parent)
-    assert str(parent) in refused(child, "not a checkpoint")
+    assert f"expected the checkpoint {parent} (identity {identity[:12]})" in refused(child, "its parent is missing")
+
+
+def test_a_checkpoint_that_was_copied_alone_says_which_parent_it_needs(checkpoints, tmp_path, capsys):
+    alone = shutil.copytree(checkpoints[1], tmp_path / "alone" / "checkpoint")
+    (tmp_path / "new.csv").write_text("sequence\nACGGUACGU\n")
+    words = ["predict", str(alone), "--input", str(tmp_path / "new.csv"), "--output", str(tmp_path / "out.csv")]
+    files.write_json(alone / "inputs.json", {"encoder": None, "task": "splice-donor", "spec": {}, "labels": ["a", "b"]})
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {alone}: its parent is missing")
+    assert "cisterna export" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_identity_leaves_out_what_was_measured_and_nothing_else(base, tmp_path):

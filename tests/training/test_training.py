@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import shutil
+import warnings
 
 import pandas as pd
 import pytest
 import torch
 import transformers
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from cisterna import models
 from cisterna.data.blocks import Blocks
@@ -181,6 +185,21 @@ def test_rl_rank_is_free_of_the_sft_rank(solved, rewarded):
     moved = {name for name in parent if not torch.equal(parent[name], child[name])}
     assert any("q_proj" in name for name in moved)
     assert "model.embed_tokens.weight" not in moved
+
+
+def test_an_adapter_above_another_stage_tells_users_of_peft_that_it_is_not_for_the_base(solved, rewarded, base):
+    parent = os.path.relpath(solved.output, rewarded.output)
+    for library in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(OSError, match=f"the checkpoint {re.escape(parent)} and not the base: see README.md"):
+            library.from_pretrained(rewarded.output)
+    with pytest.warns(UserWarning, match="not_an_adapter_of_the_base_see_README"):
+        PeftModel.from_pretrained(models.compose(base), rewarded.output)
+    text = (rewarded.output / "README.md").read_text()
+    assert all(part in text for part in (parent, rewarded.manifest["parent"]["identity"][:12], "cisterna export"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        models.compose(rewarded.output)
+    assert json.loads((solved.output / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
 
 def test_rl_history_is_the_reward_curve(rewarded):

@@ -106,7 +106,7 @@ def verify(folder: Path) -> dict[str, Any]:
     changed = (changed_file(folder, name, digest) for name, digest in manifest["files"].items())
     problem = next(filter(None, itertools.chain(changed, strays(folder, manifest))), None)
     if not problem and manifest["parent"] is not None:
-        problem = other_parent(folder, manifest, read_manifest(parent_of(folder, manifest)))
+        problem = other_parent(folder, manifest, read_parent(folder, manifest)[1])
     if problem:
         raise UserError(problem)
     return manifest
@@ -149,15 +149,30 @@ def parent_of(folder: Path, manifest: Mapping[str, Any]) -> Path:
     return Path(os.path.normpath(folder / manifest["parent"]["path"]))
 
 
+def read_parent(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The parent's checkpoint folder and its manifest. UserError, which says which parent, if it is not there."""
+    parent = parent_of(folder, manifest)
+    if not (parent / MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: its parent is missing: expected the checkpoint {parent} (identity "
+            f"{manifest['parent']['identity'][:12]}), without which it is no model. Copy that too, with all its "
+            f"parents, to the same place relative to this one; or make one folder of the whole where all of them are, "
+            f"with `cisterna export`; or build it with: snakemake --cores 1 {parent}"
+        )
+    return parent, read_manifest(parent)
+
+
+def ancestors(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The chain of checkpoints from the base to `folder`, each with its manifest; their files are not read."""
+    chain = [(folder, read_manifest(folder))]
+    while chain[-1][1]["parent"]:
+        chain.append(read_parent(*chain[-1]))
+    return chain[::-1]
+
+
 def lineage(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The verified chain of checkpoints from the base to `folder`, each with its manifest."""
-    chain: list[tuple[Path, dict[str, Any]]] = []
-    current: Path | None = folder
-    while current is not None:
-        manifest = verify(current)
-        chain.append((current, manifest))
-        current = parent_of(current, manifest) if manifest["parent"] else None
-    return chain[::-1]
+    return [(path, verify(path)) for path, _ in ancestors(folder)]
 
 
 def packages() -> dict[str, str]:

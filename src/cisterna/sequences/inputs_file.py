@@ -54,9 +54,7 @@ def check_data(folder: Path, task: str, hashes: Mapping[str, str]) -> None:
     split may then hold examples that an older checkpoint was trained on. Checkpoints of other tasks, and those without
     inputs.json, pass.
     """
-    current: Path | None = folder
-    while current is not None:
-        manifest = checkpoint.read_manifest(current)
+    for current, manifest in reversed(checkpoint.ancestors(folder)):
         inputs = read(current)
         if inputs is not None and inputs["task"] == task:
             for name, expected in hashes.items():
@@ -67,4 +65,3 @@ def check_data(folder: Path, task: str, hashes: Mapping[str, str]) -> None:
                         f"now ({expected[:12]}), whose test splits may hold examples that it was trained on. Restore "
                         f"the data that it was trained on, or delete {current} and rerun"
                     )
-        current = checkpoint.parent_of(current, manifest) if manifest["parent"] else None

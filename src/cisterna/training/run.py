@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cisterna import models, updates
-from cisterna.artifacts import checkpoint, files, shutdown, work_folder
+from cisterna.artifacts import adapter, checkpoint, files, shutdown, work_folder
 from cisterna.training import guards, state
 from cisterna.training.callback import StageCallback
 from cisterna.training.stage import StageArguments
@@ -124,8 +124,9 @@ class OpenRun:
         with files.new_folder(arguments.output) as folder:
             for path in weights:
                 shutil.copyfile(path, folder / path.name)
-            if (final / "adapter_config.json").is_file():
-                files.write_json(folder / "adapter_config.json", _adapter_config(final / "adapter_config.json"))
+            if (final / adapter.FILE).is_file():
+                assert arguments.parent is not None
+                adapter.write(final / adapter.FILE, folder, arguments.output, arguments.parent)
             else:
                 shutil.copyfile(final / "config.json", folder / "config.json")
             files.write_json(folder / "history.json", _reproducible(history))
@@ -181,18 +182,6 @@ def _update_kept(
             there, trained = there + float((cast * (new - old)).sum()), trained + float((new - old).square().sum())
         kept[name] = updates.share(there, trained) if math.isfinite(there) else 0.0  # float16 has no large numbers
     return kept
-
-
-def _adapter_config(path: Path) -> dict[str, Any]:
-    """PEFT's configuration without what differs between two identical runs: the order of a set, and a path.
-
-    The path would also be misleading: it names the base, and the adapter belongs on the parent that the manifest names.
-    """
-    config = files.read_json(path)
-    for key in ("target_modules", "exclude_modules"):
-        if isinstance(config[key], list):
-            config[key] = sorted(config[key])
-    return config | {"base_model_name_or_path": None}
 
 
 def _reproducible(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
