@@ -257,8 +257,8 @@ def test_a_cell_becomes_prompt_trace_and_answer(tmp_path):
     examples = tasks.read(tasks.load("blood", entry(path, options=OPTIONS | {"genes": 6})))
     assert examples.iloc[0].to_dict() == {
         "id": "cell-0",
-        "prompt": "Which cell type? GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A\n" + FORM,
-        "segments": [],
+        "prompt": "Which cell type?<rna> GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A</rna>\n" + FORM,
+        "segments": [{"sequence": " GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A", "start": 0, "center": None}],
         "reasoning": "most expressed GENE0, GENE1A, GENE2, GENE3A, GENE4",
         "answer": "B cell",
         "sequence": "GENE0 GENE1A GENE2 GENE3A GENE4 GENE5A",
@@ -275,6 +275,19 @@ def test_a_card_of_an_earlier_version_asks_as_it_did(tmp_path):
         for prompts in (tasks.read(task)["prompt"], tasks.questions(task, path)["prompt"]):
             assert prompts.str.endswith(end).all()
             assert prompts.str.contains("Answer: ").any() == (end == FORM)
+
+
+def test_reasoning_is_a_column_of_obs_or_left_out(tmp_path):
+    found = annotated(counts())
+    found.obs["why"] = [f"because {row}" for row in range(CELLS)]
+    found.write_h5ad(tmp_path / "cells.h5ad")
+    frame = cells.read(tmp_path / "cells.h5ad", OPTIONS | {"reasoning": "why"}, 0)
+    assert frame["reasoning"].tolist() == list(found.obs["why"])
+    assert set(cells.read(tmp_path / "cells.h5ad", OPTIONS | {"reasoning": None}, 0)["reasoning"]) == {""}
+    named = cells.read(tmp_path / "cells.h5ad", OPTIONS | {"reasoning": "genes"}, 0)
+    assert named["reasoning"].equals(cells.read(tmp_path / "cells.h5ad", OPTIONS, 0)["reasoning"])
+    with pytest.raises(UserError, match="no column 'no' in obs"):
+        cells.read(tmp_path / "cells.h5ad", OPTIONS | {"reasoning": "no"}, 0)
 
 
 def test_splits_are_made_with_held_out_donors_in_ood_alone(tmp_path):

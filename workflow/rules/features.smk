@@ -3,7 +3,7 @@
 
 rule encoder:
     input:
-        shipped_or_own(corpus_files_of),
+        shipped_or_own(encoder_files_of),
     output:
         directory("results/encoders/{encoder}/checkpoint"),
     log:
@@ -16,7 +16,7 @@ rule encoder:
     params:
         spec=lambda wildcards: inputs.as_json(STUDY.encoder(wildcards.encoder)),
         corpora=lambda wildcards: inputs.as_json(inputs.corpora(STUDY, wildcards.encoder)),
-        contents=contents(corpus_files_of),
+        contents=contents(encoder_files_of),
         work="results/.work/encoders/{encoder}",
     shell:
         "exec cisterna encoder --spec {params.spec:q} --corpora {params.corpora:q} --work {params.work:q}"
@@ -27,6 +27,7 @@ rule features:
     input:
         data="results/data/{task}",
         encoder="results/encoders/{encoder}/checkpoint",
+        files=shipped_or_own(feature_files_of),
     output:
         directory("results/features/{encoder}/{task}"),
     log:

@@ -83,9 +83,16 @@ def corpus_of(wildcards):
     return [STUDY.config["corpora"][wildcards.corpus]["file"]]
 
 
-def corpus_files_of(wildcards):
-    """The files that an encoder is trained on."""
-    return [corpus["file"] for corpus in inputs.corpora(STUDY, wildcards.encoder).values()]
+def encoder_files_of(wildcards):
+    """The files that an encoder is trained on, or those of precomputed features."""
+    return [corpus["file"] for corpus in inputs.corpora(STUDY, wildcards.encoder).values()] + feature_files_of(
+        wildcards
+    )
+
+
+def feature_files_of(wildcards):
+    """The files of precomputed features."""
+    return inputs.feature_files(STUDY, wildcards.encoder)
 
 
 def model_of(wildcards, path):

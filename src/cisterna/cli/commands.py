@@ -211,16 +211,25 @@ def audit(data: Path, output: Path | None) -> None:
         metavar="NAME",
         help="only these columns, in this order; a label is its probability, `answer` what was predicted",
     ),
+    path(
+        "--features", nargs="+", default=(), metavar="FILE", help="precomputed features of the new rows, by their ids"
+    ),
     heavy=True,
 )
 def predict(
-    checkpoint: Path, input: Path, output: Path, options: JSON, probabilities: bool, columns: list[str]
+    checkpoint: Path,
+    input: Path,
+    output: Path,
+    options: JSON,
+    probabilities: bool,
+    columns: list[str],
+    features: list[Path],
 ) -> None:
     """Answer new rows with a checkpoint of SFT or RL."""
     from cisterna.evaluation import predict
     from cisterna.study.config import evaluation_options
 
-    predict.predict(checkpoint, input, output, evaluation_options(options), columns, probabilities)
+    predict.predict(checkpoint, input, output, evaluation_options(options), columns, probabilities, features)
 
 
 @command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)
@@ -354,8 +363,8 @@ def tokenize(corpus: Path, modality: str, options: JSON, base: Path, output: Pat
     heavy=True,
 )
 def encoder(spec: JSON, corpora: JSON, work: Path, output: Path) -> None:
-    """Make an encoder, or publish which pretrained one it is."""
-    if "pretrained" in spec:
+    """Make an encoder, or publish which pretrained one, or whose features, it is."""
+    if "pretrained" in spec or "features" in spec:
         from cisterna.sequences import encoders
 
         encoders.refer(spec, output)

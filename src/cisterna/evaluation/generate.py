@@ -44,16 +44,18 @@ class LoadedModel:
     def encode(self, frame: pd.DataFrame) -> list[list[int]]:
         """The `prompt` of each row (with its `segments`) as token ids, with feature rows where the model reads them."""
         first_row = self.model.get_input_embeddings().num_embeddings
-        return encode_prompts(self.tokenizer, list(frame["prompt"]), self.source, list(frame["segments"]), first_row)
+        ids = list(frame["id"]) if "id" in frame else []
+        prompts, segments = list(frame["prompt"]), list(frame["segments"])
+        return encode_prompts(self.tokenizer, prompts, self.source, segments, first_row, ids)
 
     def before_end(self, output: list[int]) -> list[int]:
         """Generated token ids up to the first end token, or all of them where there is none."""
         return tokenization.before_end(self.tokenizer, output)
 
 
-def load(folder: Path, bank: Path | None = None) -> LoadedModel:
-    """Load a checkpoint. If it reads features, they come from `bank`, or else live from its encoder."""
-    source = source_of(folder, bank)
+def load(folder: Path, bank: Path | None = None, features: Sequence[Path] = ()) -> LoadedModel:
+    """Load a checkpoint. If it reads features, they come from `bank`, or else live from its encoder, or from files."""
+    source = source_of(folder, bank, features)
     model, device = load_on_device(folder, source)
     return LoadedModel(model, tokenization.load(models.base_of(folder)), device, source)
 

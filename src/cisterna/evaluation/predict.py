@@ -2,6 +2,7 @@
 
     cisterna predict .../e2/checkpoint --input new.csv --output answers.parquet
     cisterna predict .../e2/checkpoint --input new.csv --output answers.csv --columns id up down none answer
+    cisterna predict .../e2/checkpoint --input new.h5ad --output answers.csv --features new-embeddings.h5ad
 
 Not for scoring: the answers to new sequences are not known.
 """
@@ -37,11 +38,13 @@ def predict(
     options: Mapping[str, Any],
     columns: Sequence[str] = (),
     probabilities: bool = False,
+    features: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """Answer the rows of `table` (csv, tsv, Parquet or JSON lines) with the checkpoint `folder`.
 
     The table needs the column of the sequence (`sequence`, or its name in the task's own table) and may have one of
-    ids. Features come live from the encoder: no bank is needed. Writes, as the ending of `output` says (one of
+    ids. Features come live from the encoder: no bank is needed. Precomputed ones are those of the new ids in the files
+    `features`, or else in the files that the model was trained with. Writes, as the ending of `output` says (one of
     WRITERS), and returns id, sequence, prompt, output, predicted (null where the output does not parse), well_formed,
     tokens, finished.
 
@@ -70,7 +73,7 @@ def predict(
     if probabilities and not labels:
         raise UserError(f"{folder}: the answers of {inputs['task']} are sets of terms, which have no probabilities")
     parse = Labels(tuple(labels)).parse if labels else answers.parse_terms
-    loaded = generate.load(folder)
+    loaded = generate.load(folder, features=features)
     prompts = loaded.encode(questions)
     generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)
     outputs = generate.generate(loaded, prompts, options)

@@ -5,8 +5,9 @@
 
 A bank is a folder:
 
-    features-00000.safetensors ...   tensor "features" (rows, width), float16 or bfloat16; a sequence is in one shard
+    features-00000.safetensors ...   tensor "features" (rows, width) of type `storage`; a sequence is in one shard
     index.arrow                      one row a sequence: sha256 of its text, residues, first row, number of rows
+                                     (of precomputed features, cisterna.sequences.precomputed: sha256 of its id)
     manifest.json                    parent: the encoder; recipe: how it was read; data: hashes of the splits
 
 Features are read from a memory map. Rows are numbered through all shards. A sequence is found by the hash of its text,
@@ -33,7 +34,7 @@ from cisterna.artifacts.progress import Progress
 from cisterna.artifacts.work_folder import SAVE_MINUTES
 from cisterna.constants import SPLITS
 from cisterna.errors import UserError
-from cisterna.sequences import encoders
+from cisterna.sequences import encoders, precomputed
 from cisterna.sequences.windows import tagged_stretches, window_of
 
 INDEX = "index.arrow"
@@ -55,6 +56,7 @@ class Bank:
         if self.manifest["kind"] != "features":
             raise UserError(f"{folder}: not a feature bank, this is a checkpoint of kind {self.manifest['kind']}")
         self.reading, self.modality = self.manifest["recipe"], self.manifest["trained"]["modality"]
+        self.names = tuple(self.manifest["trained"].get("names", ()))  # of the sequences, where features belong to ids
         self.encoder = checkpoint.parent_of(folder, self.manifest)
         self._shards = [
             safe_open(path, framework="pt").get_tensor("features") for path in sorted(folder.glob("*.safetensors"))
@@ -75,14 +77,27 @@ class Bank:
 
     def locate(self, text: str) -> tuple[int, int]:
         """First row and number of rows of a sequence. UserError if it is not in the bank, or not completely."""
-        place = self._places.get(_digest(text))
         residues = encoders.residues(text)
+        return self._place(text, residues, encoders.rows(residues, self.reading["pool"]))
+
+    def prepare(self, needed: Mapping[str, int]) -> None:
+        """UserError if the bank does not have all of these ids (`precomputed.wanted`)."""
+        missing = [name for name in needed if _digest(name) not in self._places]
+        advice = f"It is the bank of other data. Delete {self.folder} and rerun"
+        precomputed.check_known(missing, len(needed), self.folder, advice)
+
+    def place(self, name: str, residues: int) -> tuple[int, int]:
+        """First row and number of rows of an id, whose sequence has so many residues."""
+        return self._place(name, residues, precomputed.row_count(residues, self.reading))
+
+    def _place(self, text: str, residues: int, rows: int | None) -> tuple[int, int]:
+        place = self._places.get(_digest(text))
         if place is None:
             raise UserError(
                 f"{self.folder}: no features of {text[:40]} ({residues} residues); it is the bank of other data. "
                 f"Delete {self.folder} and rerun"
             )
-        if place[0] != residues or place[2] != encoders.rows(residues, self.reading["pool"]):
+        if place[0] != residues or rows not in (None, place[2]):
             raise UserError(
                 f"{self.folder}: {place[2]} rows of {place[0]} residues for {text[:40]}, which has {residues}. "
                 f"Delete {self.folder} and rerun"
@@ -110,6 +125,8 @@ def build_for_task(
     """Publish the bank of the task in the folder `data`: the windows of all segments of all its splits."""
     import pandas as pd
 
+    if precomputed.by_id(reading):
+        return build_by_id(encoder, data, reading, work, output)
     texts: set[str] = set()
     for split in SPLITS:
         frame = pd.read_parquet(data / f"{split}.parquet", columns=["prompt", "segments"])
@@ -171,17 +188,75 @@ def build(
         return publish(output, encoder, modality, reading, data, unique, counts, paths, measured)
 
 
+def build_by_id(
+    encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Any]:
+    """Publish the bank of precomputed features for the task in the folder `data`: those of all ids of all its splits.
+
+    Raises UserError for features that are missing or do not fit (`precomputed.FeatureTable`).
+    """
+    import pandas as pd
+
+    started = time.perf_counter()
+    paths = {split: data / f"{split}.parquet" for split in SPLITS}
+    frames = pd.concat([pd.read_parquet(path, columns=["id", "segments"]) for path in paths.values()])
+    card = files.read_json(data / "card.json")
+    names = precomputed.sequence_names(frames["segments"], card.get("sequences", ()))
+    needed = precomputed.wanted(frames["id"], frames["segments"], names)
+    if not needed:
+        raise UserError(
+            f"{data}: its prompts have no place for features; those of cells had none in earlier versions of Cisterna. "
+            f"Delete {data} and rerun"
+        )
+    facts = {"encoder": checkpoint.read_manifest(encoder)["identity"], "reading": dict(reading), "ids": list(needed)}
+    with work_folder.folder(work, output, {"facts": files.digest(facts)}):
+        table = precomputed.opened(encoder)
+        shards: list[Path] = []
+        rows: list[torch.Tensor] = []
+        found: list[str] = []
+        counts: list[int] = []
+        room = shard_bytes
+        for name, features in table.read(needed, reading):
+            if rows and features.nbytes > room:
+                shards.append(_next_shard(work, shards, rows))
+                rows, room = [], shard_bytes
+            room -= features.nbytes
+            rows.append(features)
+            found.append(name)
+            counts.append(len(features))
+        shards.append(_next_shard(work, shards, rows))
+        unused = len(table) - len(needed)
+        print(f"features of {len(needed)} ids; {unused} more ids of {table.name} are not in the task", flush=True)
+        hashed = {path.name: files.sha256(path) for path in paths.values()}
+        measured = {"seconds": round(time.perf_counter() - started, 3)}
+        sizes = [needed[name] for name in found]
+        more = {"unused": unused} | ({"names": list(names)} if names else {})
+        return publish(output, encoder, card["modality"], reading, hashed, found, counts, shards, measured, sizes, more)
+
+
+def _next_shard(work: Path, shards: Sequence[Path], rows: Sequence[torch.Tensor]) -> Path:
+    path = work / _name(len(shards))
+    _save(torch.cat(list(rows)), path)
+    return path
+
+
 def publish(
     output: Path, encoder: Path, modality: str, reading: Mapping[str, Any], data: Mapping[str, str],
     texts: Sequence[str], counts: Sequence[int], shards: Sequence[Path], measured: Mapping[str, Any],
+    residues: Sequence[int] | None = None, trained: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Publish a bank of finished shards, which have the rows of `texts` in order; `counts` are their numbers."""
+    """Publish a bank of finished shards, which have the rows of `texts` in order; `counts` are their numbers.
+
+    Where the texts are ids, `residues` are those of their sequences, and `trained` is more for the manifest.
+    """
+    if residues is None:
+        residues = [encoders.residues(text) for text in texts]
     with files.new_folder(output) as folder:
         for number, path in enumerate(shards):
             _link(path, folder / _name(number))
         columns = [
             pa.array([_digest(text) for text in texts], pa.binary(32)),
-            pa.array([encoders.residues(text) for text in texts], pa.int32()),
+            pa.array(residues, pa.int32()),
             pa.array(np.cumsum(counts) - np.asarray(counts), pa.int64()),
             pa.array(counts, pa.int32()),
         ]
@@ -195,7 +270,7 @@ def publish(
             recipe=reading,
             seed=0,
             data=data,
-            trained={"modality": modality, "sequences": len(texts), "rows": int(sum(counts))},
+            trained={"modality": modality, "sequences": len(texts), "rows": int(sum(counts))} | dict(trained or {}),
             measured=dict(measured) | {"bytes": sum(path.stat().st_size for path in folder.iterdir())},
         )
 

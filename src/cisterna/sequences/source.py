@@ -1,6 +1,6 @@
-"""How a run reads sequences: as tokens, or as features from a bank or from a live encoder."""
+"""How a run reads sequences: as tokens, or as features from a bank, from a live encoder or from files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from cisterna.artifacts import checkpoint
 from cisterna.errors import UserError
 from cisterna.sequences import bridge, encoders, inputs_file
 from cisterna.sequences.feature_bank import Bank
+from cisterna.sequences.precomputed import FileFeatures, by_id
 
 
 class LiveEncoder:
@@ -51,7 +52,7 @@ class LiveEncoder:
         return joined[torch.from_numpy(starts[positions] + offsets).to(joined.device)]
 
 
-Features = Bank | LiveEncoder
+Features = Bank | LiveEncoder | FileFeatures
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ TOKENS = SequenceSource()
 def open_source(
     form: str, modality: str, bank: Path | None = None, encoder: Path | None = None, reading: Mapping | None = None
 ) -> SequenceSource:
-    """The source of a run in `form`: a bank, or the live encoder read as `reading`. UserError if there is neither."""
+    """The source of a run in `form`: a bank, or the live encoder read as `reading`.
+
+    UserError if there is neither, or a reading of precomputed features, which need a bank.
+    """
     if form == "tokens":
         return TOKENS
     if bank is not None:
@@ -92,19 +96,35 @@ def open_source(
                 f"{bank}: the bank has features of {opened.modality}, but the data are {modality}; it belongs to other "
                 f"data. Delete {bank} and rerun"
             )
-        return SequenceSource(form, opened, _description(opened.encoder, opened.reading))
+        names = {"names": list(opened.names)} if by_id(opened.reading) else {}
+        return SequenceSource(form, opened, _description(opened.encoder, opened.reading) | names)
+    if reading is not None and by_id(reading):
+        raise UserError(f"{encoder}: precomputed features need a feature bank (--bank)")
     if encoder is None or reading is None:
         raise UserError(f"sequences as {form} need a feature bank (--bank), or --encoder and --reading")
     network = encoders.load(encoder, reading["layer"])
     return SequenceSource(form, LiveEncoder(network, modality, reading), _description(encoder, reading))
 
 
-def source_of(folder: Path, bank: Path | None = None) -> SequenceSource:
-    """The source that a checkpoint was trained with: from `bank`, or else live from its encoder."""
+def source_of(folder: Path, bank: Path | None = None, features: Sequence[Path] = ()) -> SequenceSource:
+    """The source that a checkpoint was trained with: from `bank`, or else live from its encoder.
+
+    Precomputed features are read from the files in `features`, or else from those of the encoder. UserError for such
+    files where the checkpoint reads no precomputed features.
+    """
     inputs = inputs_file.read(folder)
-    if inputs is None or inputs["encoder"] is None:
+    encoder = inputs and inputs["encoder"]
+    given = encoder is not None and by_id(encoder["reading"])
+    if features and not given:
+        raise UserError(f"{folder}: reads no precomputed features, so that files with such features are not supported")
+    if inputs is None or encoder is None:
         return TOKENS
-    encoder = inputs["encoder"]
+    if given and bank is None:
+        path = Path(encoder["path"])
+        read = FileFeatures(path, encoder["reading"], encoder["names"], features)
+        return SequenceSource(
+            inputs["sequences"], read, _description(path, encoder["reading"]) | {"names": encoder["names"]}
+        )
     return open_source(inputs["sequences"], inputs["modality"], bank, Path(encoder["path"]), encoder["reading"])
 
 
@@ -129,7 +149,7 @@ def connect(model: Any, source: SequenceSource, kind: str = "linear") -> None:
             f"(identity {source.encoder['identity'][:12]}), read as {source.encoder['reading']}; expected identity "
             f"{trained_on['identity'][:12]}, read as {trained_on['reading']}"
         )
-    if source.encoder["reading"]["trained"]:
+    if source.encoder["reading"].get("trained"):
         assert isinstance(source.features, LiveEncoder)
         if hasattr(model, "encoder"):
             source.features.encoder.module = model.encoder
@@ -146,7 +166,7 @@ def restore(model: Any, inputs: Mapping[str, Any]) -> None:
         return
     if not hasattr(model, "bridge"):
         bridge.attach(model, inputs["bridge"]["kind"], inputs["bridge"]["width"])
-    if encoder["reading"]["trained"] and not hasattr(model, "encoder"):
+    if encoder["reading"].get("trained") and not hasattr(model, "encoder"):
         path = Path(encoder["path"])
         identity = checkpoint.read_manifest(path)["identity"]
         if identity != encoder["identity"]:

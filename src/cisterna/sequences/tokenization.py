@@ -61,12 +61,17 @@ def added_tokens() -> list[str]:
 def expand(text: str, form: str = "tokens") -> str:
     """Write each residue between tags as its token; PLACEHOLDER instead in the form `features`, after them in `both`.
 
+    Between tags, words after a blank (the genes of a cell) are text: they stay as they are, before the tags in `both`,
+    without tags in `tokens`, and are left out in `features`.
     Letters of UNUSUAL, which a task has with `unusual_letters: keep`, have the token of the unknown residue. Raises
     UserError for any other letter outside the modality's alphabet.
     """
 
     def residues(match: re.Match[str]) -> str:
         modality, sequence = match.groups()
+        if sequence.startswith(" "):
+            place = f"<{modality}>{PLACEHOLDER}</{modality}>"
+            return {"tokens": sequence, "features": place, "both": sequence + place}[form]
         unknown = set(sequence) - set(ALPHABETS[modality] + UNUSUAL[modality])
         if unknown:
             raise UserError(
@@ -82,10 +87,18 @@ def expand(text: str, form: str = "tokens") -> str:
 def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
     """Texts without the structure tokens of a tokenizer: a space is put after the first letter of each.
 
-    Stretches of residues between tags stay as they are.
+    Stretches of residues between tags stay as they are, and so do the tags of words, but not the words.
     """
-    pattern = re.compile(f"{TAGGED.pattern}|({_structure(tokenizer)})")
-    return [pattern.sub(lambda match: match[0] if match[1] else _broken(match), text) for text in texts]
+    structure = re.compile(_structure(tokenizer))
+    pattern = re.compile(f"{TAGGED.pattern}|({structure.pattern})")
+
+    def escaped(match: re.Match[str]) -> str:
+        if not match[1]:
+            return _broken(match)
+        words = match[2].startswith(" ")
+        return f"<{match[1]}>{structure.sub(_broken, match[2])}</{match[1]}>" if words else match[0]
+
+    return [pattern.sub(escaped, text) for text in texts]
 
 
 def _structure(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -25,7 +25,7 @@ from cisterna.study.lineages import Lineage, Model, is_ladder
 from cisterna.tasks import catalog
 
 # The keys of an encoder that say how its features are read; all others but `bank` say what it is.
-READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained")
+READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained", "per")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Study:
         """(encoder, task) for every feature bank that some model in use reads, in the order of the config."""
         used = {(model.encoder, model.task) for model in self.models}
         pairs = ((encoder, task) for encoder in self.encoders for task in self.tasks)
-        return tuple(pair for pair in pairs if pair in used and self.config["encoders"][pair[0]]["bank"])
+        return tuple(pair for pair in pairs if pair in used and self.config["encoders"][pair[0]].get("bank", True))
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:

@@ -58,6 +58,11 @@ def corpora(study: Study, name: str) -> dict[str, Any]:
     return {corpus: study.config["corpora"][corpus] for corpus in names}
 
 
+def feature_files(study: Study, name: str) -> list[str]:
+    """The files of an encoder's precomputed features; none if it computes them."""
+    return list(study.encoder(name).get("features", []))
+
+
 def tokenizer_texts(study: Study, backbone: str) -> list[str]:
     """The files that the tokenizer of a backbone is trained on; none if it is pretrained."""
     return list(study.config["backbones"][backbone].get("tokenizer", {}).get("files", []))

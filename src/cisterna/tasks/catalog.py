@@ -132,6 +132,12 @@ ADAPTERS: dict[str, Adapter] = {
             "group": Option("str", REQUIRED, "column of `obs` with the groups that `ood` holds out"),
             "genes": Option("int", 100, "genes of a cell sentence", 1),
             "question": Option("str", "Which cell type?", "what opens every prompt"),
+            "reasoning": Option(
+                "str | null",
+                "genes",
+                "reasoning to learn before the answer: `genes` names the first five of the sentence; null answers at "
+                "once, which suits models that read features alone and see no genes; else a column of `obs`",
+            ),
             "layer": Option("str | null", None, "layer with the expression; `raw.X`, or null for `X`"),
             "names": Option("str | null", None, "column of `var` with the names of the genes; null is its index"),
             "sample": Option("int | null", None, "how many cells are read, the same ones for the same seed", 1),
@@ -179,6 +185,11 @@ def residues(name: str, spec: Mapping[str, Any]) -> bool:
     if adapter:
         return adapter.residues
     return len(set(sequences(spec).values())) == 1 if "file" in spec else name not in WITHOUT_RESIDUES
+
+
+def cells(spec: Mapping[str, Any]) -> bool:
+    """Whether the prompts of a task hold cells: words in place of residues, or the features of a cell by its id."""
+    return spec.get("adapter") == "cells"
 
 
 def of_terms(spec: Mapping[str, Any]) -> bool:

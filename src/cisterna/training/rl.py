@@ -43,7 +43,8 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         functions, weights = rewards.trl_functions(shares, examples.space, tokenizer)
         inputs = source.describe(card, model)
         first = model.get_input_embeddings().num_embeddings
-        prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
+        columns = [list(frame[name]) for name in ("prompt", "segments", "id")]
+        prompts = encode_prompts(tokenizer, columns[0], source, columns[1], first, columns[2])
         adapter = lora(arguments, source)
         config = configure(GRPOConfig, arguments, reward_weights=weights)
         check_examples(tokenizer, model, prompts, examples, more=config.max_completion_length)

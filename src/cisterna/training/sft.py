@@ -77,7 +77,8 @@ def tokenize(
 
     `first` is the size of the model's vocabulary, which is the id of the first feature row.
     """
-    prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first)
+    ids = list(frame["id"]) if "id" in frame else []
+    prompts = encode_prompts(tokenizer, list(frame["prompt"]), source, list(frame["segments"]), first, ids)
     reasonings, labels = (tokenization.escape(tokenizer, list(frame[column])) for column in ("reasoning", "answer"))
     texts = [answers.completion(*pair) for pair in zip(reasonings, labels, strict=True)]
     completions = tokenization.encode_completions(tokenizer, texts)

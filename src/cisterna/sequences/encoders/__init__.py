@@ -6,7 +6,8 @@ library or one trained here (`cisterna.sequences.encoders.huggingface`), Evo 2 (
 ESM-3 (`cisterna.sequences.encoders.esm3`).
 
 The checkpoint of an encoder trained here (`cisterna.training.encoder`) has its weights. That of a pretrained encoder
-(`refer`) says where its weights are: hub id and revision, or a local folder and the SHA-256 of its files.
+(`refer`) says where its weights are: hub id and revision, or a local folder and the SHA-256 of its files. That of
+precomputed features (`cisterna.sequences.precomputed`) names their files in the same way.
 
 Not for storing features (`cisterna.sequences.feature_bank`) and not for what a language model does with them
 (`cisterna.sequences.bridge`).
@@ -49,7 +50,7 @@ class Encoder(Protocol):
 
 
 def refer(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Publish the checkpoint of a pretrained encoder: a reference to its weights. Returns the manifest."""
+    """Publish the checkpoint of a pretrained encoder or of features: a reference to its files. Returns the manifest."""
     with files.new_folder(output) as folder:
         files.write_json(folder / "encoder.json", dict(spec))
         return checkpoint.write_manifest(
@@ -66,7 +67,9 @@ def refer(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
 
 def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files of a pretrained encoder that is a local folder or file."""
+    """SHA-256 of the files of precomputed features, or of a pretrained encoder that is a local folder or file."""
+    if "features" in spec:
+        return {str(path): files.sha256(files.locate(path)) for path in spec["features"]}
     path = Path(spec["pretrained"])
     entries = sorted(path.iterdir()) if path.is_dir() else [path]
     return {entry.name: files.sha256(entry) for entry in entries if entry.is_file()}
@@ -82,17 +85,27 @@ def load(folder: Path, layer: int | str, device: torch.device | None = None) -> 
     if manifest["kind"] != "encoder":
         raise UserError(f"{folder}: not an encoder, this is a checkpoint of kind {manifest['kind']}")
     spec = manifest["recipe"]
-    if "pretrained" in spec and _sources(spec) != manifest["data"]:
-        raise UserError(
-            f"encoder {spec['pretrained']}: its files have changed since {folder} was made from them. Restore them, "
-            f"or delete {folder} and rerun"
-        )
+    if "features" in spec:
+        raise UserError(f"{folder}: features that were computed elsewhere, which no encoder computes here")
+    if "pretrained" in spec:
+        check_sources(folder, manifest)
     package = spec.get("package", "transformers")
     adapter = importlib.import_module(f"cisterna.sequences.encoders.{PACKAGES[package]}")
     device = device or _device()
     encoder = adapter.load(spec, layer, device) if "pretrained" in spec else adapter.load_made(folder, layer, device)
     encoder.module.eval().requires_grad_(False)
     return encoder
+
+
+def check_sources(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """UserError if files that the checkpoint `folder` refers to have changed; `manifest` is its manifest."""
+    spec = manifest["recipe"]
+    if _sources(spec) != manifest["data"]:
+        name = spec.get("pretrained") or ", ".join(spec["features"])
+        raise UserError(
+            f"encoder {name}: its files have changed since {folder} was made from them. Restore them, or delete "
+            f"{folder} and rerun"
+        )
 
 
 def _device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The section `encoders`: models of sequences whose features a backbone reads, made here or pretrained."""
+"""The section `encoders`: whose features a backbone reads. Models of sequences, or features from elsewhere."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -91,13 +91,50 @@ class PretrainedEncoder(Reading):
     dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
 
 
+class PrecomputedFeatures(t.Section):
+    """Precomputed features (`features`)."""
+
+    features: Annotated[list[t.Path], t.Some, t.UNIQUE, t.LISTED] = t.required(
+        "files with features that were computed elsewhere, one or a list: `.h5ad`, `.parquet`, `.npz` or "
+        "`.safetensors`. They belong to the examples by their ids ([how](../docs/encoders.md#precomputed-features))."
+    )
+    key: t.Text | None = t.default(
+        None,
+        "where they are: the key of `obsm`, the column (of lists) of a Parquet file, the array of an `.npz` file; null "
+        "is the only one there is.",
+    )
+    ids: t.Text | None = t.default(
+        None,
+        "where the ids are: a column of `obs` (null is `obs_names`), a column of a Parquet file (null is `id`), an "
+        "array of an `.npz` file (null is `ids`).",
+    )
+    per: Annotated[Literal["example", "residue"], t.Choice] = t.default(
+        "example",
+        "`example`: one row of features for each id, or several. `residue`: one row for each residue of its sequence.",
+    )
+    pool: t.Count | None = t.default(
+        None, "with `per: residue`: one row is the mean of this many residues; null is one row a residue."
+    )
+    storage: Annotated[Literal["float32", "float16", "bfloat16"], t.Choice] = t.default(
+        "float32", "type of the features in the feature bank."
+    )
+
+
 def _model(entry: dict[str, Any]) -> type[t.Section] | None:
-    if ("architecture" in entry) == ("pretrained" in entry):
-        return None
-    return MadeEncoder if "architecture" in entry else PretrainedEncoder
+    kinds: dict[str, type[t.Section]] = {
+        "architecture": MadeEncoder,
+        "pretrained": PretrainedEncoder,
+        "features": PrecomputedFeatures,
+    }
+    named = [model for key, model in kinds.items() if key in entry]
+    return named[0] if len(named) == 1 else None
 
 
 Encoder = Annotated[
-    MadeEncoder | PretrainedEncoder,
-    t.OneModel(_model, "either `architecture` and `training` (an encoder made here) or `pretrained`"),
+    MadeEncoder | PretrainedEncoder | PrecomputedFeatures,
+    t.OneModel(
+        _model,
+        "either `architecture` and `training` (an encoder made here), or `pretrained`, or `features` (computed "
+        "elsewhere)",
+    ),
 ]

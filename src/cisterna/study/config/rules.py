@@ -45,7 +45,7 @@ def check(written: Mapping[str, Any], config: dict[str, Any], problems: Problems
         _check_corpus(("corpora", name), corpus, problems)
     for name, task in config["tasks"].items():
         task_rules.check(("tasks", name), name, task, problems)
-        task_rules.check_forms(("tasks", name), name, task, names, problems)
+        task_rules.check_forms(("tasks", name), name, task, names, config["encoders"], problems)
     for kind in STAGES:
         for name, recipe in config["recipes"][kind].items():
             _check_recipe(("recipes", kind, name), kind, recipe, config["resources"][kind]["gpu"], problems)
@@ -86,6 +86,10 @@ def _check_architecture(key: Key, model: dict[str, Any], known: dict[str, Any], 
 def _check_encoder(
     key: Key, encoder: dict[str, Any], corpora: dict[str, Any], names: Names, problems: Problems
 ) -> None:
+    if "features" in encoder:
+        if encoder["pool"] is not None and encoder["per"] == "example":
+            problems.expected((*key, "pool"), encoder["pool"], "null, or `per: residue` with it")
+        return
     _check_architecture(key, encoder, trainer_options.known()["encoders"], problems)
     training = dict(encoder.get("training", {}))
     if "deepspeed" in training:

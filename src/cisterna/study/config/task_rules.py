@@ -165,14 +165,25 @@ def _check_split(
         check_either(key, split, "ood", "after", expected, problems)
 
 
-def check_forms(key: Key, name: str, task: dict[str, Any], names: Mapping[str, list[str]], problems: Problems) -> None:
+def check_forms(
+    key: Key,
+    name: str,
+    task: dict[str, Any],
+    names: Mapping[str, list[str]],
+    encoders: Mapping[str, dict[str, Any]],
+    problems: Problems,
+) -> None:
     """A task's forms, and the encoder that they need."""
     for index, encoder in enumerate(encoders_of(task)):
         if encoder not in names["encoders"]:
             place = (*key, "encoder", index) if isinstance(task["encoder"], list) else (*key, "encoder")
             problems.expected(place, encoder, one_of(names["encoders"]), names["encoders"])
+        elif catalog.cells(task) and "features" not in encoders.get(encoder, {"features": None}):
+            problems.expected(
+                (*key, "encoder"), encoder, "an encoder with `features`: others read residues, not the genes of cells"
+            )
     forms = " and ".join(form for form in task["sequences"] if form != "tokens")
-    if forms and not catalog.residues(name, task):
+    if forms and not catalog.residues(name, task) and not catalog.cells(task):
         kinds = sorted(set(catalog.sequences(task).values())) if "file" in task and "adapter" not in task else []
         reason = f"an encoder reads one modality, not {' and '.join(kinds)}" if len(kinds) > 1 else ""
         reason = reason or "the task has no residues for an encoder to read"

@@ -62,7 +62,8 @@ class Task(t.Section):
     sequences: Annotated[list[t.Form], t.Some, t.UNIQUE, t.LISTED] = t.default(
         ["tokens"],
         "the [forms](#encoders) in which models get the sequences, one or a list. Only `tokens` for tasks "
-        "without residues: `cell-type`, `cells`, and tables with `modality: text`.",
+        "without residues: `cell-type`, and tables with `modality: text`. For `cells`: the cell sentence, "
+        "precomputed features of the cell, or both.",
     )
     encoder: Annotated[t.Names, t.ONE_OR_MORE] | None = t.default(
         None, "the encoder, or a list of them; required for `features` and `both`."

@@ -16,11 +16,15 @@ With this entry in the config
 the cell AAAGCCTGGCTAAC-1, whose `bulk_labels` is CD14+ Monocyte and whose largest values are 5.54 FTL, 4.55 CD74, 4.21
 AIF1, HLA-DPA1 and JUNB, 4.15 LST1, 4.09 HLA-DRA and 4.02 TYROBP, becomes
 
-    prompt  Which cell type? FTL CD74 JUNB HLA-DPA1 AIF1 LST1 HLA-DRA TYROBP CST3 HLA-DRB1 S100A4 CTSS HLA-DRB5 FCER1G
-            TIMP1 HLA-DPB1
+    prompt  Which cell type?<rna> FTL CD74 JUNB HLA-DPA1 AIF1 LST1 HLA-DRA TYROBP CST3 HLA-DRB1 S100A4 CTSS HLA-DRB5
+            FCER1G TIMP1 HLA-DPB1</rna>
             End with the line "Answer: X", where X is nothing but the answer.
     trace   most expressed FTL, CD74, JUNB, HLA-DPA1, AIF1
     answer  CD14+ Monocyte
+
+What a model reads of it is the key `sequences` of the task: with `tokens` the sentence, without tags; with `features`
+the features of the cell in its place, such as those of TranscriptFormer (`cisterna.sequences.precomputed`); with `both`
+the sentence and then the features.
 
 (Zheng et al., Nature Communications 8:14049, 2017; normalised and logarithmic, as shipped in Scanpy 1.11.5.)
 
@@ -48,10 +52,11 @@ from scipy import sparse
 from cisterna.errors import UserError, one_line
 from cisterna.tasks import catalog, loading, tables
 from cisterna.tasks.adapters import answer_form
-from cisterna.tasks.base import Task
+from cisterna.tasks.base import Task, segment
 
 ANSWER = "nothing but the answer"
 TRACED = 5  # genes in a trace
+NAMED = "genes"  # the value of the option `reasoning` for such a trace
 RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
 TIES = 42  # `random_state` of cell2sentence.utils.generate_sentences
 ENTRIES = 4_000_000  # stored values in memory at a time: 32 to 64 MB
@@ -76,17 +81,27 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         rule=rule,
         sources=(str(path),),
         prompt=_prompt(options),
-        segments=lambda sentence: [],
+        segments=functools.partial(segments, genes=options["genes"]),
     )
     return dataclasses.replace(made, ask=functools.partial(_ask, made, options))
 
 
 def prompt(question: str, sentence: str, genes: int, form: str = "") -> str:
-    """The question and the first `genes` genes of a sentence; ends with a newline.
+    """The question and, between tags, the first `genes` genes of a sentence; ends with a newline.
 
     `form` is a last line, of the form of the answer.
     """
-    return f"{question} {' '.join(sentence.split()[:genes])}\n{form}"
+    return f"{question}<rna>{_shown(sentence, genes)}</rna>\n{form}"
+
+
+def segments(sentence: str, genes: int) -> list[dict[str, Any]]:
+    """The context of the tagged genes of a sentence: these genes."""
+    return [segment(_shown(sentence, genes))]
+
+
+def _shown(sentence: str, genes: int) -> str:
+    """The first genes of a sentence, after a blank: the mark of words in place of residues."""
+    return f" {' '.join(sentence.split()[:genes])}"
 
 
 def reasoning(sentence: str) -> str:
@@ -121,8 +136,8 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
         {
             "id": frame["id"],
             "prompt": [written(sentence) for sentence in frame["sequence"]],
-            "segments": [[] for _ in range(len(frame))],
-            "reasoning": frame["sequence"].map(reasoning),
+            "segments": [segments(sentence, options["genes"]) for sentence in frame["sequence"]],
+            "reasoning": frame["reasoning"],
             "answer": frame["label"],
             "sequence": frame["sequence"],
             "group": frame["group"],
@@ -134,7 +149,7 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
 
 
 def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True) -> pd.DataFrame:
-    """The cells of a file in its order: id, sequence (the first `genes` genes) and, if `labelled`, label and group.
+    """The cells of a file in its order: id, sequence (the first `genes` genes); if `labelled` label, group, reasoning.
 
     The option `sample` keeps only that many cells: those with the smallest sha256 of seed and id, so that a larger
     sample contains every smaller one. Raises UserError for a file that is not AnnData, for a column, layer or matrix
@@ -152,6 +167,11 @@ def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = Tru
             for role in ("label", "group"):
                 column = _column(file, path, "obs", options[role])
                 frame[role] = _texts(column, path, "obs", f"column {options[role]!r}", ids)
+            reason = options.get("reasoning", NAMED)
+            if reason not in (None, NAMED):
+                frame["reasoning"] = _texts(_column(file, path, "obs", reason), path, "obs", f"column {reason!r}", ids)
+                for identifier, text in zip(ids, frame["reasoning"], strict=True):
+                    tables.refuse_markup(text, f"{path}: cell {identifier!r}: obs column {reason!r}")
             for label in frame["label"].unique():
                 _check_label(label, f"{path}: obs column {options['label']!r}")
         genes = _genes(file, path, options)
@@ -171,6 +191,8 @@ def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = Tru
                 sentences.append(" ".join(genes[column] for column in ranked[: options["genes"]]))
     left = frame["id"].drop(frame.index[rows])
     frame = frame.iloc[rows].assign(sequence=sentences).reset_index(drop=True)
+    if labelled and "reasoning" not in frame:
+        frame["reasoning"] = frame["sequence"].map(reasoning) if reason else ""
     frame.attrs["dropped"] = tables.dropped(f"not among the {options['sample']} of options.sample", list(left))
     return frame
 
@@ -255,6 +277,8 @@ def _genes(file: Any, path: Path, options: Mapping[str, Any]) -> list[str]:
                 "cell sentence. Rename it, or name another column of var in options.names."
             )
         tables.refuse_markup(name, f"{path}: gene {row}")
+        if "<" in name:
+            raise UserError(f"{path}: gene {row}: the name {name!r} in {what} of {part} has a <. Rename it.")
     advice = "Case is ignored. Make the names unique, or name another column of var in options.names"
     tables.check_unique(names, path, lambda row: f"gene {row + 1}", advice)
     return names
@@ -359,7 +383,8 @@ def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:
     if path.suffix.lower() != ".h5ad":
         return loading.questions(made, path)
     assert made.prompt is not None
+    assert made.segments is not None
     frame = read(path, {**options, "sample": None}, 0, labelled=False)
     frame["prompt"] = frame["sequence"].map(made.prompt)
-    frame["segments"] = [[] for _ in range(len(frame))]
+    frame["segments"] = frame["sequence"].map(made.segments)
     return frame

@@ -1,0 +1,192 @@
+"""Precomputed features: those that an encoder made elsewhere, joined to the examples of a task by their ids.
+
+    encoders:
+      transcriptformer: {features: data/embeddings.h5ad, key: embeddings, ids: cell}
+
+The features of an example are those of its `id` in the splits (results/data/TASK/*.parquet). Where the stretches of a
+prompt are of several sequences, each has features of its own: `ID/NAME` with the names of the sequences that the task
+gives (`row-7/reference`), and otherwise `ID/1`, `ID/2` in the order of the prompt.
+
+`per` says what the features of an id are: with `example` they all stand between the tags, one row of numbers or
+several; with `residue` there is one row for each residue of the whole sequence, of which a prompt shows those of its
+stretch, and `pool` makes means of them.
+
+Not for reading files (`cisterna.sequences.feature_files`), and not for networks that run here
+(`cisterna.sequences.encoders`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cisterna.artifacts import checkpoint, files
+from cisterna.errors import UserError
+from cisterna.sequences import encoders, feature_files
+
+NAMED = 3  # ids that a message names
+
+
+def by_id(reading: Mapping[str, Any]) -> bool:
+    """Whether features that are read so belong to ids, and not to sequences."""
+    return "per" in reading
+
+
+def sequence_names(segments: Iterable[Sequence[Mapping[str, Any]]], named: Sequence[str]) -> tuple[str, ...]:
+    """What is behind the slash in the ids of the stretches of a task; nothing if all are of the example's one sequence.
+
+    `segments` are those of all its examples, `named` the names of its sequences that its card has.
+    """
+    if len(named) > 1:
+        return tuple(named)
+    most = 0
+    for stretches in segments:
+        if len({stretch["sequence"] for stretch in stretches}) > 1:
+            most = max(most, len(stretches))
+    return tuple(str(place) for place in range(1, most + 1))
+
+
+def ids_of(identifier: str, count: int, names: Sequence[str]) -> list[str]:
+    """The ids of the features of the `count` stretches of an example; `names` as `sequence_names` returns them."""
+    return [f"{identifier}/{name}" for name in names[:count]] if names else [identifier] * count
+
+
+def wanted(ids: Iterable[str], segments: Iterable[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> dict[str, int]:
+    """The ids of the features that examples with these ids and segments need, with the residues of their sequences."""
+    return {
+        name: len(stretch["sequence"])
+        for identifier, stretches in zip(ids, segments, strict=True)
+        for name, stretch in zip(ids_of(identifier, len(stretches), names), stretches, strict=True)
+    }
+
+
+def rows_of(place: tuple[int, int], stretch: str, segment: Mapping[str, Any], reading: Mapping[str, Any]) -> range:
+    """The rows of a stretch of a prompt, whose id has the rows `place` (the first, their number)."""
+    first, count = place
+    if reading["per"] == "example":
+        return range(first, first + count)
+    window, start = reading["pool"] or 1, segment["start"]
+    return range(first + start // window, first + encoders.rows(start + len(stretch), window))
+
+
+def row_count(residues: int, reading: Mapping[str, Any]) -> int | None:
+    """The number of rows of an id whose sequence has so many residues; None if any number will do."""
+    return encoders.rows(residues, reading["pool"]) if reading["per"] == "residue" else None
+
+
+def check_known(missing: Sequence[str], count: int, where: object, advice: str) -> None:
+    """UserError if some of `count` ids are `missing`."""
+    if missing:
+        named = ", ".join(map(repr, missing[:NAMED]))
+        raise UserError(f"{where}: no features of {len(missing)} of {count} ids (first: {named}). {advice}")
+
+
+class FeatureTable:
+    """The features in files; each id is in one of them once.
+
+    Raises UserError for a file that cannot be read (`feature_files.open_file`) and an id that is there twice.
+    """
+
+    def __init__(self, paths: Sequence[Path], key: str | None, ids: str | None) -> None:
+        self.name = ", ".join(map(str, paths))
+        self.opened = [feature_files.open_file(path, key, ids) for path in paths]
+        self._places: dict[str, tuple[int, int]] = {}
+        repeated: dict[str, str] = {}
+        for number, file in enumerate(self.opened):
+            for row, name in enumerate(file.ids):
+                if name in self._places:
+                    repeated.setdefault(name, f"in {file.path} and {self.opened[self._places[name][0]].path}")
+                self._places[name] = number, row
+        if repeated:
+            name, where = next(iter(repeated.items()))
+            where = "twice" if len(paths) == 1 else where
+            raise UserError(
+                f"{self.name}: {len(repeated)} ids have more than one entry (first: {name!r}, {where}). Keep one of "
+                "each."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, needed: Mapping[str, int], reading: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(id, features) for all `needed` ids, in the order of the files; features are (rows, width) in `storage`.
+
+        `needed` is as `wanted` returns it. UserError for ids that are missing, another width than that of the others,
+        a number of rows that is not that of the residues, and a value that is not finite.
+        """
+        advice = "Ids are those of the column `id` in the splits of the task (with `ids` you can choose other ones)."
+        check_known([name for name in needed if name not in self._places], len(needed), self.name, advice)
+        storage, width = getattr(torch, reading["storage"]), None
+        of_file: list[list[tuple[int, str]]] = [[] for _ in self.opened]
+        for name in needed:
+            number, row = self._places[name]
+            of_file[number].append((row, name))
+        for file, chosen in zip(self.opened, of_file, strict=True):
+            chosen.sort()
+            for (_, name), array in zip(chosen, file.arrays([row for row, _ in chosen]), strict=True):
+                where = f"{file.path}: features of {name!r}"
+                if 0 in array.shape:
+                    raise UserError(f"{where} are empty, of shape {array.shape}.")
+                width = width or array.shape[1]
+                if array.shape[1] != width:
+                    raise UserError(f"{where} have the width {array.shape[1]}, those before {width}. Write them again.")
+                if reading["per"] == "residue" and len(array) != needed[name]:
+                    raise UserError(
+                        f"{where} have {len(array)} rows, but the sequence has {needed[name]} residues in the task. "
+                        "Expected one row a residue, without rows of start and end tokens; or set `per: example`."
+                    )
+                rows = torch.from_numpy(array.astype("float64"))
+                if not torch.isfinite(rows).all():
+                    raise UserError(f"{where} have values that are not finite. Remove or compute them again.")
+                rows = encoders.pool(rows, reading["pool"]).to(storage)
+                if not torch.isfinite(rows).all():
+                    raise UserError(f"{where} do not fit {reading['storage']}. Set `storage: float32`.")
+                yield name, rows
+
+
+def opened(encoder: Path, others: Sequence[Path] = ()) -> FeatureTable:
+    """The features of a published encoder (`cisterna.sequences.encoders.refer`), or those in `others`, files like its.
+
+    UserError if a file has changed since the encoder was published.
+    """
+    manifest = checkpoint.verify(encoder)
+    spec = manifest["recipe"]
+    if not others:
+        encoders.check_sources(encoder, manifest)
+    return FeatureTable(others or list(map(files.locate, spec["features"])), spec["key"], spec["ids"])
+
+
+class FileFeatures:
+    """Has the interface of a `cisterna.sequences.feature_bank.Bank` of ids, and reads from files when it is asked.
+
+    Reads the files of an encoder, or `others`; `names` are those of the bank that the model was trained with.
+    """
+
+    def __init__(
+        self, encoder: Path, reading: Mapping[str, Any], names: Sequence[str], others: Sequence[Path] = ()
+    ) -> None:
+        self.reading, self.names = reading, tuple(names)
+        self._table = opened(encoder, others)
+        self._rows: list[torch.Tensor] = []
+        self._places: dict[str, tuple[int, int]] = {}
+        first = self._table.opened[0]
+        self.width = next(first.arrays([0])).shape[1] if first.ids else 0
+
+    def prepare(self, needed: Mapping[str, int]) -> None:
+        """Read the features of these ids (`wanted`)."""
+        new = {name: residues for name, residues in needed.items() if name not in self._places}
+        end = sum(map(len, self._rows))
+        for name, rows in self._table.read(new, self.reading):
+            self._places[name] = end, len(rows)
+            self._rows.append(rows)
+            end += len(rows)
+        self._rows = [torch.cat(self._rows)] if self._rows else []
+
+    def place(self, name: str, residues: int) -> tuple[int, int]:
+        """First row and number of rows of an id that `prepare` has read."""
+        return self._places[name]
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Features of rows: (n,) int64 to (n, width)."""
+        return self._rows[0][index]
