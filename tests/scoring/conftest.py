@@ -29,8 +29,8 @@ def tokenizer(base):
 def scores(tokenizer):
     """One row a reward, as TRL calls them: with every column of the data set, the token ids and its text of them."""
 
-    def score(weights, completions, golds, space=SPACE):
-        functions, _ = rewards.trl_functions(weights, space, tokenizer)
+    def score(weights, completions, golds, space=SPACE, **limits):
+        functions, _ = rewards.trl_functions(weights, space, tokenizer, **limits)
         ids = [tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"] for text in completions]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [

@@ -143,7 +143,7 @@ def test_hashes_name_each_file_once_and_change_with_it(mine):
 def test_rl_is_paid_by_all_rewards_of_its_recipe_and_records_the_users_file(solved, splice, tmp_path, mine, capsys):
     own = "def short(output, answer, labels):\n    return 1.0 / (1 + len(output))\n"
     mine.write_text(own)
-    recipe = RL | {"rewards": PAPER | {"study/my_file.py:short": 0.5}}
+    recipe = RL | {"rewards": PAPER | {"study/my_file.py:short": 0.5}, "concise_words": 1}
     first = Run("rl", solved.output, splice, tmp_path, recipe, 1, ladder=True).here()
     before = first.manifest
     assert {"reward study/my_file.py": before["data"]["reward study/my_file.py"]} == rewards.hashes(
@@ -151,6 +151,8 @@ def test_rl_is_paid_by_all_rewards_of_its_recipe_and_records_the_users_file(solv
     )
     means = {key.split("/")[1] for entry in first.history for key in entry if key.startswith("rewards/")}
     assert means == {*PAPER, "study.my_file.py:short"}
+    paid = {name: max(entry.get(f"rewards/{name}/mean", 0) for entry in first.history) for name in means}
+    assert paid["correct"] > 0 == paid["concise"]  # an answer has two words
     # The next rung goes on from the first; after an edit of the file it may not.
     capsys.readouterr()
     Run("rl", solved.output, splice, tmp_path, recipe, 2, ladder=True, previous=first).here()

@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outputs import HONEST, LABELS, NAMES, PAPER, SPACE, THOUGHT
@@ -87,11 +88,11 @@ def test_an_answer_earns_what_the_page_says(output, expected, scores):
 
 def test_no_output_earns_more_than_an_honest_right_one_and_none_without_it_a_third_of_that():
     best = paid(HONEST)
-    assert best == 3.25
+    assert best == 3.75
     for output, _ in [*GAMING.values(), *ANSWERED.values()]:
         assert paid(output) <= best
         if SPACE.parse(output) != "spliced":
-            assert paid(output) <= 0.75 < best / 3
+            assert paid(output) <= 1.25 <= best / 3
 
 
 PIECES = st.sampled_from([*LABELS, "Answer: ", " ", "\n", "</think>", "<think>", ",", "match", ".", HONEST])
@@ -194,7 +195,7 @@ def test_no_set_of_terms_earns_more_than_the_true_one(go, terms):
     for space in (Terms(go), Terms(go.weighted({term: 1 + int(term[3:]) for term in LIVE}))):
         weights = PAPER | {"go_f1": 1.0}
         honest = paid(written(TRUE.split(", ")), TRUE, space, weights)
-        assert honest == 4.25
+        assert honest == sum(PAPER.values()) + 1
         assert rewards.go_f1(written(terms), TRUE, space) <= 1.0
         assert paid(written(terms), TRUE, space, weights) <= honest
 
@@ -248,4 +249,21 @@ def test_go_f1_is_refused_where_answers_are_labels(tokenizer):
 def test_the_page_names_every_reward_and_its_limit():
     page = (ROOT / "docs" / "rewards.md").read_text()
     assert set(re.findall(r"^## `(\w+)`", page, re.MULTILINE)) == set(rewards.REWARDS)
-    assert f"{rewards.CONCISE} words" in page
+    assert f"Without the key the limit is {rewards.CONCISE} words" in page
+
+
+def test_the_page_and_the_config_of_the_paper_have_the_same_weights_and_limit():
+    recipe = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["recipes"]["rl"]["dna"]
+    assert recipe["rewards"] == PAPER
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    (shown,) = re.findall(r"^      rewards: (.*)$", page, re.MULTILINE)
+    assert {name: weight for name, weight in yaml.safe_load(shown).items() if ":" not in name} == PAPER
+    assert f"      concise_words: {recipe['concise_words']}\n" in page
+    assert f"an honest right answer earns {sum(PAPER.values())}, and" in page
+    assert f"a wrong one in perfect form earns {PAPER['format'] + PAPER['tags']}" in page
+
+
+def test_the_words_that_concise_allows_are_a_key_of_the_recipe(scores):
+    outputs = [f"{' '.join(['so'] * count)} {HONEST}" for count in (8, 9, 18, 19)]  # and two words of the answer
+    for limits, expected in (({}, [1.0, 1.0, 1.0, 0.0]), ({"concise_words": 10}, [1.0, 0.0, 0.0, 0.0])):
+        assert scores({"concise": 1.0}, outputs, ["spliced"] * 4, **limits) == [expected]

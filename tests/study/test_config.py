@@ -479,7 +479,15 @@ def test_keys_of_a_recipe_that_are_no_options_of_the_library():
     shared = {"lora", "deepspeed", "processes", "nodes", "save_minutes"}
     assert configs.recipe_keys("cpt") == shared | {"corpora", "block_size", "seed"}
     assert configs.recipe_keys("sft") == shared | {"epochs", "fraction", "examples", "bridge"}
-    assert configs.recipe_keys("rl") == shared | {"epochs", "fraction", "examples", "bridge", "train_bridge", "rewards"}
+    assert configs.recipe_keys("rl") == shared | {
+        "epochs",
+        "fraction",
+        "examples",
+        "bridge",
+        "train_bridge",
+        "rewards",
+        "concise_words",
+    }
     assert configs.recipe_defaults("rl")["rewards"] == {"correct": 1.0, "well_formed": 0.1}
     assert configs.evaluation_keys() == set(configs.evaluation_options({})) - {"max_new_tokens"} | {"seed"}
     assert configs.recipe_keys("encoder") == {"corpora", "block_size", "mlm_probability", "seed", "save_minutes"}

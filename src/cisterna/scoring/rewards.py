@@ -1,6 +1,6 @@
 """Verifiable rewards: functions of a completion and the gold answer. The recipe names them with their weights:
 
-    rewards: {correct: 2.0, concise: 0.5, format: 0.5, tags: 0.25, "my_file.py:my_reward": 0.3}
+    rewards: {correct: 2.0, concise: 0.5, format: 1.0, tags: 0.25, "my_file.py:my_reward": 0.3}
 
 The built-in ones (REWARDS) are in [0, 1] and read the completion with `cisterna.scoring.answers`, the strict parser
 that evaluation uses too, so that training rewards what evaluation scores. A name of the form PATH:FUNCTION is a reward
@@ -9,6 +9,7 @@ function of the user (`own`). docs/rewards.md says what each pays, how it can be
 Not for stopping runs without reward variance: see `cisterna.training.guards`.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import math
@@ -27,7 +28,7 @@ from cisterna.scoring import answers, gene_ontology, term_sets
 from cisterna.scoring.answers import ANSWER, END_THINK, THINK, AnswerSpace, Terms
 from cisterna.sequences.tokenization import decode_completion
 
-CONCISE = 20  # words outside the reasoning; BioReason's limit for the text after </think>
+CONCISE = 20  # words outside the reasoning, if the recipe has no `concise_words`; our own number, for sets of 19 terms
 TAGS = (THINK, END_THINK, ANSWER)
 SHOWN = 200  # characters of a completion in an error
 _FORM = re.compile(
@@ -45,12 +46,12 @@ def well_formed(output: str, answer: str, space: AnswerSpace) -> float:
     return float(space.parse(output) is not None)
 
 
-def concise(output: str, answer: str, space: AnswerSpace) -> float:
-    """1 if the answer is right and at most CONCISE words are outside the first think block, else 0."""
+def concise(output: str, answer: str, space: AnswerSpace, words: int = CONCISE) -> float:
+    """1 if the answer is right and at most `words` words are outside the first think block, else 0."""
     before, opened, rest = output.partition(THINK)
     _, closed, after = rest.partition(END_THINK)
     outside = before + " " + after if opened and closed else output
-    return correct(output, answer, space) * float(len(outside.split()) <= CONCISE)
+    return correct(output, answer, space) * float(len(outside.split()) <= words)
 
 
 def well_ordered(output: str, answer: str, space: AnswerSpace) -> float:
@@ -108,9 +109,9 @@ def hashes(names: Iterable[str], card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trl_functions(
-    weights: Mapping[str, float], space: AnswerSpace, tokenizer: Any
+    weights: Mapping[str, float], space: AnswerSpace, tokenizer: Any, concise_words: int = CONCISE
 ) -> tuple[list[Callable], list[float]]:
-    """TRL reward functions and their weights, in the order of `weights`.
+    """TRL reward functions and their weights, in the order of `weights`. `concise_words` is the limit of `concise`.
 
     UserError for a reward that does not exist, that is not for answers of this kind, or whose file cannot be loaded.
 
@@ -127,8 +128,10 @@ def trl_functions(
             f"rewards {misplaced} compare sets of GO terms, and the answers of this task are {space.kind}; use correct"
         )
 
+    known = REWARDS | {"concise": functools.partial(concise, words=concise_words)}
+
     def wrap(name: str) -> Callable:
-        function = own(name) if is_own(name) else REWARDS[name]
+        function = own(name) if is_own(name) else known[name]
 
         def reward(completion_ids: list[list[int]], answer: list[str], **_: object) -> list[float]:
             values = []

@@ -82,7 +82,9 @@ class Rewards(t.Section):
     __pydantic_extra__: dict[str, t.Weight]
 
     correct: t.Weight = t.optional("1 if the answer is the right one.")
-    concise: t.Weight = t.optional("1 if the answer is right and at most 20 words stand outside the first think block.")
+    concise: t.Weight = t.optional(
+        "1 if the answer is right and at most `concise_words` words stand outside the first think block."
+    )
     format: t.Weight = t.optional(
         "1 if the output is one think block with text in it, then one answer of the answer space, right or wrong."
     )
@@ -111,6 +113,10 @@ class RlRecipe(Recipe):
         "weights of the rewards; at least one above 0. A key `PATH.py:FUNCTION` is a function of your own that pays in "
         "[0, 1], with the path relative to the clone. What each pays, and how it can be gamed: "
         "[docs/rewards.md](../docs/rewards.md).",
+    )
+    concise_words: t.Count = t.optional(
+        "the most words outside the first think block, the answer among them, for which `concise` pays. The paper: 10.",
+        "`20`",
     )
     bridge: Bridge = t.default("linear", "as for `sft`; made where RL starts from cold.")
     train_bridge: t.Flag = t.default(True, "train the bridge; false leaves that of SFT as it is.")
