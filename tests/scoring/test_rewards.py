@@ -253,12 +253,14 @@ def test_the_page_names_every_reward_and_its_limit():
 
 
 def test_the_page_and_the_config_of_the_paper_have_the_same_weights_and_limit():
-    recipe = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["recipes"]["rl"]["dna"]
-    assert recipe["rewards"] == PAPER
+    recipes = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())["recipes"]["rl"].values()
+    rewarded = [recipe for recipe in recipes if "concise" in recipe["rewards"]]
+    assert {tuple(recipe["rewards"].items()) for recipe in rewarded} == {tuple(PAPER.items())}
+    (words,) = {recipe["concise_words"] for recipe in rewarded}
     page = (ROOT / "docs" / "rewards.md").read_text()
     (shown,) = re.findall(r"^      rewards: (.*)$", page, re.MULTILINE)
     assert {name: weight for name, weight in yaml.safe_load(shown).items() if ":" not in name} == PAPER
-    assert f"      concise_words: {recipe['concise_words']}\n" in page
+    assert f"      concise_words: {words}\n" in page
     assert f"an honest right answer earns {sum(PAPER.values())}, and" in page
     assert f"a wrong one in perfect form earns {PAPER['format'] + PAPER['tags']}" in page
 
