@@ -94,15 +94,24 @@ def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Enc
     """
     from transformers import AutoModel, AutoTokenizer
 
+    from cisterna.sequences.encoders import nucleotide_transformer
+
     name, revision = spec["pretrained"], spec.get("revision")
     options = {"revision": revision, "trust_remote_code": bool(spec.get("trust_remote_code", False))}
     try:
+        if (gated := nucleotide_transformer.read_config(name, revision)) is not None:
+            options["trust_remote_code"] = False
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files transformers makes an empty one
             raise ValueError("It has no tokenizer.")
         options |= {"use_safetensors": True}  # never the pickles of pytorch_model.bin, which can run code
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are errors, see below
-        module, report = AutoModel.from_pretrained(name, dtype=spec.get("dtype", "float32"), **options)
+        options |= {"dtype": spec.get("dtype", "float32")}
+        if gated is None:
+            module, report = AutoModel.from_pretrained(name, **options)
+        else:
+            options |= {"config": gated, "key_mapping": nucleotide_transformer.ROTARY}
+            module, report = nucleotide_transformer.GatedEsm.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
