@@ -330,6 +330,19 @@ def test_code_of_a_model_runs_only_if_it_is_trusted(own_code, folders):
         torch.testing.assert_close(rows, 2 * expected)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from transformers.pytorch_utils import find_pruneable_heads_and_indices", "for another version of transform"),
+        ("from transformers import BertModel; BertModel.get_head_mask", r"fails with transformers \d.*AttributeError"),
+    ],
+)
+def test_code_for_another_version_of_transformers_is_the_users_error(own_code, line, said):
+    (own_code / "own.py").write_text(f"{line}\n{CODE}")
+    with pytest.raises(UserError, match=said):
+        load(own_code, trust_remote_code=True, revision="main")
+
+
 # --- The checkpoint of a pretrained encoder ---
 
 

@@ -44,10 +44,10 @@ SIXES = ["".join(letters) for letters in itertools.product("ATCG", repeat=6)]
 WORDS = ["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", "<bos>", *SIXES, *"ATCGN"]
 
 
-def weights(words=len(WORDS)):
+def weights():
     """Random weights under the published names, with those that only the published heads have."""
     torch.manual_seed(0)
-    made = {"esm.embeddings.word_embeddings.weight": torch.randn(words, WIDTH)}
+    made = {"esm.embeddings.word_embeddings.weight": torch.randn(len(WORDS), WIDTH)}
     made |= {"esm.embeddings.position_ids": torch.arange(2050)[None]}
     for number in range(LAYERS):
         layer = f"esm.encoder.layer.{number}"
@@ -63,7 +63,7 @@ def weights(words=len(WORDS)):
     made[f"{norm}.weight"], made[f"{norm}.bias"] = torch.randn(2, WIDTH)
     made["esm.contact_head.regression.weight"] = torch.randn(1, LAYERS * HEADS)
     made["esm.contact_head.regression.bias"] = torch.randn(1)
-    made["lm_head.bias"] = torch.randn(words)
+    made["lm_head.bias"] = torch.randn(len(WORDS))
     return made
 
 

@@ -22,6 +22,9 @@ from cisterna.sequences.encoders import layers
 
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # names of learned positions in the library's models
 
+# What code for another version of transformers raises, beside ImportError.
+OF_CODE = (AttributeError, TypeError, KeyError, IndexError, NameError, NotImplementedError, AssertionError)
+
 
 class Encoder:
     """See `cisterna.sequences.encoders.Encoder`. With `tagged`, sequences are read as residue tokens between tags."""
@@ -90,33 +93,52 @@ def position_limit(module: torch.nn.Module) -> int | None:
 def load(spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
     """A pretrained encoder. UserError if it cannot be loaded, or if weights are missing.
 
-    Code from the hub runs only with `trust_remote_code`, and then at the revision that the config must name.
+    Code from the hub runs only with `trust_remote_code`, and then at the revision that the config must name. UserError
+    if it fails: much of it was written for earlier versions of transformers.
     """
+    from transformers import __version__
+
+    name, trusted = spec["pretrained"], bool(spec.get("trust_remote_code", False))
+    other = f" (code of its own may be for another version of transformers than {__version__})" if trusted else ""
+    try:
+        return _load(name, spec, layer, device)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
+            f"weights and a tokenizer, and trust_remote_code if it has code of its own. {one_line(error)}{other}"
+        ) from None
+    except OF_CODE as error:
+        if not trusted:
+            raise
+        raise UserError(
+            f"encoder {name}: the code that comes with it fails with transformers {__version__}: "
+            f"{type(error).__name__}: {one_line(error)}. Use a revision whose code is for this version, or compute the "
+            "features elsewhere and give them as files (docs/encoders.md, precomputed features)"
+        ) from error
+
+
+def _load(name: str, spec: Mapping[str, Any], layer: int | str, device: torch.device) -> Encoder:
     from transformers import AutoModel, AutoTokenizer
 
     from cisterna.sequences.encoders import nucleotide_transformer
 
-    name, revision = spec["pretrained"], spec.get("revision")
+    revision = spec.get("revision")
     options = {"revision": revision, "trust_remote_code": bool(spec.get("trust_remote_code", False))}
-    try:
-        if (gated := nucleotide_transformer.read_config(name, revision)) is not None:
-            options["trust_remote_code"] = False
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files transformers makes an empty one
-            raise ValueError("It has no tokenizer.")
-        options |= {"use_safetensors": True}  # never the pickles of pytorch_model.bin, which can run code
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are errors, see below
-        options |= {"dtype": spec.get("dtype", "float32")}
-        if gated is None:
-            module, report = AutoModel.from_pretrained(name, **options)
-        else:
-            options |= {"config": gated, "key_mapping": nucleotide_transformer.ROTARY}
-            module, report = nucleotide_transformer.GatedEsm.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"encoder {name}: cannot be loaded; expected a hub id or a local folder with config.json, safetensors "
-            f"weights and a tokenizer, and trust_remote_code if it has code of its own. {one_line(error)}"
-        ) from None
+    if (gated := nucleotide_transformer.read_config(name, revision)) is not None:
+        options["trust_remote_code"] = False
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without files transformers makes an empty one
+        raise ValueError("It has no tokenizer.")
+    options |= {"use_safetensors": True}  # never the pickles of pytorch_model.bin, which can run code
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are errors, see below
+    options |= {"dtype": spec.get("dtype", "float32")}
+    if gated is None:
+        module, report = AutoModel.from_pretrained(name, **options)
+    else:
+        options |= {"config": gated, "key_mapping": nucleotide_transformer.ROTARY}
+        module, report = nucleotide_transformer.GatedEsm.from_pretrained(name, **options)
     wrong = [key for key in report["missing_keys"] if "pooler" not in key and "contact_head" not in key]
     wrong += [f"{key} of shape {tuple(shape)}" for key, shape, _ in report["mismatched_keys"]]
     if wrong:
