@@ -37,6 +37,7 @@ MODELS: dict[str, list[type[Section]]] = {
         tasks.Adapter,
         tasks.PublishedSplits,
         tasks.GroupedData,
+        tasks.UnseenCells,
         tasks.SplitData,
     ],
 }

@@ -198,6 +198,9 @@ MISTAKES: list[tuple[str, Any]] = [
     ("tasks mine", cells(file=GONE)),
     ("tasks mine", cells(ood=GONE, split=BY_GROUP)),
     ("tasks mine", cells(sequences="features", encoder="esm2")),
+    ("tasks mine", cells(options={"label": "kind"})),
+    ("tasks mine", cells(ood={"tissue": ["lung"]})),
+    ("tasks mine", cells(ood={"tissue": []}, options={"label": "kind"})),
     # how out-of-domain rows are chosen
     ("tasks mine", split_table({"by": "group", "ood": 0.2})),
     ("tasks mine", split_table({"by": "group", "column": "a"})),

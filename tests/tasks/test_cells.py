@@ -301,6 +301,60 @@ def test_splits_are_made_with_held_out_donors_in_ood_alone(tmp_path):
     assert card["audit"]["nearest_train"]["ood"]["measure"] == "jaccard of genes"
 
 
+def two_columns(path):
+    found = annotated(counts())
+    found.obs["tissue"] = [("lung", "gut", "skin")[row // 4 % 3] for row in range(CELLS)]
+    found.write_h5ad(path)
+    return path
+
+
+def test_values_of_several_columns_are_held_out(tmp_path):
+    path = two_columns(tmp_path / "cells.h5ad")
+    spec = entry(
+        path, options=OPTIONS | {"genes": 20, "group": None}, ood={"tissue": ["lung"], "donor": ["donor-3"]}, train=12
+    )
+    splits.prepare("blood", spec, 0, tmp_path / "blood")
+    ood = pd.read_parquet(tmp_path / "blood" / "ood.parquet")
+    assert len(ood) == 30  # 20 of lung, 15 of the donor, 5 of both
+    assert ood["group"].value_counts().to_dict() == {
+        "unseen tissue": 15,
+        "unseen donor": 10,
+        "unseen tissue and donor": 5,
+    }
+    others = pd.concat([pd.read_parquet(tmp_path / "blood" / f"{split}.parquet") for split in SPLITS[:3]])
+    assert not others["split:tissue"].isin(["lung"]).any()
+    assert not others["split:donor"].isin(["donor-3"]).any()
+    assert splits.read_card(tmp_path / "blood")["rule"].startswith(
+        "out of domain: cells whose 'tissue' is one of lung, or whose 'donor' is one of donor-3"
+    )
+
+
+def test_values_of_several_columns_may_be_drawn(tmp_path):
+    path = two_columns(tmp_path / "cells.h5ad")
+    split = {"by": "group", "column": ["tissue", "donor"], "ood": 0.5}
+    spec = entry(path, options=OPTIONS | {"genes": 20, "group": None}, split=split, ood="all", train=9)
+    splits.prepare("blood", spec, 0, tmp_path / "blood")
+    assert set(splits.read_card(tmp_path / "blood")["unseen"]) == {"tissue", "donor"}
+
+
+def test_a_value_that_no_cell_has_is_refused(tmp_path):
+    path = two_columns(tmp_path / "cells.h5ad")
+    spec = entry(path, options=OPTIONS | {"group": None}, ood={"tissue": ["brain"]})
+    with pytest.raises(
+        UserError, match=r"no row has the group 'brain' of `ood`\. Column 'tissue' has: gut, lung, skin"
+    ):
+        tasks.read(tasks.load("blood", spec))
+
+
+def test_labels_that_are_held_out_and_so_never_taught_are_said(tmp_path, capsys):
+    path = stored(tmp_path / "cells.h5ad")
+    spec = entry(path, options=OPTIONS | {"genes": 20, "group": "kind"}, ood=["monocyte"])
+    splits.prepare("blood", spec, 0, tmp_path / "blood")
+    note = "ood: 20 of 20 rows have an answer that no row of train has (monocyte)"
+    assert [text.startswith(note) for text in splits.read_card(tmp_path / "blood")["notes"]] == [True]
+    assert f"note: {note}" in capsys.readouterr().out
+
+
 def test_labels_that_are_the_text_nan_are_said(tmp_path):
     found = annotated(counts())
     found.obs["kind"] = ["nan", "T cell"] * (CELLS // 2)
@@ -316,7 +370,7 @@ def test_cells_of_one_sentence_are_kept_once(tmp_path):
     found.obs["donor"] = "donor-0"
     found.write_h5ad(tmp_path / "cells.h5ad")
     examples = cells.examples(
-        cells.read(tmp_path / "cells.h5ad", OPTIONS, 0), path=tmp_path, options=OPTIONS, held_out=()
+        cells.read(tmp_path / "cells.h5ad", OPTIONS, 0), path=tmp_path, options=OPTIONS, held_out={}
     )
     assert examples["id"].tolist() == ["cell-0"]
 

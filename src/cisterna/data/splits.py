@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cisterna import tasks
 from cisterna.artifacts import files
-from cisterna.constants import MALFORMED, SPLITS
+from cisterna.constants import MALFORMED, SPLITS, TEST_SPLITS
 from cisterna.data import holdout
 from cisterna.data.audit import Prompts, audit, check_distance
 from cisterna.data.drawing import ALL, describe_draw, draw_splits, without_repeats
@@ -28,6 +28,7 @@ from cisterna.scoring import gene_ontology
 from cisterna.sequences.windows import tagged_stretches
 
 SEGMENTS = pa.list_(pa.struct([("sequence", pa.string()), ("start", pa.int32()), ("center", pa.int32())]))
+SHOWN = 5  # labels that a note names
 NAMED = 200  # groups of a split that the card lists one by one
 
 
@@ -84,13 +85,14 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     card |= prompts.for_card()
     if dropped:
         card["dropped"] = dropped
-    for key in ("notes", "letters"):
-        if provenance.get(key):
-            card[key] = provenance[key]
+    notes = [*provenance.get("notes", []), *(_unseen_answers(frames) if task.terms is None else ())]
+    for key, value in (("notes", notes), ("letters", provenance.get("letters"))):
+        if value:
+            card[key] = value
     for entry in dropped:
         more = ", ..." if entry["rows"] > len(entry["examples"]) else ""
         print(f"rows left out: {entry['rows']}: {entry['reason']} ({', '.join(entry['examples'])}{more})", flush=True)
-    for note in provenance.get("notes", []):
+    for note in notes:
         print(f"note: {note}", flush=True)
     with files.new_folder(Path(output)) as folder:
         for split, frame in frames.items():
@@ -102,6 +104,22 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
             hashes[gene_ontology.FILE] = files.sha256(folder / gene_ontology.FILE)
             card["answers"] = {"kind": "terms", "version": terms.version, "sha256": hashes[gene_ontology.FILE]}
         files.write_json(folder / "card.json", card | {"files": hashes})
+
+
+def _unseen_answers(frames: Mapping[str, pd.DataFrame]) -> list[str]:
+    """A note for each test split with answers that no row of train has, such as those of a disease that is held out."""
+    found = []
+    taught = set(frames["train"]["answer"])
+    for split in TEST_SPLITS:
+        unseen = frames[split]["answer"][~frames[split]["answer"].isin(taught)]
+        if len(unseen):
+            labels = sorted(set(unseen))
+            named = ", ".join(labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
+            found.append(
+                f"{split}: {len(unseen)} of {len(frames[split])} rows have an answer that no row of train has "
+                f"({named}): training does not teach these labels, and no baseline can give them"
+            )
+    return found
 
 
 def read_card(folder: Path) -> dict[str, Any]:

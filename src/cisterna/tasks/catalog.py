@@ -128,8 +128,14 @@ ADAPTERS: dict[str, Adapter] = {
         modality="rna",
         meaning="label of a cell, from its genes in the order of their expression",
         options={
-            "label": Option("str", REQUIRED, "column of `obs` that is the answer"),
-            "group": Option("str", REQUIRED, "column of `obs` with the groups that `ood` holds out"),
+            "label": Option("str", REQUIRED, "column of `obs` that is the answer: cell type, disease, or any other"),
+            "group": Option(
+                "str | null",
+                None,
+                "column of `obs` with the groups (donor, tissue, disease, perturbation, ...) that `ood` as a list, or "
+                "`split`, holds out; required there. Not with several columns: `ood: {tissue: [lung], disease: [MS]}`, "
+                "or `split.column` as a list",
+            ),
             "genes": Option("int", 100, "genes of a cell sentence", 1),
             "question": Option("str", "Which cell type?", "what opens every prompt"),
             "reasoning": Option(

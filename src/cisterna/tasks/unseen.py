@@ -33,10 +33,10 @@ def values(spec: Mapping[str, Any], group: str | None) -> dict[str, tuple[str, .
     return {str(group): catalog.held_out(spec)}
 
 
-def rule(held_out: Mapping[str, tuple[str, ...]]) -> str:
-    """The rule in words, for the data card."""
+def rule(held_out: Mapping[str, tuple[str, ...]], what: str = "rows") -> str:
+    """The rule in words, for the data card; `what` is what it calls the rows."""
     parts = (f"whose {column!r} is one of {', '.join(held)}" for column, held in held_out.items())
-    return f"out of domain: rows {', or '.join(parts)}"
+    return f"out of domain: {what} {', or '.join(parts)}"
 
 
 def mark(examples: pd.DataFrame, held_out: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from cisterna.study.config import trainer_options
 from cisterna.study.config.problems import Key, Problems, check_either, one_of, suggest
 from cisterna.study.config.types import PATH_RULE, is_path
 from cisterna.study.lineages import encoders_of
-from cisterna.tasks import catalog
+from cisterna.tasks import catalog, unseen
 from cisterna.tasks.catalog import ADAPTERS
 from cisterna.tasks.catalog import LABELS as BUILTIN
 
@@ -16,6 +16,8 @@ POOLED = (
     "`ood` or `split` would divide the rows of all of them; expected files of train and ood, or train, id and ood, "
     "without these keys, or `options: {pool: true}`"
 )
+
+BY = "similarity"  # the way to split that needs no groups
 
 
 def check(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None:
@@ -60,8 +62,14 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
     if count > 1 and adapter.splits and catalog.divided(task) and not task["options"].get("pool"):
         problems.add((*key, "file"), f"{count} files, and {POOLED}")
     # A group's column is an option of the adapter (`group`).
-    _check_split((*key, "split"), task.get("split"), (), problems)
+    several = catalog.cells(task) and bool(unseen.columns(task))
+    _check_split((*key, "split"), task.get("split"), ("column",) if several and "split" in task else (), problems)
     options = task["options"]
+    if several and options["group"] is not None:
+        expected = "null: `ood` or `split.column` names the columns that are held out"
+        problems.expected((*key, "options", "group"), options["group"], expected)
+    elif catalog.cells(task) and not several and options["group"] is None and task.get("split", {}).get("by") != BY:
+        problems.missing((*key, "options", "group"), "the column of `obs` with the groups that are held out")
     types = {name: option.kind for name, option in adapter.options.items()}
     given = {name: value for name, value in options.items() if value is not catalog.REQUIRED}
     source = f"an option of this adapter ({', '.join(types) or 'it has none'})"

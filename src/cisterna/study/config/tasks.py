@@ -228,6 +228,15 @@ class GroupedData(Adapter):
     ood: Groups = t.required("the groups that are held out. All their rows are tested.")
 
 
+class UnseenCells(Adapter):
+    """Cells of which values of several columns of `obs` are held out (`ood` is a mapping)."""
+
+    ood: UnseenValues = t.required(
+        "the values that are held out, by column of `obs`: `{tissue: [lung], disease: [MS]}`. A cell with any of them "
+        "is tested; what is unseen of it is its group in the results."
+    )
+
+
 class SplitData(Adapter):
     """Data of an adapter with `split`."""
 
@@ -247,10 +256,20 @@ def _model(entry: dict[str, Any]) -> type[t.Section]:
         return UnknownAdapter
     if adapter.splits and not (adapter.groups and divided(entry)):
         return PublishedSplits
-    return SplitData if "split" in entry else GroupedData
+    if "split" in entry:
+        return SplitData
+    return UnseenCells if entry["adapter"] == "cells" and isinstance(entry.get("ood"), dict) else GroupedData
 
 
 AnyTask = Annotated[
-    BuiltinTask | GroupedTable | UnseenTable | SplitTable | UnknownAdapter | PublishedSplits | GroupedData | SplitData,
+    BuiltinTask
+    | GroupedTable
+    | UnseenTable
+    | SplitTable
+    | UnknownAdapter
+    | PublishedSplits
+    | GroupedData
+    | UnseenCells
+    | SplitData,
     t.OneModel(_model, "a mapping"),
 ]

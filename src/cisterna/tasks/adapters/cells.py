@@ -50,7 +50,7 @@ import pandas as pd
 from scipy import sparse
 
 from cisterna.errors import UserError, one_line
-from cisterna.tasks import catalog, loading, tables
+from cisterna.tasks import catalog, loading, tables, unseen
 from cisterna.tasks.adapters import answer_form
 from cisterna.tasks.base import Task, segment
 
@@ -67,18 +67,18 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
     """The task of an `.h5ad` file. `spec` is its entry in the config; the file is opened by `cisterna.tasks.read`."""
     options = catalog.options(spec)
     path = Path(catalog.sources(name, spec)[0])
-    held_out = catalog.held_out(spec)
+    several = unseen.columns(spec)
+    held_out = {} if spec.get("split") else unseen.values(spec, options["group"])
     options["question"] = str(options["question"]).strip()
     tables.refuse_markup(options["question"], f"tasks.{name}.options.question")
-    rule = f"out of domain: cells whose {options['group']!r} is one of {', '.join(held_out)}" if held_out else ""
     made = Task(
         name=name,
         modality="rna",
         labels=None,
-        examples=functools.partial(examples, path=path, options=options, held_out=held_out),
-        open=functools.partial(read, path, options, int(spec.get("seed", 0))),
+        examples=functools.partial(examples, path=path, options=options, held_out=held_out, several=several),
+        open=functools.partial(read, path, options, int(spec.get("seed", 0)), several=several),
         meaning=f"obs column {options['label']!r} of {path}",
-        rule=rule,
+        rule=unseen.rule(held_out, "cells") if held_out else "",
         sources=(str(path),),
         prompt=_prompt(options),
         segments=functools.partial(segments, genes=options["genes"]),
@@ -109,14 +109,29 @@ def reasoning(sentence: str) -> str:
     return f"most expressed {', '.join(sentence.split()[:TRACED])}"
 
 
-def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_out: tuple[str, ...]) -> pd.DataFrame:
+def examples(
+    raw: pd.DataFrame,
+    *,
+    path: Path,
+    options: Mapping[str, Any],
+    held_out: Mapping[str, tuple[str, ...]],
+    several: tuple[str, ...] = (),
+) -> pd.DataFrame:
     """Rows of `read` as examples; of cells with the same sentence the first is kept.
 
+    `held_out` has the values that are out of domain, by column of `obs`: groups, or values of the columns `several`.
     Raises UserError for a held-out group that no cell has, and for two cells with the same sentence that have different
     labels or are on different sides of the split.
     """
-    frame = raw.assign(ood=raw["group"].isin(held_out))
-    tables.check_held_out(frame["group"], held_out, path, options["group"])
+    named = _groups(options, several)
+    frame = raw.assign(ood=False)
+    for role, column in named.items():
+        tables.check_held_out(frame[role], held_out.get(column, ()), path, column)
+        frame["ood"] |= frame[role].isin(held_out.get(column, ()))
+    if several and held_out:
+        frame = unseen.mark(frame, held_out)
+    elif "group" not in named:
+        frame["group"] = "all"
     tables.check_consistent(
         frame,
         path,
@@ -128,7 +143,11 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
     dropped = tables.dropped(f"the first {options['genes']} genes of an earlier cell", list(frame["id"][again]))
     notes = [
         *tables.notes_of_missing(frame["label"], f"labels (obs column {options['label']!r})"),
-        *tables.notes_of_missing(frame["group"], f"groups (obs column {options['group']!r})"),
+        *(
+            note
+            for role, column in named.items()
+            for note in tables.notes_of_missing(raw[role], f"groups (obs column {column!r})")
+        ),
     ]
     frame = frame[~again].reset_index(drop=True)
     written = _prompt(options)
@@ -143,13 +162,25 @@ def examples(raw: pd.DataFrame, *, path: Path, options: Mapping[str, Any], held_
             "group": frame["group"],
             "ood": frame["ood"],
         }
+        | {role: frame[role] for role in named if role != "group"}
     )
     made.attrs = {"dropped": dropped, "notes": notes}
     return made
 
 
-def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True) -> pd.DataFrame:
+def _groups(options: Mapping[str, Any], several: tuple[str, ...]) -> dict[str, str]:
+    """The columns of `obs` that say what is held out, by their names in examples."""
+    if several:
+        return {unseen.PREFIX + column: column for column in several}
+    return {"group": options["group"]} if options["group"] else {}
+
+
+def read(
+    path: Path, options: Mapping[str, Any], seed: int, labelled: bool = True, several: tuple[str, ...] = ()
+) -> pd.DataFrame:
     """The cells of a file in its order: id, sequence (the first `genes` genes); if `labelled` label, group, reasoning.
+
+    With `several` columns of `obs`, whose values are held out, these (`split:NAME`) in place of the group.
 
     The option `sample` keeps only that many cells: those with the smallest sha256 of seed and id, so that a larger
     sample contains every smaller one. Raises UserError for a file that is not AnnData, for a column, layer or matrix
@@ -164,9 +195,9 @@ def read(path: Path, options: Mapping[str, Any], seed: int, labelled: bool = Tru
         tables.check_unique(ids, path, lambda row: f"cell {row + 1}", advice)
         frame = pd.DataFrame({"id": ids})
         if labelled:
-            for role in ("label", "group"):
-                column = _column(file, path, "obs", options[role])
-                frame[role] = _texts(column, path, "obs", f"column {options[role]!r}", ids)
+            for role, name in {"label": options["label"], **_groups(options, several)}.items():
+                column = _column(file, path, "obs", name)
+                frame[role] = _texts(column, path, "obs", f"column {name!r}", ids)
             reason = options.get("reasoning", NAMED)
             if reason not in (None, NAMED):
                 frame["reasoning"] = _texts(_column(file, path, "obs", reason), path, "obs", f"column {reason!r}", ids)
