@@ -27,13 +27,15 @@ from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
 from cisterna.evaluation import generate, scores
 from cisterna.evaluation.generate import LoadedModel, OnBatch
-from cisterna.scoring import answers, bootstrap, metrics
+from cisterna.scoring import answers, bootstrap, lenient, metrics
 from cisterna.scoring.answers import AnswerSpace
 from cisterna.sequences import inputs_file
 
 LOGGED = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # printed, of those that the task has
 # Of the predictions; the last two on request.
-COLUMNS = "id prompt output answer predicted well_formed tokens finished repeated confidence sampled".split()
+COLUMNS = "id prompt output answer predicted predicted_lenient well_formed tokens finished repeated".split()
+COLUMNS += ["confidence", "sampled"]
+LENIENT = ("accuracy", "f1_micro")  # metrics that are also those of the lenient reading, of those that the task has
 # Keys of the options that change no output: outputs saved under other values of these are used.
 CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration"})
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
@@ -52,17 +54,18 @@ def evaluate(
     A model that reads features takes them from `bank`, or else live from its encoder. Outputs are saved in `work`, if
     there is one, until `cisterna clean`.
 
-    Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), well_formed,
-    tokens (generated, the end-of-text token included), finished (False where `max_new_tokens` cut it), repeated (see
-    `repeats`). With `calibration` in the options also, for a task of labels, the probability of each label after the
-    model's own reasoning, a column each (`probability:up`, in the order of the task's `labels`; they add up to 1), and
-    confidence: that of `predicted`. They are null where they are not known (see `generate.label_logs`). With `samples`
-    also sampled: the answers of that many further outputs, drawn from the model's whole distribution at
-    `sample_temperature`, null where one does not parse.
+    Each parquet: id, prompt, output, answer (gold), predicted (null where the output does not parse), predicted_lenient
+    (by `cisterna.scoring.lenient`), well_formed, tokens (generated, the end-of-text token included), finished (False
+    where `max_new_tokens` cut it), repeated (see `repeats`). With `calibration` in the options also, for a task of
+    labels, the probability of each label after the model's own reasoning, a column each (`probability:up`, in the order
+    of the task's `labels`; they add up to 1), and confidence: that of `predicted`. They are null where they are not
+    known (see `generate.label_logs`). With `samples` also sampled: the answers of that many further outputs, drawn from
+    the model's whole distribution at `sample_temperature`, null where one does not parse.
 
     metrics.json: split -> metric -> value, low, high, n, with the metrics of the task's answer space
     (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`
-    and `ranking.score`, with `samples` those of `metrics.score_samples`, and the shares of degenerate outputs:
+    and `ranking.score`, with `samples` those of `metrics.score_samples`, accuracy_lenient (of terms also
+    f1_micro_lenient), the same of the answers that the lenient reading finds, and the shares of degenerate outputs:
 
     - unfinished: cut by `max_new_tokens`
     - empty: finished without an answer: nothing after `</think>` (or at all), or nothing after `Answer:`
@@ -155,6 +158,8 @@ def _answer(
 
     outputs = generate.generate(loaded, prompts, options, saved, on_batch)
     table = frame.join(generate.read(loaded, outputs, space.parse))
+    read = zip(table["output"], table["finished"], strict=True)
+    table["predicted_lenient"] = [lenient.read(output, space, finished) for output, finished in read]
     table["repeated"] = [repeats(loaded.before_end(output)) for output in outputs]
     logs = None
     if options.get("calibration") and space.labels:
@@ -179,6 +184,8 @@ def _score(
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
     summaries = scores.of_split(table, space, seed, resamples) | bootstrap.means(degenerate(table), seed, resamples)
     gold = table["answer"].tolist()
+    of_lenient = space.score(gold, scores.texts(table["predicted_lenient"]), seed, resamples)
+    summaries |= {f"{name}_lenient": of_lenient[name] for name in LENIENT if name in of_lenient}
     if logs is not None:
         predicted = scores.texts(table["predicted"])
         summaries |= metrics.score_probabilities(gold, predicted, logs, space.labels, seed, resamples)

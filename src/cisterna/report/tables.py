@@ -26,6 +26,7 @@ LABEL_METRICS = {  # of tasks whose answers are labels
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
     "mcc": "MCC",
+    "accuracy_lenient": "lenient accuracy",  # of models only
     "auroc": "AUROC",  # this one and the next where the probabilities of labels were measured
     "auprc": "AUPRC",
 }
@@ -34,6 +35,7 @@ TERM_METRICS = {  # of tasks whose answers are sets of terms
     "precision_micro": "micro precision",
     "recall_micro": "micro recall",
     "accuracy": "exact sets",
+    "f1_micro_lenient": "lenient micro F1",
 }
 STAGE_COLUMNS = ["backbone", "sequences", "cpt", "sft", "sft_epochs", "rl", "rl_epochs"]
 """The columns of the tables that identify a trained stage of a task, whatever the seed."""
