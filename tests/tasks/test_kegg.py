@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,18 @@ def test_of_a_data_set_with_subsets_one_is_chosen_and_none_is_guessed(tmp_path, 
     loaded, card = prepare(tmp_path / "out", str(folder), subset="b")
     assert card["source"][str(folder)]["subset"] == "b"
     assert loaded["id"]["prompt"].str.contains(r"GENE1\d\d").all()
+
+
+@pytest.mark.parametrize("name", ["{}_test_network_split.csv", "{}-test.csv"])
+def test_a_folder_whose_files_of_id_and_ood_datasets_would_pool_is_refused(tmp_path, cache, name):
+    save(tmp_path / "raw")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "raw/train.csv").rename(folder / "train_network_split.csv")
+    for split in ("id", "ood"):
+        (tmp_path / f"raw/{split}.csv").rename(folder / name.format(split))
+    named = [re.escape(name.format(split)) for split in ("id", "ood")]
+    refused(str(folder), rf"data: split test would be made of {named[0]} and {named[1]}\. Give .*`file`")
 
 
 def test_csv_files_of_the_hub_are_text_and_classes_have_their_names(tmp_path, cache):

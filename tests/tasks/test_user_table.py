@@ -90,6 +90,14 @@ def test_reasoning_column_is_the_trace(csv):
     assert list(examples["reasoning"]) == list(rows()["why"])
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+def test_reasoning_that_is_a_list_of_texts_is_joined(tmp_path, form):
+    steps = [["No proline.", "So it folds."] if number % 2 else [] for number in range(60)]
+    path = save(rows().assign(why=steps), tmp_path / f"table.{form}")
+    examples = read(path, columns={**COLUMNS, "reasoning": "why"})
+    assert list(examples["reasoning"]) == ["No proline.\nSo it folds." if texts else "" for texts in steps]
+
+
 def test_identifiers_and_labels_that_look_like_numbers_stay_text(csv):
     frame = rows().assign(variant=[f"{n:03d}" for n in range(60)], **{"class": ["0", "1"] * 30})
     examples = read(save(frame, csv), labels=[0, 1])

@@ -137,6 +137,8 @@ def examples(
     held-out value that no row has.
     """
     frame = pd.DataFrame(index=range(len(raw)))
+    if "reasoning" in columns:
+        raw = tables.joined(raw, columns["reasoning"], path)
     for role, column in columns.items():
         key = "split.column" if role == "group" and held_out is None else f"columns.{role}"
         frame[role] = tables.texts(raw, column, path, f" ({key})", may_be_empty=role == "reasoning")

@@ -87,7 +87,7 @@ class Columns(t.Section):
     )
     label: t.Text = t.required("the answer, one of `labels`.")
     reasoning: t.Text = t.optional(
-        "reasoning to learn before the answer; without it the model learns to answer at once."
+        "reasoning to learn before the answer, a text or a list of texts; without it the model answers at once."
     )
     position: BySequence = t.optional(
         "where the variant is, counted from 1; what `flank` of an encoder is counted from. With several sequences a "

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def _as_text(hub: str, subset: str | None, revision: str | None) -> dict[str, An
     from datasets.packaged_modules.csv.csv import Csv
 
     builder = datasets.load_dataset_builder(hub, subset, revision=revision)
+    _check_files(hub, builder.config.data_files or {})
     if not isinstance(builder, Csv):
         return {}
     tabs = builder.config.sep == "\t"
@@ -203,6 +205,18 @@ def _as_text(hub: str, subset: str | None, revision: str | None) -> dict[str, An
         parts = datasets.load_dataset(hub, subset, revision=revision, **options)
         names = next(iter(parts.values())).column_names
     return options | {"features": datasets.Features({column: datasets.Value("string") for column in names})}
+
+
+def _check_files(hub: str, data_files: Mapping[Any, Sequence[str]]) -> None:
+    """UserError if `datasets` makes one split of files that are called id and ood: it knows of train and test only."""
+    for split, paths in data_files.items():
+        names = sorted({Path(path).name for path in paths})
+        sides = {side: [name for name in names if side in re.split("[^a-z]+", name.lower())] for side in ("id", "ood")}
+        if all(sides.values()):
+            raise UserError(
+                f"{hub}: split {split} would be made of {sides['id'][0]} and {sides['ood'][0]}. Give the files of "
+                "train, id and ood in the key `file`, in this order."
+            )
 
 
 def _plain(config: Any) -> bool:
