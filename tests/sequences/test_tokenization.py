@@ -50,8 +50,8 @@ def test_expand_and_collapse_are_a_round_trip_also_through_ids(tokenizer, pieces
 @given(SEQUENCES)
 def test_the_table_of_residues_equals_the_tokenizers_own_encoding(tokenizer, piece):
     modality, sequence = piece
-    ids = tokenization.residue_ids(tokenizer, sequence.encode(), modality)
-    assert ids.dtype == np.int32
+    ids = tokenization.residue_ids(tokenization.residue_table(tokenizer, modality), sequence.encode(), modality)
+    assert ids.dtype == np.uint32
     assert ids.tolist() == encode(tokenizer, tagged(modality, sequence))[1:-1]
 
 
@@ -63,7 +63,7 @@ def test_letters_outside_the_alphabet_are_named(tokenizer, modality, wrong):
     with pytest.raises(UserError, match=letters):
         tokenization.expand(f"text {tagged(modality, letters + wrong)}")
     with pytest.raises(UserError, match=f"{wrong!r} at position {len(letters) + 1} .*{letters}"):
-        tokenization.residue_ids(tokenizer, (letters + wrong).encode(), modality)
+        tokenization.residue_ids(tokenization.residue_table(tokenizer, modality), (letters + wrong).encode(), modality)
 
 
 def test_residue_tokens_without_their_tags_are_not_letters():
@@ -149,6 +149,7 @@ def test_the_same_tokens_work_in_a_tokenizer_of_someone_else(tmp_path):
     assert len(other) == known + len(tokenization.added_tokens())
     for modality, letters in tokenization.ALPHABETS.items():
         ids = encode(other, f"the gene{tagged(modality, letters)}codes")
-        residues = tokenization.residue_ids(other, letters.encode(), modality).tolist()
+        table = tokenization.residue_table(other, modality)
+        residues = tokenization.residue_ids(table, letters.encode(), modality).tolist()
         opening, closing = other.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
         assert ids[ids.index(opening) : ids.index(closing) + 1] == [opening, *residues, closing]

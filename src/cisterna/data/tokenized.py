@@ -83,9 +83,10 @@ def _token_ids(
             for (_, heldout), row in zip(batch, rows, strict=True):
                 yield heldout, [np.asarray(row)]
         return
+    table = tokenization.residue_table(tokenizer, modality)
     opening, closing = (np.asarray([tokenizer.convert_tokens_to_ids(f"<{slash}{modality}>")]) for slash in ("", "/"))
     for _, document, heldout in select_documents(source, modality, options, reader):
-        yield heldout, [opening, tokenization.residue_ids(tokenizer, document.encode(), modality), closing]
+        yield heldout, [opening, tokenization.residue_ids(table, document.encode(), modality), closing]
 
 
 def _batches(documents: Iterable[tuple[int, str, bool]]) -> Iterator[list[tuple[str, bool]]]:
@@ -133,6 +134,6 @@ class _Stream:
         """Append the token ids of one document."""
         length = 0
         for part in parts:
-            self.file.write(part.astype("<u4").data)
+            self.file.write(part.astype("<u4", copy=False).data)
             length += len(part)
         self.lengths.append(length)

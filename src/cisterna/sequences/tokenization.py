@@ -36,6 +36,7 @@ PAD = "<|pad|>"
 MASK = "<|mask|>"
 UNKNOWN = "<|unknown|>"
 CHANGES = "writes {!r} as {!r}; use another name for it, or another backbone"
+NO_RESIDUE = 2**32 - 1  # in a table of token ids: a byte that is no residue
 PLACEHOLDER = "\x00"  # in a prompt: the feature rows of a stretch of residues; refused in tables of users
 
 TAGGED = re.compile(r"<(dna|rna|protein)>([^<]*)</\1>")
@@ -250,19 +251,26 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> l
     return tokenizer([pattern.sub(_broken, text) for text in texts], add_special_tokens=False)["input_ids"]
 
 
-def residue_ids(tokenizer: "PreTrainedTokenizerBase", sequence: bytes, modality: str) -> "np.ndarray":
-    """Token ids of a whole sequence, by one table look-up: int32, shape (len(sequence),).
+def residue_table(tokenizer: "PreTrainedTokenizerBase", modality: str) -> "np.ndarray":
+    """The token id of each byte that is a letter of a modality, for `residue_ids`: uint32, shape (256,)."""
+    import numpy as np
+
+    table = np.full(256, NO_RESIDUE, dtype=np.uint32)
+    for letter in ALPHABETS[modality]:
+        table[ord(letter)] = tokenizer.convert_tokens_to_ids(f"<|{modality}:{letter}|>")
+    return table
+
+
+def residue_ids(table: "np.ndarray", sequence: bytes, modality: str) -> "np.ndarray":
+    """Token ids of a whole sequence, by one look-up in a `residue_table`: uint32, shape (len(sequence),).
 
     Raises UserError for a byte outside the modality's alphabet.
     """
     import numpy as np
 
-    table = np.full(256, -1, dtype=np.int32)
-    for letter in ALPHABETS[modality]:
-        table[ord(letter)] = tokenizer.convert_tokens_to_ids(f"<|{modality}:{letter}|>")
     ids = table[np.frombuffer(sequence, dtype=np.uint8)]
-    if (ids < 0).any():
-        position = int(np.argmax(ids < 0))
+    if len(ids) and ids.max() == NO_RESIDUE:
+        position = int(ids.argmax())
         raise UserError(
             f"letter {chr(sequence[position])!r} at position {position + 1} is not in the {modality} alphabet "
             f"{ALPHABETS[modality]}"

@@ -114,10 +114,11 @@ def read(
     `options` as in `cisterna.data.corpus.select_documents`.
     """
     opening, closing = tokenizer.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
+    table = tokenization.residue_table(tokenizer, modality)
     training: list[np.ndarray] = []
     heldout: list[np.ndarray] = []
     for _, document, is_heldout in corpus.select_documents(path, modality, options or {}):
-        ids = tokenization.residue_ids(tokenizer, document.encode(), modality)
+        ids = tokenization.residue_ids(table, document.encode(), modality)
         kept = heldout if is_heldout else training
         for begin in range(0, len(ids), size):
             kept.append(np.concatenate([[opening], ids[begin : begin + size], [closing]]))
