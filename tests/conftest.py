@@ -52,6 +52,7 @@ MARKS = {
     "training": ["slow"],
     "artifacts/test_work_folder.py": ["slow"],
     "sequences/test_bridge.py": ["slow"],
+    "test_families.py": ["slow"],
     "runtime": ["slow"],
     "report/test_figures.py": ["slow"],  # draws every figure, of many studies
     "report/test_missing.py": ["slow"],

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from cisterna import updates
+from cisterna import pretrained, updates
 from cisterna.artifacts import adapter, checkpoint, files, weights
 from cisterna.errors import UserError, one_line
 from cisterna.sequences import conventions, inputs_file, tokenization
@@ -98,7 +98,12 @@ def untrained(
 
 
 def _extend(spec: Mapping[str, Any], folder: Path) -> None:
-    model = _pretrained(spec)
+    model, unused = _pretrained(spec)
+    if unused:
+        print(
+            f"{len(unused)} weights are no part of {type(model).__name__} and are not used: {_parts(unused)}",
+            flush=True,
+        )
     with _loading(spec):
         tokenizer = AutoTokenizer.from_pretrained(
             spec["pretrained"], revision=spec.get("revision"), trust_remote_code=False
@@ -106,6 +111,7 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
         known = conventions.derive(tokenizer, model)
+    pretrained.check(model, f"backbone {spec['pretrained']}")
     before = len(tokenizer)
     # Not normalized: a tokenizer that normalizes its text would read <|protein:K|> with a Kelvin sign as the token.
     added = (token for token in tokenization.added_tokens() if token not in tokenizer.get_vocab())
@@ -117,7 +123,7 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     conventions.write(folder, known)
     tokenizer.save_pretrained(folder)
     tensors = {}
-    for name, module in _embeddings(model).items():
+    for name, module in pretrained.embeddings(model).items():
         rows = module.weight.detach().float()[:before]
         noise = torch.randn(len(tokenizer) - before, rows.shape[1]) * rows.std(dim=0) * 0.1
         tensors[name] = (rows.mean(dim=0) + noise).to(module.weight.dtype).contiguous()
@@ -125,11 +131,9 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
 
 
-def _embeddings(model: PreTrainedModel) -> dict[str, Any]:
-    """The input embedding, and the output projection where it is not tied to it."""
-    first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = last is None or last.weight is first.weight
-    return {"input": first} if tied else {"input": first, "output": last}
+def _parts(names: list[str]) -> str:
+    """The parts of a model that weights are in, such as `model.vision_tower`."""
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
 
 
 @contextmanager
@@ -144,35 +148,37 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
         ) from None
 
 
-def _pretrained(spec: Mapping[str, Any]) -> PreTrainedModel:
+def _pretrained(spec: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     with _loading(spec):
-        return AutoModelForCausalLM.from_pretrained(
-            spec["pretrained"],
-            revision=spec.get("revision"),
-            dtype=spec.get("dtype", "float32"),
-            use_safetensors=True,  # never the pickles of pytorch_model.bin, which can run code
-            trust_remote_code=False,
-        )
+        model, unused = pretrained.load(spec["pretrained"], spec.get("revision"), spec.get("dtype", "float32"))
+    pretrained.number_positions(model)
+    return model, unused
 
 
 def _load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a base checkpoint. UserError if the files of a pretrained model have changed since it was made."""
     spec = manifest["recipe"]
     if "pretrained" in spec:
-        model = _pretrained(spec)
+        model, _ = _pretrained(spec)
         if _sources(spec) != manifest["data"]:
             raise UserError(
                 f"backbone {spec['pretrained']}: its files have changed since {folder} was made from them. Restore "
                 f"them, or delete {folder} and rerun"
             )
         sizes = files.read_json(folder / "tokens.json")
-        if len(_embeddings(model)["input"].weight) < sizes["after"]:
-            model.resize_token_embeddings(sizes["after"], mean_resizing=False)
+        if min(len(table.weight) for table in pretrained.embeddings(model).values()) < sizes["after"]:
+            rows = max(sizes["after"], model.get_input_embeddings().num_embeddings)
+            model.resize_token_embeddings(rows, mean_resizing=False)
             model.name_or_path = ""  # otherwise PEFT notices the new size and saves the matrix with every adapter
-        rows = load_file(folder / NEW_ROWS)
+        new, tables = load_file(folder / NEW_ROWS), pretrained.embeddings(model)
+        if new.keys() != tables.keys():
+            raise UserError(
+                f"{folder}: it has embeddings of new tokens for {sorted(new)}, expected {sorted(tables)}; it was made "
+                "by an earlier version. Delete it and rerun"
+            )
         with torch.no_grad():
-            for name, module in _embeddings(model).items():
-                module.weight[sizes["before"] : sizes["after"]] = rows[name]
+            for name, table in tables.items():
+                table.weight[sizes["before"] : sizes["after"]] = new[name]
         return model
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     weights.load_full(model, folder)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cisterna import pretrained
 from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
 from cisterna.evaluation.generate import load_on_device
@@ -24,6 +25,7 @@ def perplexity(folder: Path, corpora: Sequence[Path], output: Path, block_size: 
     """
     model, device = load_on_device(folder)
     conventions.check_positions(model, [block_size], ["a block"], 0, str(folder), "Lower block_size")
+    pretrained.check_documents(model)
     results = {}
     for corpus in corpora:
         blocks = Blocks(corpus, block_size, part="heldout")

@@ -9,6 +9,7 @@ tokenizer does not have it; and a policy cannot sample it, because the output la
 Not for making features (`cisterna.sequences.encoders`), and not for prompts (`cisterna.sequences.prompt`).
 """
 
+import inspect
 import math
 from typing import Any, Protocol
 
@@ -64,11 +65,18 @@ def attach(model: Any, kind: str, width: int) -> None:
     """
     present = getattr(model, "bridge", None)
     if present is None:
-        embedding = model.get_input_embeddings().weight
-        bridge = Bridge(kind, width, embedding.shape[1], float(embedding.detach().float().std()))
-        model.bridge = bridge.to(embedding.device)
+        table = model.get_input_embeddings()
+        std = float(table.weight.detach().float().std()) * _scale(table)
+        model.bridge = Bridge(kind, width, table.weight.shape[1], std).to(table.weight.device)
     elif present.width != width:
         raise UserError(f"the model's bridge reads features of width {present.width}, not {width} as the encoder's")
+
+
+def _scale(table: Any) -> float:
+    """What an embedding multiplies its rows with: 1, or in Gemma the square root of the width."""
+    ids = torch.arange(min(1024, len(table.weight)), device=table.weight.device)
+    with torch.no_grad():
+        return float(table(ids).float().norm() / table.weight[ids].float().norm())
 
 
 def install(model: Any, features: FeatureRows) -> None:
@@ -78,8 +86,18 @@ def install(model: Any, features: FeatureRows) -> None:
     forward pass, even without a feature row, because all ranks must gather and reduce the same parameters.
     """
     first = model.get_input_embeddings().num_embeddings
+    decoder = model.get_decoder()
+    names = list(inspect.signature(decoder.forward).parameters)
+    if not {"input_ids", "inputs_embeds"} <= set(names):
+        raise UserError(f"{type(model).__name__} takes no embeddings in place of ids; use sequences: tokens with it")
+    # As the image tokens of Gemma 3n and 4: a feature has the per-layer row of the padding token. The id is read here,
+    # because a trainer may set the one in the config to that of the tokenizer.
+    by_layer, padding = getattr(decoder.config, "hidden_size_per_layer_input", None), decoder.config.pad_token_id
+    if by_layer and padding is None:
+        raise UserError("the backbone has per-layer embeddings and no pad_token_id in its config.json, expected one")
 
-    def read(decoder: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def read(decoder: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        options = dict(zip(names, arguments, strict=False)) | options  # GPT-2 gives them without names
         ids = options.get("input_ids")
         if ids is None:
             return None
@@ -89,6 +107,9 @@ def install(model: Any, features: FeatureRows) -> None:
         rows = features.rows(index) if len(index) else torch.zeros(1, features.width)
         projected = model.bridge(rows.to(embeddings.device)).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(is_feature.unsqueeze(-1), projected)
-        return arguments, options | {"input_ids": None, "inputs_embeds": embeddings}
+        options |= {"input_ids": None, "inputs_embeds": embeddings}
+        if by_layer:
+            options["per_layer_inputs"] = decoder.get_per_layer_inputs(ids.masked_fill(is_feature, padding))
+        return (), options
 
-    model.get_decoder().register_forward_pre_hook(read, with_kwargs=True)
+    decoder.register_forward_pre_hook(read, with_kwargs=True)

@@ -13,6 +13,7 @@ import transformers
 from peft import get_peft_model
 from torch.utils.data import ConcatDataset
 
+from cisterna import pretrained
 from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
 from cisterna.sequences import conventions
@@ -27,6 +28,7 @@ def train(arguments: StageArguments, corpora: list[Path]) -> None:
         blocks: ConcatDataset = ConcatDataset([Blocks(folder, block_size) for folder in corpora])
         tokenizer, model = load_parent(arguments)
         conventions.check_positions(model, [block_size], ["a block"], 0, "recipe", "Lower block_size")
+        pretrained.check_documents(model)
         adapter = lora(arguments)
         trainer = transformers.Trainer(
             model=get_peft_model(model, adapter) if adapter else model,

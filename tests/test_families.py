@@ -1,0 +1,330 @@
+"""Every decoder family that a lab would use reads features, in training, in a batch, after a merge, in generation.
+
+Tolerances: float32; sums over a padded batch, or over a merged weight, differ in their last bits. Logits here have a
+standard deviation of about 1, and what must differ differs by more than 1e-1.
+"""
+
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import families
+from cisterna import models, pretrained
+from cisterna.artifacts import checkpoint, files
+from cisterna.errors import UserError
+from cisterna.evaluation import generate
+from cisterna.sequences import bridge, tokenization
+from cisterna.sequences.prompt import encode_prompts
+from cisterna.sequences.source import connect, source_of
+from cisterna.training.run import OpenRun
+from families import FAMILIES
+from runs import RL, SFT, Run
+
+CLOSE = {"atol": 3e-4, "rtol": 0}
+LORA = {"r": 4, "lora_alpha": 8}
+every = pytest.mark.parametrize("name", FAMILIES)
+
+
+class Rows:
+    """Features without a bank."""
+
+    width = 8
+    table = torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
+
+    def rows(self, index):
+        return self.table[index]
+
+
+def base_of(name, folder, **more):
+    """The base checkpoint over a model of a family, and that model."""
+    model = families.make(name, folder / "hub", **more)
+    place = folder / "models" / name / "base" / "checkpoint"
+    models.make_base({"pretrained": str(folder / "hub")}, place)
+    return place, model
+
+
+def texts(first):
+    """Token ids of three texts of different lengths, each with two feature rows."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(1, 400, (length,), generator=generator).tolist() for length in (37, 12, 25)]
+    for number, row in enumerate(rows):
+        row[5:7] = first + 3 * number, first + 3 * number + 1
+    return rows
+
+
+def largest(first, second):
+    return (first - second).abs().max().item()
+
+
+@every
+def test_feature_rows_are_read_as_embeddings_alone_in_a_batch_and_in_generation(name, tmp_path):
+    place, _ = base_of(name, tmp_path)
+    model, plain, tokenizer = models.compose(place), models.compose(place), tokenization.load(place)
+    torch.manual_seed(0)
+    bridge.attach(model, "linear", Rows.width)
+    bridge.install(model, Rows())
+    first = plain.get_input_embeddings().num_embeddings
+    rows = texts(first)
+    with torch.inference_mode():
+        alone = [model(torch.tensor([row])).logits[0] for row in rows]
+        assert largest(model(torch.tensor([[*rows[0][:5], first + 40, *rows[0][6:]]])).logits[0], alone[0]) > 0.1
+        # The same rows as embeddings of the plain model.
+        ids = torch.tensor(rows[:1])
+        is_feature = ids >= first
+        embeddings = plain.get_input_embeddings()(ids.masked_fill(is_feature, 0)).clone()
+        spread = embeddings[~is_feature].std()
+        embeddings[is_feature] = model.bridge(Rows.table[ids[is_feature] - first])
+        assert 0.3 * spread < embeddings[is_feature].std() < 2 * spread  # as large as the model's own
+        more = {}
+        if name == "gemma4":
+            more["per_layer_inputs"] = plain.model.get_per_layer_inputs(ids.masked_fill(is_feature, 0))
+        torch.testing.assert_close(plain(inputs_embeds=embeddings, **more).logits[0], alone[0], atol=1e-5, rtol=0)
+        # Padded on the left, as in GRPO, which gives no positions.
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        for found, expected in zip(model(**batch).logits, alone, strict=True):
+            torch.testing.assert_close(found[-len(expected) :], expected, **CLOSE)
+    loaded = generate.LoadedModel(model, tokenizer, torch.device("cpu"))
+    together = generate.generate(loaded, rows, {"batch_size": 3, "max_new_tokens": 8})
+    for row, output in zip(rows, together, strict=True):
+        (single,) = generate.generate(loaded, [row], {"batch_size": 1, "max_new_tokens": 8})
+        assert loaded.before_end(single) == loaded.before_end(output)
+    # Probabilities of labels are read on from a copied cache.
+    endings = [[300, 301, 302], [303, 304]]
+    logs = generate._continuation_logs(loaded, rows, endings)
+    with torch.inference_mode():
+        for row, found in zip(rows, logs, strict=True):
+            for ending, log in zip(endings, found, strict=True):
+                read = model(torch.tensor([row + ending])).logits[0].log_softmax(dim=-1)
+                steps = range(len(row) - 1, len(row) - 1 + len(ending))
+                expected = sum(read[at, token].item() for at, token in zip(steps, ending, strict=True))
+                assert log == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The models of the runs of a test, as they were when training ended."""
+    kept, original = [], OpenRun.train
+
+    def train(run, trainer, **options):
+        kept.append(trainer.model)
+        return original(run, trainer, **options)
+
+    monkeypatch.setattr(OpenRun, "train", train)
+    return kept
+
+
+def logits(model, tokenizer, splice, given):
+    """Logits of each prompt alone, one after the other."""
+    frame = pd.read_parquet(splice / "id.parquet").head(2)
+    first = model.get_input_embeddings().num_embeddings
+    rows = encode_prompts(tokenizer, list(frame["prompt"]), given, list(frame["segments"]), first)
+    with torch.inference_mode():
+        return torch.cat([model.eval()(torch.tensor([row])).logits[0] for row in rows])
+
+
+def composed(folder, splice, bank):
+    """Logits of a checkpoint that reads features."""
+    given, model = source_of(folder, bank), models.compose(folder)
+    connect(model, given)
+    return logits(model, tokenization.load(models.base_of(folder)), splice, given)
+
+
+@every
+def test_trained_adapter_and_bridge_are_published_and_merged(name, splice, bank, trained, tmp_path):
+    place, _ = base_of(name, tmp_path)
+    recipe = SFT | {"lora": LORA, "examples": 8}
+    reads = {"sequences": "features", "bank": bank}
+    made = Run("sft", place, splice, tmp_path / "models" / name / "sft", recipe, 1, reads=reads).here()
+    stored = load_file(made.weights)
+    assert all(".lora_" in key or ".bridge." in key for key in stored)
+    found = composed(made.output, splice, bank)
+    tokenizer, given = tokenization.load(place), source_of(made.output, bank)
+    torch.testing.assert_close(found, logits(trained[0], tokenizer, splice, given), **CLOSE)
+    with trained[0].disable_adapter():
+        assert largest(found, logits(trained[0], tokenizer, splice, given)) > 0.05
+
+
+# --- Gemma 4 ---
+
+IMAGE = {"image_token_id": 400, "video_token_id": 401, "audio_token_id": 402, "boi_token_id": 399}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+
+
+def gemma4_multimodal(folder):
+    """A multimodal Gemma 4 in a folder as on the hub."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    text = families.make("gemma4", folder).config
+    config = Gemma4Config(text_config=text.to_dict(), vision_config=VISION | {"num_key_value_heads": 2}, **IMAGE)
+    torch.manual_seed(9)
+    model = Gemma4ForConditionalGeneration(config).eval()
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_feature_rows_of_gemma_4_are_what_its_own_image_tokens_are(tmp_path):
+    """The library puts given embeddings of an image at its image tokens, with the per-layer rows of padding."""
+    from types import SimpleNamespace
+
+    theirs = gemma4_multimodal(tmp_path / "hub")
+    models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+    ours = models.compose(tmp_path / "base")
+    bridge.attach(ours, "linear", Rows.width)
+    bridge.install(ours, Rows())
+    first = ours.get_input_embeddings().num_embeddings
+    (row,) = texts(first)[:1]
+    ids = torch.tensor([row])
+    with torch.inference_mode():
+        image = SimpleNamespace(pooler_output=[ours.bridge(Rows.table[ids[ids >= first] - first])])
+        shown = ids.masked_fill(ids >= first, IMAGE["image_token_id"])
+        expected = theirs(shown, mm_encoder_outputs={"image": image}).logits
+        found = ours(ids).logits[..., : expected.shape[-1]]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_new_tokens_of_gemma_4_have_rows_in_the_per_layer_embedding(tmp_path):
+    place, original = base_of("gemma4", tmp_path)
+    stored = load_file(place / models.NEW_ROWS)
+    before = original.config.vocab_size
+    new = len(tokenization.added_tokens()) - len(tokenization.THINK)
+    assert {name: tuple(rows.shape) for name, rows in stored.items()} == {"input": (new, 32), "per_layer": (new, 16)}
+    table = models.compose(place).model.embed_tokens_per_layer.weight
+    assert torch.equal(table[:before], original.model.embed_tokens_per_layer.weight)
+    assert torch.equal(table[before:], stored["per_layer"])
+    assert len(torch.unique(table[before:], dim=0)) == new
+    old = table[:before]
+    assert 0.05 * old.std() < stored["per_layer"].std() < old.std()  # near the mean of the others, as in the input
+
+
+def test_gemma_4_goes_on_in_rl_and_a_longer_rung_resumes(splice, bank, trained, tmp_path):
+    families.make("gemma4", tmp_path / "hub")
+    ends = list(range(100, 188))  # bytes that are no part of a text in English: a random output often ends with one
+    files.write_json(tmp_path / "hub" / "generation_config.json", {"eos_token_id": ends})
+    place = tmp_path / "models" / "gemma4" / "base" / "checkpoint"
+    models.make_base({"pretrained": str(tmp_path / "hub")}, place)
+    reads, recipe = {"sequences": "features", "bank": bank}, SFT | {"lora": LORA, "examples": 8}
+    folder = tmp_path / "models" / "gemma4"
+    rung = Run("sft", place, splice, folder / "sft", recipe, 1, reads=reads, ladder=True).here()
+    resumed = Run("sft", place, splice, folder / "sft", recipe, 2, reads=reads, previous=rung).here()
+    straight = Run("sft", place, splice, folder / "straight", recipe, 2, reads=reads).here()
+    assert load_file(resumed.weights).keys() == load_file(straight.weights).keys()
+    for key, tensor in load_file(resumed.weights).items():
+        assert torch.equal(tensor, load_file(straight.weights)[key])
+    (tmp_path / "mine.py").write_text("def length(output, answer, labels):\n    return len(output) % 7 / 7\n")
+    rewards = {f"{tmp_path / 'mine.py'}:length": 1.0}
+    rl = RL | {"examples": 4, "max_completion_length": 16, "rewards": rewards, "activation_checkpointing": True}
+    made = Run("rl", resumed.output, splice, folder / "rl", rl, 1, reads=reads).here()
+    assert any(entry["frac_reward_zero_std"] < 1 for entry in made.history)
+    found, given = composed(made.output, splice, bank), source_of(made.output, bank)
+    torch.testing.assert_close(found, logits(trained[-1], tokenization.load(place), splice, given), **CLOSE)
+    assert largest(found, composed(resumed.output, splice, bank)) > 1e-3
+
+
+# --- Checkpoints of other forms ---
+
+
+def multimodal(name, folder):
+    """A multimodal checkpoint of a family; its model."""
+    import transformers
+
+    if name == "gemma4":
+        return gemma4_multimodal(folder)
+    text = families.make({"gemma3": "gemma3", "mistral3": "mistral", "qwen3.5": "qwen3.5"}[name], folder).config
+    vision = {"gemma3": VISION | {"image_size": 16, "patch_size": 8}}
+    vision |= {"mistral3": VISION | {"image_size": 16, "patch_size": 8, "model_type": "pixtral"}}
+    vision |= {
+        "qwen3.5": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    }
+    classes = {"gemma3": "Gemma3", "mistral3": "Mistral3", "qwen3.5": "Qwen3_5"}
+    made = getattr(transformers, f"{classes[name]}ForConditionalGeneration")
+    tokens = {"gemma3": {"image_token_index": 400, "mm_tokens_per_image": 4}, "mistral3": {"image_token_index": 400}}
+    tokens |= {"qwen3.5": {"image_token_id": 400, "video_token_id": 401}}
+    config = made.config_class(text_config=text.to_dict(), vision_config=vision[name], **tokens[name])
+    torch.manual_seed(9)
+    model = made(config).eval()
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "text_class"),
+    [
+        ("gemma3", "Gemma3ForCausalLM"),
+        ("gemma4", "Gemma4ForCausalLM"),
+        ("mistral3", "MistralForCausalLM"),
+        ("qwen3.5", "Qwen3_5ForCausalLM"),
+    ],
+)
+def test_multimodal_checkpoint_becomes_the_text_model_in_it(name, text_class, tmp_path, capsys):
+    theirs = multimodal(name, tmp_path / "hub")
+    models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+    said = capsys.readouterr().out
+    if name != "qwen3.5":  # which transformers itself loads as a text model
+        assert f"weights are no part of {text_class} and are not used: " in said
+        assert "model.vision_tower" in said.rpartition("not used: ")[2]
+    ours = models.compose(tmp_path / "base")
+    assert type(ours).__name__ == text_class
+    ids = torch.tensor([texts(0)[0]])
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(ours(ids).logits[..., : expected.shape[-1]], expected, atol=1e-5, rtol=0)
+    assert set(ours.state_dict()) == set(type(ours)(ours.config).state_dict())
+
+
+@pytest.mark.parametrize("form", ["text", "multimodal"])
+def test_weight_that_is_not_stored_is_named_and_not_made_up(form, tmp_path):
+    (families.make if form == "text" else multimodal)("gemma4", tmp_path / "hub")
+    path = tmp_path / "hub" / "model.safetensors"
+    tensors = load_file(path)
+    (lost,) = [name for name in tensors if name.endswith("layers.1.per_layer_projection.weight")]
+    del tensors[lost]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"lack 1 weights of Gemma4\w+, the first of them {lost}"):
+        models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_base_of_an_earlier_version_without_rows_for_the_per_layer_embedding_is_refused(tmp_path):
+    place, _ = base_of("gemma4", tmp_path)
+    rows = load_file(place / models.NEW_ROWS)
+    del rows["per_layer"]
+    old = tmp_path / "old"
+    shutil.copytree(place, old)
+    save_file(rows, old / models.NEW_ROWS)
+    with pytest.raises(UserError, match=r"old: it has embeddings of new tokens for \['input'\], expected .*per_layer"):
+        models._load_base(old, checkpoint.read_manifest(old))
+
+
+# --- What a family cannot do ---
+
+
+@every
+def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_blocks(name, tmp_path):
+    model = families.make(name, tmp_path)
+    if name == "qwen3.5":  # its linear attention has one state for a whole block
+        with pytest.raises(UserError, match="Qwen3_5ForCausalLM reads one document with what it has read of others"):
+            pretrained.check_documents(model)
+    else:
+        pretrained.check_documents(model)
+
+
+def test_backbone_that_does_not_read_on_from_its_cache_is_refused(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    families.make("qwen3", tmp_path / "hub")
+    size = {"vocab_size": 404, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    MambaForCausalLM(MambaConfig(**size)).save_pretrained(tmp_path / "hub")
+    with pytest.raises(UserError, match=r"hub: MambaForCausalLM does not read on from its cache\. Use another"):
+        models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+
+
+def test_backbone_that_reads_a_text_otherwise_after_padding_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "number_positions", lambda model: None)
+    families.make("gpt2", tmp_path / "hub")
+    with pytest.raises(UserError, match="GPT2LMHeadModel reads a text otherwise after padding"):
+        models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
