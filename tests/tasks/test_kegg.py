@@ -383,7 +383,14 @@ def test_a_text_in_brackets_is_no_list(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("cell", "message"),
-    [("['Step 1', 'Step", "not a whole list"), ("['Step 1', 2]", "not a whole list"), ("[]", "is empty")],
+    [
+        *(
+            (cell, "not a whole list")
+            for cell in ("['Step 1', 'Step", "['Step 1', 2]", "[['a'], ['b']]", "[{'step': 1}]")
+        ),
+        ("[]", "is empty"),
+        ("['', ' ']", "is empty"),
+    ],
 )
 def test_a_broken_or_empty_list_of_steps_is_refused(tmp_path, cell, message):
     frame = rows("id", 5)

@@ -28,6 +28,7 @@ from cisterna.errors import UserError, one_line
 MARKUP = re.compile(r"</?\s*(?:dna|rna|protein|think)\s*>|<\||\|>|\x00", re.IGNORECASE)
 
 MISSING = {"nan", "na", "n/a", "<na>", "null", "none"}  # texts that often stand for a missing value
+LIST = re.compile(r"\s*\[\s*['\"\[{\]]")  # how a list of texts begins; `[G>A] is lost` does not
 NAMED = 5  # rows that are named as examples of those that were dropped
 
 
@@ -236,10 +237,10 @@ def _quoted(text: str) -> list[Any] | None:
     """The literals of a Python list of texts, which numpy writes without commas; None if there is more in it."""
     items: list[Any] = []
     try:
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        for token in tokenize.generate_tokens(io.StringIO(text[1:-1]).readline):
             if token.type == tokenize.STRING:
                 items.append(ast.literal_eval(token.string))
-            elif token.string not in ("[", "]", ",", "") and token.string.strip():
+            elif token.string != "," and token.string.strip():
                 return None
     except (tokenize.TokenError, SyntaxError, ValueError):
         return None
@@ -256,7 +257,7 @@ def joined(raw: pd.DataFrame, name: str, place: object) -> pd.DataFrame:
     cells = []
     for row, value in enumerate(raw[name], 1):
         steps: Any = value
-        if isinstance(value, str) and value.lstrip().startswith(("['", '["', "[]")):
+        if isinstance(value, str) and LIST.match(value):
             steps = listed(value.strip())
         if steps is None and value is not None:
             raise UserError(f"{place}: row {row}: column {name!r}: {value[:40]!r} is not a whole list. Correct it.")
