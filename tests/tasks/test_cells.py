@@ -351,8 +351,16 @@ def test_labels_that_are_held_out_and_so_never_taught_are_said(tmp_path, capsys)
     spec = entry(path, options=OPTIONS | {"genes": 20, "group": "kind"}, ood=["monocyte"])
     splits.prepare("blood", spec, 0, tmp_path / "blood")
     note = "ood: 20 of 20 rows have an answer that no row of train has (monocyte)"
-    assert [text.startswith(note) for text in splits.read_card(tmp_path / "blood")["notes"]] == [True]
+    assert [text.startswith(note) for text in splits.read_card(tmp_path / "blood")["notes"]].count(True) == 1
     assert f"note: {note}" in capsys.readouterr().out
+
+
+def test_columns_of_obs_that_are_not_read_are_listed(tmp_path):
+    found = annotated(counts())
+    found.obs["batch"], found.obs["percent_mito"] = "a", 0.5
+    found.write_h5ad(tmp_path / "a.h5ad")
+    notes = tasks.read(tasks.load("cells", entry(tmp_path / "a.h5ad"))).attrs["notes"]
+    assert "columns of obs that are not read: batch, percent_mito" in notes
 
 
 def test_labels_that_are_the_text_nan_are_said(tmp_path):

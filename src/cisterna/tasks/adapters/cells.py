@@ -51,7 +51,7 @@ from scipy import sparse
 
 from cisterna.errors import UserError, one_line
 from cisterna.tasks import catalog, loading, tables, unseen
-from cisterna.tasks.adapters import answer_form
+from cisterna.tasks.adapters import answer_form, published
 from cisterna.tasks.base import Task, segment
 
 ANSWER = "nothing but the answer"
@@ -205,6 +205,9 @@ def read(
                     tables.refuse_markup(text, f"{path}: cell {identifier!r}: obs column {reason!r}")
             for label in frame["label"].unique():
                 _check_label(label, f"{path}: obs column {options['label']!r}")
+            read = {options["label"], *_groups(options, several).values(), reason, file["obs"].attrs["_index"]}
+            unread = [column for column in file["obs"] if column not in {*read, "__categories"}]
+            frame.attrs["notes"] = published.not_read(unread, " of obs")
         genes = _genes(file, path, options)
         matrix = _matrix(file, path, options["layer"], (len(ids), len(genes)))
         rows = np.arange(len(ids))

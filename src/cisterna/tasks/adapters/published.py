@@ -87,10 +87,10 @@ def rows(name: str, spec: Mapping[str, Any], required: Sequence[str], optional: 
     return whole
 
 
-def not_read(columns: Iterable[str]) -> list[str]:
-    """The note of a data card on columns that are not read; none without columns."""
+def not_read(columns: Iterable[str], where: str = "") -> list[str]:
+    """The note of a data card on columns (`where`: of what) that are not read; none without columns."""
     names = ", ".join(columns)
-    return [f"columns that are not read: {names}"] if names else []
+    return [f"columns{where} that are not read: {names}"] if names else []
 
 
 def open_parts(name: str, spec: Mapping[str, Any]) -> tuple[list[Part], dict[str, str] | None]:
