@@ -360,7 +360,7 @@ def test_columns_of_obs_that_are_not_read_are_listed(tmp_path):
     found.obs["batch"], found.obs["percent_mito"] = "a", 0.5
     found.write_h5ad(tmp_path / "a.h5ad")
     notes = tasks.read(tasks.load("cells", entry(tmp_path / "a.h5ad"))).attrs["notes"]
-    assert "columns of obs that are not read: batch, percent_mito" in notes
+    assert "columns of obs that are not read: age, batch, percent_mito" in notes
 
 
 def test_labels_that_are_the_text_nan_are_said(tmp_path):
