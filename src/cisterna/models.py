@@ -7,6 +7,7 @@ unexpected key, or a hash that does not match its manifest, is an error that nam
 (`cisterna.training`).
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -110,8 +111,15 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         )
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
-        known = conventions.derive(tokenizer, model)
+        known = conventions.derive(tokenizer, model, spec.get("chat_template_kwargs"))
     pretrained.check(model, f"backbone {spec['pretrained']}")
+    if not known.thinking:
+        print(
+            f"warning: backbone {spec['pretrained']}: its chat template switches thinking off. Its outputs are answers "
+            "without reasoning, and SFT does not teach the reasoning of the data. To switch it on, give the backbone "
+            "chat_template_kwargs, for most models {enable_thinking: true}",
+            file=sys.stderr,
+        )
     before = len(tokenizer)
     # Not normalized: a tokenizer that normalizes its text would read <|protein:K|> with a Kelvin sign as the token.
     added = (token for token in tokenization.added_tokens() if token not in tokenizer.get_vocab())

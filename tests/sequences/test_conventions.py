@@ -32,14 +32,14 @@ Change = Callable[[Any, Any], Any]  # of a model and its tokenizer
 def base(tmp_path: Path) -> Callable[..., Path]:
     """Publishes the base of a model that somebody has changed before."""
 
-    def make(change: Change = lambda model, tokenizer: None) -> Path:
+    def make(change: Change = lambda model, tokenizer: None, **options: object) -> Path:
         model, tokenizer = hub_model(tmp_path / "hub", tie=True, spare=64)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|close|>"]})
         change(model, tokenizer)
         model.save_pretrained(tmp_path / "hub")
         tokenizer.save_pretrained(tmp_path / "hub")
         output = tmp_path / "base" / "checkpoint"
-        spec = {"pretrained": str(tmp_path / "hub"), "dtype": "float32", "revision": None}
+        spec = {"pretrained": str(tmp_path / "hub"), "dtype": "float32", "revision": None} | options
         models.make_base(spec, output)
         return output
 
@@ -100,11 +100,25 @@ def test_a_template_that_opens_the_thought_has_written_the_beginning_of_the_outp
     assert tokenization.decode_completion(tokenizer, taught) == ("<think>\nwhy</think>Answer: low", True)
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE + "<think>\n\n</think>\n", "{{ messages[0].content }}"])
+@pytest.mark.parametrize("template", [TEMPLATE, "{{ messages[0].content }}"])
 def test_a_template_that_does_not_leave_the_thought_open_has_written_nothing(
     base: Callable[..., Path], template: str
 ) -> None:
     assert conventions.of(tokenization.load(base(templated(template)))).opening == ""
+
+
+def test_a_base_stores_that_thinking_is_off_and_says_so(
+    base: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = base(templated(TEMPLATE + "<think>\n\n</think>\n"))
+    assert conventions.of(tokenization.load(folder)).thinking is False
+    assert "switches thinking off" in capsys.readouterr().err
+
+
+def test_options_of_the_chat_template_reach_prompts(base: Callable[..., Path]) -> None:
+    template = TEMPLATE + "{% if enable_thinking %}<think>{% endif %}"
+    folder = base(templated(template), chat_template_kwargs={"enable_thinking": True})
+    assert prompts(tokenization.load(folder), "A?")[0].endswith("<|turn|><think>")
 
 
 def test_a_template_gets_the_same_date_on_every_day(base: Callable[..., Path]) -> None:

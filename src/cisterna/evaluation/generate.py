@@ -186,15 +186,15 @@ def label_logs(
     """Log-probability of each label after the reasoning in each output, up to a constant a row: (prompts, labels).
 
     It is that of the tokens of `Answer: LABEL` and the end-of-text token, as in SFT, after the prompt and the output up
-    to its last `</think>`. The tokens with which all labels begin are left out, which makes the constant. NaN where an
-    output has no `</think>`: without the end of the reasoning there is no answer to score.
+    to the end of its last thought. The tokens with which all labels begin are left out, which makes the constant. NaN
+    where an output has no end of a thought: without it there is no answer to score.
     """
-    end = loaded.tokenizer.convert_tokens_to_ids(answers.END_THINK)
     reasoned: dict[int, list[int]] = {}
     for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         written = loaded.before_end(output)
-        if end in written:
-            reasoned[index] = prompt + written[: len(written) - written[::-1].index(end)]
+        end = conventions.thought_end(loaded.tokenizer, written)
+        if end is not None:
+            reasoned[index] = prompt + written[:end]
     endings = _endings(loaded.tokenizer, labels)
     # labels differ in length: compared up to the end of the shortest
     equal = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*endings, strict=False))
@@ -212,11 +212,10 @@ def label_logs(
 
 
 def _endings(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> list[list[int]]:
-    """The token ids after `</think>` of an output that answers each label, as SFT tokenizes them."""
+    """The token ids after the thought of an output that answers each label, as SFT tokenizes them."""
     escaped = tokenization.escape(tokenizer, list(labels))
     encoded = tokenization.encode_completions(tokenizer, [answers.completion("", label) for label in escaped])
-    end = tokenizer.convert_tokens_to_ids(answers.END_THINK)
-    return [ids[ids.index(end) + 1 :] for ids in encoded]
+    return [ids[conventions.thought_end(tokenizer, ids) :] for ids in encoded]
 
 
 def _continuation_logs(loaded: LoadedModel, starts: list[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:

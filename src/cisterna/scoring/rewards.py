@@ -26,6 +26,7 @@ from cisterna.constants import TERM_REWARDS
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology, term_sets
 from cisterna.scoring.answers import ANSWER, END_THINK, THINK, AnswerSpace, Terms
+from cisterna.sequences import conventions
 from cisterna.sequences.tokenization import decode_completion
 
 CONCISE = 20  # words outside the reasoning, if the recipe has no `concise_words`; our own number, for sets of 19 terms
@@ -54,13 +55,15 @@ def concise(output: str, answer: str, space: AnswerSpace, words: int = CONCISE) 
     return correct(output, answer, space) * float(len(outside.split()) <= words)
 
 
-def well_ordered(output: str, answer: str, space: AnswerSpace) -> float:
+def well_ordered(output: str, answer: str, space: AnswerSpace, thinking: bool = True) -> float:
     """1 if the whole output is one think block with text in it, then one answer of the answer space, else 0.
 
-    No tag and no `Answer: ` may occur twice, not even in the reasoning.
+    No tag and no `Answer: ` may occur twice, not even in the reasoning. The think block has no text in it where the
+    chat template switches `thinking` off, and writes the block itself.
     """
     match = _FORM.fullmatch(output) if all(output.count(tag) == 1 for tag in TAGS) else None
-    return float(match is not None and match["reasoning"].strip() != "" and space.parse(output) is not None)
+    thought = match is not None and match["reasoning"].strip() != ""
+    return float(match is not None and thought == thinking and space.parse(output) is not None)
 
 
 def tags(output: str, answer: str, space: AnswerSpace) -> float:
@@ -128,7 +131,10 @@ def trl_functions(
             f"rewards {misplaced} compare sets of GO terms, and the answers of this task are {space.kind}; use correct"
         )
 
-    known = REWARDS | {"concise": functools.partial(concise, words=concise_words)}
+    known = REWARDS | {
+        "concise": functools.partial(concise, words=concise_words),
+        "format": functools.partial(well_ordered, thinking=conventions.of(tokenizer).thinking),
+    }
 
     def wrap(name: str) -> Callable:
         function = own(name) if is_own(name) else known[name]

@@ -7,7 +7,11 @@ stages and evaluations obey them:
     end_tokens           each of them ends an output: the tokenizer's and those of the generation config
     turn_end             the one that SFT teaches to write after an answer: that of the chat template if it has one
     start_tokens         what the tokenizer puts before every text
-    opening              what the chat template has written of the output already: "<think>" and white space, or nothing
+    opening              what the chat template has written of the output already: the beginning of a thought, a whole
+                         one that is empty, or nothing
+    thought              what the model writes before and after a thought, where that is not <think> and </think>
+    thinking             false where the chat template asks for answers without thoughts
+    chat_template_kwargs options of the chat template, from the config
     date                 what the template has instead of today's date, so that no result depends on the day; null if
                          it asks for none
     positions            how many tokens the model can read; null for a model without a limit
@@ -15,28 +19,26 @@ stages and evaluations obey them:
                          Here only the options of the study do that
 
 A backbone that is made here (`architecture`) has no such file: it has one end token and nothing else of this.
+
+Texts of data, rewards and results have one form for all backbones, `<think>REASONING</think>Answer: ANSWER`.
+`written` and `read_output` convert it to what a model writes and back.
 """
 
-import datetime
-import json
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
+from cisterna.sequences import chat_template
+from cisterna.sequences.chat_template import THINK
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FILE = "conventions.json"
-THINK = ("<think>", "</think>")
-DATE = datetime.date(2025, 1, 1)
-PROBE = "0123456789"  # a text that no template changes
-CLOCK = "strftime_now"  # what transformers gives to chat templates, and nothing else that knows the time
 # Keys of a generation config that do not change what a model writes, or that are in the conventions.
 NEUTRAL = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config", "use_cache"}
 NEUTRAL |= {"output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate", "max_length"}
@@ -55,18 +57,28 @@ class Conventions:
     date: str | None = None
     positions: int | None = None
     not_obeyed: dict[str, Any] | None = None
+    thought: tuple[str, str] = THINK
+    thinking: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Conventions:
-    """The conventions of a pretrained model. A clock in the chat template of `tokenizer` is replaced by a fixed date.
+def derive(
+    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", options: Mapping[str, Any] | None = None
+) -> Conventions:
+    """The conventions of a pretrained model, whose chat template gets `options` (chat_template_kwargs).
 
-    ValueError for a model without an end token, a clock that cannot be replaced, and a template without questions.
+    A clock in the chat template of `tokenizer` is replaced by a fixed date. ValueError for a model without an end
+    token, a clock that cannot be replaced, a template without questions or with thoughts in a form that cannot be read,
+    and an option that the template does not have.
     """
     import jinja2  # here, so that light commands do not pay for it
 
+    options = dict(options or {})
     try:
-        date = _fix_date(tokenizer)
-        opening, turn_end = _opening(tokenizer), _answer_end(tokenizer)
+        date = chat_template.fix_date(tokenizer)
+        chat_template.check_options(tokenizer, options)
+        opening, thought, thinking = chat_template.thoughts(tokenizer, options)
+        turn_end = chat_template.answer_end(tokenizer, options)
     except jinja2.TemplateError as error:
         raise ValueError(f"Its chat template cannot write a question: {error}") from None
     settings = model.generation_config
@@ -79,6 +91,8 @@ def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Co
             "It has no end-of-text token, neither in the tokenizer (eos_token) nor in the generation config "
             "(eos_token_id), so its outputs would not end. Name one in tokenizer_config.json."
         )
+    if inside := [token for token in ends if token in thought[1]]:
+        raise ValueError(f"Its thoughts end with {thought[1]!r}, and {inside[0]!r} ends an output too.")
     return Conventions(
         end_tokens=ends,
         turn_end=next((token for token in turn_end if token in ends), ends[0]),
@@ -87,12 +101,17 @@ def derive(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> Co
         date=date,
         positions=positions(model.config),
         not_obeyed={key: value for key, value in sorted(settings.to_diff_dict().items()) if key not in NEUTRAL},
+        thought=thought,
+        thinking=thinking,
+        chat_template_kwargs=options,
     )
 
 
 def write(folder: Path, conventions: Conventions) -> None:
-    """Write `conventions.json` into a base checkpoint."""
-    files.write_json(folder / FILE, asdict(conventions))
+    """Write `conventions.json` into a base checkpoint; without what is as in most models and in earlier versions."""
+    usual = {"thought": THINK, "thinking": True, "chat_template_kwargs": {}}
+    content = {key: value for key, value in asdict(conventions).items() if value != usual.get(key, ...)}
+    files.write_json(folder / FILE, content)
 
 
 def read(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Conventions:
@@ -107,7 +126,8 @@ def read(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Conventions:
             )
         return Conventions((tokenizer.eos_token,), tokenizer.eos_token)
     stored: dict[str, Any] = files.read_json(path)
-    return Conventions(**stored | {key: tuple(stored[key]) for key in ("end_tokens", "start_tokens")})
+    lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+    return Conventions(**stored | lists)
 
 
 def attach(tokenizer: "PreTrainedTokenizerBase", conventions: Conventions) -> None:
@@ -151,8 +171,55 @@ def obey(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None
 
 def render(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
     """Texts of a user through the chat template, up to where the model's turn begins."""
-    messages = [[{"role": "user", "content": text}] for text in texts]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return chat_template.render(tokenizer, texts, of(tokenizer).chat_template_kwargs)
+
+
+def written(tokenizer: "PreTrainedTokenizerBase", completion: str) -> str:
+    """What a model has to write for a completion `<think>REASONING</think>ANSWER`: with its marks of a thought.
+
+    Without what the chat template has written already, and without a thought where thinking is switched off.
+    """
+    known = of(tokenizer)
+    _, opened, rest = completion.partition(THINK[0])
+    reasoning, closed, answer = rest.partition(THINK[1])
+    if not (opened and closed):
+        return completion
+    if not known.thinking:
+        return answer
+    return ("" if known.opening else known.thought[0]) + reasoning + known.thought[1] + answer
+
+
+def read_output(tokenizer: "PreTrainedTokenizerBase", output: str) -> str:
+    """An output as `<think>REASONING</think>ANSWER`, whatever the model's own marks of a thought are.
+
+    It begins with what the chat template has written of it. Where thinking is switched off that is an empty thought.
+    """
+    known = of(tokenizer)
+    opening = _usual(known, known.opening)
+    if not known.thinking and not opening.startswith(THINK[0]):
+        opening = "".join(THINK)
+    return opening + _usual(known, output)
+
+
+def thought_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> int | None:
+    """Where the last thought in the token ids of an output ends: the number of ids up to there.
+
+    0 for an output without thought where thinking is switched off, and None where the thought has no end.
+    """
+    mark = tokenizer(of(tokenizer).thought[1].strip(), add_special_tokens=False)["input_ids"]
+    ends = (place for place in range(len(ids), len(mark) - 1, -1) if ids[place - len(mark) : place] == mark)
+    return next(ends, None if of(tokenizer).thinking else 0)
+
+
+def _usual(known: Conventions, text: str) -> str:
+    """A text with the model's marks of a thought replaced by THINK. These are no marks then: they are broken up."""
+    if known.thought == THINK:
+        return text
+    for mark in THINK:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    for own, mark in zip(known.thought, THINK, strict=True):
+        text = text.replace(own.strip(), mark)
+    return text
 
 
 def positions(config: "PretrainedConfig") -> int | None:
@@ -195,64 +262,3 @@ def _start_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     whole = tokenizer("a")["input_ids"]
     before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
     return tuple(tokenizer.convert_ids_to_tokens(whole[:before]))
-
-
-def _opening(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """`<think>` and what follows, where the prompt ends with it."""
-    if not tokenizer.chat_template:
-        return ""
-    prompt = render(tokenizer, [PROBE])[0]
-    if PROBE not in prompt:
-        raise ValueError("Its chat template does not write the question of the user.")
-    _, opened, after = prompt.rpartition(THINK[0])
-    return opened + after if opened and not after.strip() else ""
-
-
-def _answer_end(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The tokens after an answer in the chat template; none in one for questions only."""
-    import jinja2
-
-    if not tokenizer.chat_template:
-        return []
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except jinja2.TemplateError:
-        return []
-    ids = tokenizer(text.rpartition(PROBE)[2], add_special_tokens=False)["input_ids"]
-    return tokenizer.convert_ids_to_tokens(ids)
-
-
-def _fix_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Define the clock of a chat template, `strftime_now`, in the template itself, with DATE; None if it has none."""
-    templates: str | dict[str, str] = tokenizer.chat_template or {}
-    fixed: str | dict[str, str]
-    if isinstance(templates, dict):
-        fixed = {name: _without_clock(template) for name, template in templates.items()}
-    else:
-        fixed = _without_clock(templates)
-    if fixed == templates:
-        return None
-    tokenizer.chat_template = fixed
-    return DATE.isoformat()
-
-
-def _without_clock(template: str) -> str:
-    from jinja2 import nodes
-    from jinja2.sandbox import SandboxedEnvironment
-
-    tree = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(template))
-    calls = [call for call in tree.find_all(nodes.Call) if getattr(call.node, "name", None) == CLOCK]
-    forms = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], nodes.Const)]
-    if len(forms) < len(calls):
-        raise ValueError(f"Its chat template computes the form of a date ({CLOCK}). Write a date into the template.")
-    if not forms:
-        return template
-    dates = json.dumps({form: DATE.strftime(form) for form in forms})
-    # An expression ends it: after a block, jinja would drop a line break with which the template begins.
-    return f"{{% macro {CLOCK}(form) -%}}{{{{ {dates}[form] }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
-
-
-def _without_generation(template: str) -> str:
-    """A template without the `generation` tags, which only transformers knows."""
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cisterna.errors import UserError
 from cisterna.sequences import conventions
-from cisterna.sequences.conventions import THINK
+from cisterna.sequences.chat_template import THINK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,11 +124,12 @@ def collapse(text: str) -> str:
 def decode_completion(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, bool]:
     """The text of a completion up to the first end token, and whether there is one.
 
-    It begins with what the chat template has written of it. Control tokens are spelled out, so that an answer with a
-    control token differs from the answer without it.
+    It begins with what the chat template has written of it, and marks thoughts with <think> and </think>, whatever the
+    model's own marks are. Control tokens are spelled out, so that an answer with a control token differs from the
+    answer without it.
     """
     kept = before_end(tokenizer, ids)
-    text = conventions.of(tokenizer).opening + _decode(tokenizer, kept)
+    text = conventions.read_output(tokenizer, _decode(tokenizer, kept))
     return collapse(text), len(kept) < len(ids)
 
 
@@ -144,14 +145,10 @@ def before_end(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list
 
 
 def encode_completions(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of completions as SFT teaches them, with the end token of a turn.
-
-    What the chat template writes of a completion is part of the prompt, and left out.
-    """
+    """Token ids of completions as SFT teaches them (`conventions.written`), with the end token of a turn."""
     if not texts:
         return []
-    written = conventions.of(tokenizer).opening.strip()
-    texts = [expand(text.removeprefix(written)) for text in texts]
+    texts = [expand(conventions.written(tokenizer, text)) for text in texts]
     end = conventions.turn_end_id(tokenizer)
     return [[*ids, end] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 

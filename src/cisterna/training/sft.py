@@ -4,10 +4,10 @@
         --output .../sft-brief/e2/checkpoint --previous .../sft-brief/e1/checkpoint --work results/.work/... \
         --recipe '{...}' --seed 0 --epochs 2
 
-The loss is on the completion only: `<think>{reasoning}</think>Answer: {answer}` and the end-of-text token. The trainer
-is `trl.SFTTrainer`, its options the recipe's. Examples are tokenized here, in batched calls, so that residues become
-residue tokens or feature rows; an example longer than `max_length` is an error and is never cut. With features
-(`--sequences features --bank ...`) the bridge is trained too.
+The loss is on the completion only: `<think>{reasoning}</think>Answer: {answer}` and the end-of-text token, in the form
+of the backbone (`cisterna.sequences.conventions`). The trainer is `trl.SFTTrainer`, its options the recipe's. Examples
+are tokenized here, in batched calls, so that residues become residue tokens or feature rows; an example longer than
+`max_length` is an error and is never cut. With features (`--sequences features --bank ...`) the bridge is trained too.
 """
 
 import math

@@ -43,6 +43,11 @@ class PretrainedBackbone(t.Section):
     revision: t.Text | None = t.default(
         None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
     )
+    chat_template_kwargs: dict[str, Any] = t.optional(
+        "options of its chat template, by their names there: `{enable_thinking: true}`. See "
+        "[backbones.md](../docs/backbones.md#thinking).",
+        "those of the template",
+    )
     dtype: t.Dtype = t.default(
         "float32", "type of the loaded weights. What is trained is kept in float32, beside them or in their place."
     )

@@ -37,7 +37,8 @@ _REASONS = {
     "a result must not depend on the number of ranks": "average_tokens_across_devices",
     "the order of the data is shuffled by seed and epoch, so that runs resume": "train_sampling_strategy",
     "the loss is always on the completion only": "completion_only_loss assistant_only_loss",
-    "use the keys of the backbone (`backbones`)": "model_init_kwargs chat_template_path eos_token pad_token",
+    "use the keys of the backbone (`backbones`)": "model_init_kwargs chat_template_path chat_template_kwargs "
+    "eos_token pad_token",
     "use Cisterna's `rewards`": "reward_weights",
     "a backbone's code is that of transformers (of an encoder: `encoders`)": "trust_remote_code",
     "use the environment variable CISTERNA_REPORT_TO (docs/watching.md)": "report_to",
