@@ -33,24 +33,141 @@ def refused(config: dict[str, Any]) -> str:
 # --- The paper's study ---
 
 
-def test_paper_has_more_than_a_hundred_models_on_every_axis(paper: study.Study) -> None:
+def test_paper_has_more_than_a_hundred_models_of_every_arm(paper: study.Study) -> None:
     trained = [model for model in paper.models if model.kind != "base"]
     assert len(trained) > 100
-    assert set(paper.backbones) == {"qwen3-1.7b", "qwen3-4b", "qwen3-4b-thinking"}
-    assert set(paper.encoders) == {"evo2", "nucleotide-transformer", "esm3"}
-    assert {model.sft_epochs for model in trained if model.sft == "r64"} == {1, 2, 4, 8, 16, 32}
-    assert {model.rl_epochs for model in trained if model.rl == "dna"} == {1, 2, 4, 8}
-    recipes = paper.config["recipes"]
-    ranks = {
-        (recipes["sft"][str(model.sft)]["lora"]["r"], recipes["rl"][str(model.rl)]["lora"]["r"])
-        for model in (paper.model(path) for path in paper.sweeps["ranks"])
-        if model.kind == "rl"
+    assert set(paper.backbones) == {"qwen3-1.7b", "qwen3-4b", "qwen3-4b-thinking", "gemma-4-e2b"}
+    assert {(model.task, model.encoder) for model in trained if model.task and model.encoder} == {
+        ("kegg", "evo2"),
+        ("kegg-nt", "nucleotide-transformer"),
+        ("variant-coding", "evo2"),
+        ("variant-non-snv", "evo2"),
+        ("go-terms", "esm3"),
+        ("cells", "transcriptformer"),
     }
-    assert ranks == {(sft, rl) for sft in (16, 64, 256) for rl in (4, 16, 64)}
-    kl = (paper.model(path) for path in paper.sweeps["kl"])
-    assert {recipes["rl"][str(model.rl)]["beta"] for model in kl if model.kind == "rl"} == {1e-4, 1e-3}
+    assert {model.backbone for model in trained if model.task == "cells"} == {"qwen3-1.7b", "gemma-4-e2b"}
+    assert {model.backbone for model in trained if model.task == "go-terms"} == {"qwen3-4b-thinking"}
+    assert {model.sequences for model in trained if model.task == "go-terms" and model.kind == "rl"} == {"tokens"}
+
+
+def lora(rank: int, dropout: float) -> dict[str, Any]:
+    return {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": dropout}
+
+
+# What the launch scripts of the paper's code pass, or take from the defaults of what they start.
+PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    ("cpt", "lr3e-4-acc128"): {
+        "learning_rate": 3e-4,
+        "gradient_accumulation_steps": 128,
+        "per_device_train_batch_size": 1,
+        "block_size": 1024,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.03,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": "cosine",
+    },
+    ("sft", "r32"): {
+        "lora": lora(32, 0.05),
+        "learning_rate": 5e-5,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "weight_decay": 0.01,
+        "epochs": [1, 2, 4, 8, 16, 32],
+    },
+    ("sft", "protein-epochs"): {
+        "lora": lora(128, 0.0),
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 16,
+        "weight_decay": 0.01,
+        "epochs": [1, 2, 4, 8, 16, 32],
+        "fraction": 0.2,
+    },
+    ("rl", "dna"): {
+        "lora": lora(32, 0.05),
+        "learning_rate": 1e-5,
+        "num_generations": 8,
+        "max_completion_length": 800,
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "top_k": 20,
+        "beta": 1e-4,
+        "epochs": [1, 2, 4, 8],
+    },
+    ("rl", "protein"): {
+        "learning_rate": 3e-5,
+        "num_generations": 2,
+        "max_completion_length": 256,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "beta": 1e-4,
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "epochs": [1, 2, 4, 8],
+        "examples": 4000,
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), PUBLISHED)
+def test_recipes_of_the_paper_have_the_published_values(paper: study.Study, kind: str, name: str) -> None:
+    recipe = paper.recipe(kind, name)
+    for key, value in PUBLISHED[kind, name].items():
+        found = {part: recipe[key][part] for part in value} if isinstance(value, dict) else recipe[key]
+        assert found == value, key
+
+
+def test_sweeps_of_the_paper_have_the_published_values(paper: study.Study) -> None:
+    def values(sweep: str, kind: str, key: str, task: str) -> set[Any]:
+        models = (paper.model(path) for path in paper.sweeps[sweep])
+        return {
+            paper.recipe(kind, str(model.recipe))[key] for model in models if model.kind == kind and model.task == task
+        }
+
+    recipes = paper.config["recipes"]
     cpt = {(recipe["learning_rate"], recipe["gradient_accumulation_steps"]) for recipe in recipes["cpt"].values()}
     assert cpt == {(rate, steps) for rate in (1e-5, 3e-4) for steps in (64, 128)}
+    assert paper.documents("biology") == {"skip_documents": 5000, "train_documents": 200_000, "heldout_documents": 5000}
+    ranks = {
+        (model.backbone, recipes["sft"][str(model.sft)]["lora"]["r"], recipes["rl"][str(model.rl)]["lora"]["r"])
+        for model in (paper.model(path) for path in paper.sweeps["ranks"])
+        if model.kind == "rl" and (model.sft_epochs, model.rl_epochs) == (4, 4)
+    }
+    both = ("qwen3-1.7b", "qwen3-4b")
+    assert ranks == {(backbone, sft, rl) for backbone in both for sft in (16, 64, 256) for rl in (4, 16, 64)}
+    assert values("kl", "rl", "beta", "go-terms") == {1e-4, 1e-3}
+    fractions = {0.2, 0.4, 0.6, 0.8, 1.0}
+    assert values("sft-data", "sft", "fraction", "kegg") == fractions
+    assert values("sft-data", "sft", "fraction", "go-terms") == fractions
+    prompts = {20_000 * share for share in fractions}
+    assert (
+        values("rl-data", "rl", "examples", "go-terms") | values("rl-epochs", "rl", "examples", "go-terms") == prompts
+    )
+
+
+def test_rl_of_the_paper_on_a_part_of_the_data_starts_from_sft_on_the_same_part(paper: study.Study) -> None:
+    found = set()
+    for model in (paper.model(path) for path in paper.sweeps["rl-data"]):
+        if model.kind == "rl" and model.task == "kegg":
+            parts = paper.recipe("sft", str(model.sft))["fraction"], paper.recipe("rl", str(model.rl))["fraction"]
+            assert parts[0] == parts[1]
+            found.add((model.backbone, parts[0], model.sft_epochs, model.rl_epochs))
+    assert found == {(name, part, 4, 2) for name in ("qwen3-1.7b", "qwen3-4b") for part in (0.2, 0.4, 0.6, 0.8, 1.0)}
+
+
+def test_sft_and_rl_of_the_paper_above_cpt_are_ladders_from_the_best_of_each_backbone(paper: study.Study) -> None:
+    above = [model for model in paper.models if model.cpt and model.task == "kegg" and model.sft != "budget"]
+    above = [model for model in above if model.rl != "dna-budget"]
+    assert {(model.backbone, model.cpt) for model in above} == {
+        ("qwen3-1.7b", "lr3e-4-acc128"),
+        ("qwen3-4b", "lr1e-5-acc64"),
+    }
+    for backbone in ("qwen3-1.7b", "qwen3-4b"):
+        mine = [model for model in above if model.backbone == backbone]
+        assert {model.sft_epochs for model in mine if model.kind == "sft"} == {1, 2, 4, 8, 16, 32}
+        assert {model.rl_epochs for model in mine if model.kind == "rl"} == {1, 2, 4, 8}
+    budgets = {(model.backbone, model.cpt) for model in map(paper.model, paper.sweeps["budget-epochs"]) if model.task}
+    assert budgets == {("qwen3-1.7b", "lr3e-4-acc128")}
 
 
 def test_budgets_of_the_paper_are_spent_in_full(paper: study.Study) -> None:

@@ -36,6 +36,7 @@ rule gather:
 
 rule figures:
     input:
+        shipped_or_own(lambda wildcards: STUDY.published),
         metrics=rules.gather.output.metrics,
         gains=rules.gather.output.gains,
         rewards=rules.gather.output.rewards,

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError, one_line
-from cisterna.report import tables
+from cisterna.report import published, tables
 from cisterna.report.tables import (
     BASELINE_NAMES,
     FORM_NAMES,
@@ -92,10 +92,12 @@ def failed(title: str, reason: str) -> str:
 # --- All results ---
 
 
-def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) -> str:
+def results(
+    of: Tables, study: str, not_drawn: Mapping[str, str] | None = None, numbers: Sequence[pd.DataFrame] = ()
+) -> str:
     """What is missing, every model x task x split with baselines, what RL adds, perplexities.
 
-    ``not_drawn`` has the reason for each figure that could not be drawn.
+    ``not_drawn`` has the reason for each figure that could not be drawn, ``numbers`` the published ones to show beside.
     """
     names = StageNames(of.metrics[of.metrics.kind != "baseline"])
     terms = tables.tasks_of_terms(of.metrics)
@@ -132,6 +134,7 @@ def results(of: Tables, study: str, not_drawn: Mapping[str, str] | None = None) 
             (model, rows.set_index("task").to_dict("index"))
             for model, rows in of.perplexity.groupby("model", sort=False)
         ],
+        published=[table for frame in numbers for table in published.beside(frame, of, names)],
     )
 
 

@@ -194,6 +194,12 @@ class Study:
         """The local files that a task is made from: the user's or a built-in one; none if the data are on the hub."""
         return catalog.sources(task, self.config["tasks"][task])
 
+    @property
+    def published(self) -> list[str]:
+        """The file of published numbers that the report shows, as the config writes it; none if there is none."""
+        path = self.config["report"].get("published")
+        return [path] if path else []
+
     def lineage(self, model: Model) -> tuple[str, ...]:
         """Paths of the ancestors of a model, its parent first and the base last."""
         ancestors: list[str] = []

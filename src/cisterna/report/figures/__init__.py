@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cisterna import report
 from cisterna.artifacts import files
-from cisterna.report import pages, tables
+from cisterna.report import pages, published, tables
 from cisterna.report.figures import (
     generalization_gap,
     label_prior,
@@ -44,9 +44,11 @@ def figures(study: Study, folder: Path, output: Path) -> None:
     """Write all figures (.svg, .png) and the page of results into the folder ``output``.
 
     ``folder`` has the tables that ``cisterna.report.gather`` wrote. A figure of something that the study does not have
-    is written, and says so. So does one that cannot be drawn: the page begins with its reason.
+    is written, and says so. So does one that cannot be drawn: the page begins with its reason. UserError for a file of
+    published numbers (`report.published`) that cannot be read.
     """
     of = tables.read(study, folder)
+    numbers = [published.read(files.locate(name)) for name in study.published]
     output.mkdir(parents=True, exist_ok=True)
     not_drawn = {}
     with style.context(of.metrics.metric.unique()):
@@ -59,7 +61,7 @@ def figures(study: Study, folder: Path, output: Path) -> None:
                 _save(style.empty(f"This figure could not be drawn. {report.RESULTS_PAGE} says why."), output / name)
                 not_drawn[name] = failure[0]
     title = f"Results of study {study.name}"
-    pages.write(output / report.RESULTS_PAGE, title, lambda: pages.results(of, study.name, not_drawn))
+    pages.write(output / report.RESULTS_PAGE, title, lambda: pages.results(of, study.name, not_drawn, numbers))
 
 
 def _save(figure: Figure, stem: Path) -> None:

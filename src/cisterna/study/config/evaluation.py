@@ -1,4 +1,4 @@
-"""The sections `evaluation` and `resources`: how checkpoints are tested, and what jobs ask of the scheduler."""
+"""The sections `evaluation`, `report` and `resources`: how checkpoints are tested and shown, what jobs ask for."""
 
 from typing import Annotated, Literal, get_args
 
@@ -33,6 +33,16 @@ class EvaluationOptions(Evaluation):
     """The options of an evaluation started by hand, which may also have a seed."""
 
     seed: t.Natural = t.optional("of what is drawn at random.", "0")
+
+
+class Report(t.Section):
+    """`report`."""
+
+    published: t.Path = t.optional(
+        "a file of published numbers, which the results page shows beside those of the models with the same names of "
+        "task, backbone and recipes ([how](../docs/paper-results.md#beside-your-own-numbers)). "
+        "`resources/paper-results.parquet` has those of the paper."
+    )
 
 
 class Resources(t.Section):

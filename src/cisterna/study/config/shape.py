@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from cisterna.study.config.backbones import Backbone
 from cisterna.study.config.corpora import Corpus
 from cisterna.study.config.encoders import Encoder
-from cisterna.study.config.evaluation import JOBS, Evaluation, JobName, Resources
+from cisterna.study.config.evaluation import JOBS, Evaluation, JobName, Report, Resources
 from cisterna.study.config.lineages import Lineage
 from cisterna.study.config.problems import Key, Problems, one_of
 from cisterna.study.config.recipes import Recipes
@@ -45,6 +45,7 @@ class Config(Section):
     tasks: dict[Name, AnyTask] = required("the tasks, by name.")
     recipes: Recipes = default(Recipes, "how to train, by stage and name.", "no recipe")
     evaluation: Evaluation = default(Evaluation, "how every checkpoint is tested on `id` and `ood`.", "as below")
+    report: Report = default(Report, "what the report has beside the study's own numbers.", "nothing")
     resources: dict[JobName, Resources] = default({}, "by kind of job.", "every job as below")
     lineages: list[Lineage] = required("what to train.")
 
