@@ -2,6 +2,7 @@
 
 import typing
 
+from cisterna.evaluation import evaluate
 from cisterna.report import pages, tables
 from cisterna.scoring import metrics, ranking
 from cisterna.sequences import encoders
@@ -9,9 +10,10 @@ from cisterna.study.config.encoders import PretrainedEncoder
 
 
 def test_metrics_of_the_results_page_are_computed():
-    computed = set(metrics.score(["a", "b"], ["a", "b"], ("a", "b"), resamples=1))
-    assert set(tables.LABEL_METRICS) <= computed | set(ranking.METRICS)
-    assert set(pages.GAINS) <= computed | set(ranking.METRICS)
+    computed = set(metrics.score(["a", "b"], ["a", "b"], ("a", "b"), resamples=1)) | set(ranking.METRICS)
+    computed |= {f"{name}_lenient" for name in evaluate.LENIENT}
+    assert set(tables.LABEL_METRICS) <= computed
+    assert set(pages.GAINS) <= computed
 
 
 def test_packages_of_encoders_are_those_that_a_config_may_name():
