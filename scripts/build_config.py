@@ -26,7 +26,13 @@ RULE = "| --- | --- | --- | --- |\n"
 # Sections whose entries can have different models: each model gets a table of its own keys, in this order.
 MODELS: dict[str, list[type[Section]]] = {
     "backbones": [backbones.MadeBackbone, backbones.PretrainedBackbone],
-    "encoders": [encoders.Reading, encoders.MadeEncoder, encoders.PretrainedEncoder, encoders.PrecomputedFeatures],
+    "encoders": [
+        encoders.Reading,
+        encoders.MadeEncoder,
+        encoders.PretrainedEncoder,
+        encoders.CellEncoder,
+        encoders.PrecomputedFeatures,
+    ],
     "tasks": [
         tasks.Task,
         tasks.BuiltinTask,

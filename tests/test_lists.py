@@ -6,7 +6,7 @@ from cisterna.evaluation import evaluate
 from cisterna.report import pages, tables
 from cisterna.scoring import metrics, ranking
 from cisterna.sequences import encoders
-from cisterna.study.config.encoders import PretrainedEncoder
+from cisterna.study.config.encoders import CellEncoder, PretrainedEncoder
 
 
 def test_metrics_of_the_results_page_are_computed():
@@ -18,3 +18,4 @@ def test_metrics_of_the_results_page_are_computed():
 
 def test_packages_of_encoders_are_those_that_a_config_may_name():
     assert set(encoders.PACKAGES) == set(typing.get_args(PretrainedEncoder.model_fields["package"].annotation))
+    assert set(encoders.CELLS) == set(typing.get_args(CellEncoder.model_fields["package"].annotation))

@@ -13,7 +13,13 @@ from tiny import ROOT
 
 ENVIRONMENTS = sorted((ROOT / "workflow" / "envs").glob("*.yaml"))
 # Imported only where an adapter needs them; the documentation says how to install them.
-OPTIONAL = {"esm": "esm", "evo2": "evo2", "vortex": "vtx", "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3"}
+OPTIONAL = {
+    "esm": "esm",
+    "evo2": "evo2",
+    "vortex": "vtx",
+    "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3",
+    "transcriptformer": "transcriptformer",
+}
 LOCAL = {"cisterna", "gpu", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
 
 
@@ -81,7 +87,9 @@ def test_lock_has_every_direct_dependency_at_its_pin(project, lock):
 
 
 def test_optional_lock_has_every_package_of_the_encoders_at_its_pin(project):
-    extras = pins(project["optional-dependencies"]["esm3"] + project["optional-dependencies"]["evo2"])
+    extras = pins(
+        [pin for name in ("esm3", "evo2", "transcriptformer") for pin in project["optional-dependencies"][name]]
+    )
     assert extras.items() <= locked("requirements-optional.lock").items()
 
 

@@ -136,6 +136,8 @@ MISTAKES: list[tuple[str, Any]] = [
     ("encoders given", {"features": "cells.h5ad", "pretrained": "x"}),
     ("encoders given", {"features": "cells.h5ad", "pool": 4}),
     ("encoders given", {"features": "cells.h5ad", "per": "cell"}),
+    ("encoders given", {"pretrained": "tf_sapiens", "package": "transcriptformer", "layer": 3}),
+    ("encoders nano-esm", {"pretrained": "tf_sapiens", "package": "transcriptformer"}),
     # corpora
     ("corpora text field", "body"),
     ("corpora book", {"file": "book.gbk.gz", "modality": "text"}),

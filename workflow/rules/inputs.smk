@@ -85,14 +85,12 @@ def corpus_of(wildcards):
 
 def encoder_files_of(wildcards):
     """The files that an encoder is trained on, or those of precomputed features."""
-    return [corpus["file"] for corpus in inputs.corpora(STUDY, wildcards.encoder).values()] + feature_files_of(
-        wildcards
-    )
+    return inputs.encoder_files(STUDY, wildcards.encoder)
 
 
 def feature_files_of(wildcards):
-    """The files of precomputed features."""
-    return inputs.feature_files(STUDY, wildcards.encoder)
+    """The files that features by id are read from: precomputed ones, or the cells of the task."""
+    return inputs.feature_files(STUDY, wildcards.encoder, wildcards.task)
 
 
 def model_of(wildcards, path):

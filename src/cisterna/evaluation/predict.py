@@ -73,6 +73,9 @@ def predict(
     if probabilities and not labels:
         raise UserError(f"{folder}: the answers of {inputs['task']} are sets of terms, which have no probabilities")
     parse = Labels(tuple(labels)).parse if labels else answers.parse_terms
+    encoder = inputs["encoder"]
+    if encoder is not None and "batch_size" in encoder["reading"] and not features:  # an encoder of cells
+        features = [table]
     loaded = generate.load(folder, features=features)
     prompts = loaded.encode(questions)
     generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)

@@ -39,6 +39,7 @@ from cisterna.sequences.windows import tagged_stretches, window_of
 
 INDEX = "index.arrow"
 SHARD_BYTES = 2**30
+CELLS = 2048  # cells of a shard that a network makes
 PART = ".part"
 HASH = ".sha256"
 FIELDS = pa.schema([("sha256", pa.binary(32)), ("residues", pa.int32()), ("row", pa.int64()), ("rows", pa.int32())])
@@ -191,9 +192,10 @@ def build(
 def build_by_id(
     encoder: Path, data: Path, reading: Mapping[str, Any], work: Path, output: Path, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Publish the bank of precomputed features for the task in the folder `data`: those of all ids of all its splits.
+    """Publish the bank of features by id for the task in the folder `data`: those of all ids of all its splits.
 
-    Raises UserError for features that are missing or do not fit (`precomputed.FeatureTable`).
+    Precomputed features are read from the files of the encoder; an encoder of cells reads the file of the task. Raises
+    UserError for features that are missing or do not fit (`precomputed.FeatureTable`), Stopped after SIGTERM.
     """
     import pandas as pd
 
@@ -208,35 +210,61 @@ def build_by_id(
             f"{data}: its prompts have no place for features; those of cells had none in earlier versions of Cisterna. "
             f"Delete {data} and rerun"
         )
+    cells = [] if "features" in checkpoint.read_manifest(encoder)["recipe"] else _cell_files(card)
     facts = {"encoder": checkpoint.read_manifest(encoder)["identity"], "reading": dict(reading), "ids": list(needed)}
+    facts |= {"cells": card["source"], "packages": checkpoint.packages()}
     with work_folder.folder(work, output, {"facts": files.digest(facts)}):
-        table = precomputed.opened(encoder)
+        table = precomputed.opened(encoder, reading, cells)
+        ordered = table.ordered(needed)
+        size = CELLS if cells else len(ordered)  # a network is slow, and each finished shard is kept
+        progress = Progress(work, output, "features")
         shards: list[Path] = []
-        rows: list[torch.Tensor] = []
-        found: list[str] = []
         counts: list[int] = []
-        room = shard_bytes
-        for name, features in table.read(needed, reading):
-            if rows and features.nbytes > room:
-                shards.append(_next_shard(work, shards, rows))
-                rows, room = [], shard_bytes
-            room -= features.nbytes
-            rows.append(features)
-            found.append(name)
-            counts.append(len(features))
-        shards.append(_next_shard(work, shards, rows))
+        for begin in range(0, len(ordered), size):
+            part = ordered[begin : begin + size]
+            if cells and _is_whole(work / _name(len(shards))):
+                shards.append(work / _name(len(shards)))
+                counts += [1] * len(part)
+                continue
+            rows: list[torch.Tensor] = []
+            room = shard_bytes
+            for _, features in table.read({name: needed[name] for name in part}, reading):
+                if rows and features.nbytes > room:
+                    shards.append(_save_shard(work, len(shards), rows))
+                    rows, room = [], shard_bytes
+                room -= features.nbytes
+                rows.append(features)
+                counts.append(len(features))
+                progress.update(len(counts), len(ordered), "examples")
+                if shutdown.requested():
+                    raise shutdown.Stopped(
+                        f"{output}: by SIGTERM after {len(counts)} of {len(ordered)} examples: rerun the same command"
+                    )
+            shards.append(_save_shard(work, len(shards), rows))
         unused = len(table) - len(needed)
         print(f"features of {len(needed)} ids; {unused} more ids of {table.name} are not in the task", flush=True)
         hashed = {path.name: files.sha256(path) for path in paths.values()}
         measured = {"seconds": round(time.perf_counter() - started, 3)}
-        sizes = [needed[name] for name in found]
+        sizes = [needed[name] for name in ordered]
         more = {"unused": unused} | ({"names": list(names)} if names else {})
-        return publish(output, encoder, card["modality"], reading, hashed, found, counts, shards, measured, sizes, more)
+        modality = card["modality"]
+        return publish(output, encoder, modality, reading, hashed, ordered, counts, shards, measured, sizes, more)
 
 
-def _next_shard(work: Path, shards: Sequence[Path], rows: Sequence[torch.Tensor]) -> Path:
-    path = work / _name(len(shards))
-    _save(torch.cat(list(rows)), path)
+def _cell_files(card: Mapping[str, Any]) -> list[Path]:
+    """The `.h5ad` files of the task with this card. UserError if they are not those that its data were made from."""
+    found = []
+    for name, digest in card["source"].items():
+        path = files.locate(name)
+        if not path.is_file() or files.sha256(path) != digest:
+            raise UserError(f"{name}: not the file that the data of {card['task']} were made from. Restore it")
+        found.append(path)
+    return found
+
+
+def _save_shard(work: Path, number: int, rows: Sequence[torch.Tensor]) -> Path:
+    path = work / _name(number)
+    _save(torch.cat(list(rows)), path, hashed=True)
     return path
 
 

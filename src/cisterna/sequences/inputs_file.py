@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def feature_space(encoder: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's identity and how it is read: a bridge can only read features for which both are the same."""
-    reading = {key: value for key, value in encoder["reading"].items() if key != "batch_tokens"}
+    reading = {key: value for key, value in encoder["reading"].items() if key not in ("batch_tokens", "batch_size")}
     return {"identity": encoder["identity"], "reading": reading}
 
 

@@ -11,10 +11,14 @@ gives (`row-7/reference`), and otherwise `ID/1`, `ID/2` in the order of the prom
 several; with `residue` there is one row for each residue of the whole sequence, of which a prompt shows those of its
 stretch, and `pool` makes means of them.
 
-Not for reading files (`cisterna.sequences.feature_files`), and not for networks that run here
+A network that reads cells and not their sentences (`package: transcriptformer`) gives features by id too, here and now:
+`CellTable` runs it on the `.h5ad` file of the task.
+
+Not for reading files (`cisterna.sequences.feature_files`), and not for networks that read sequences
 (`cisterna.sequences.encoders`).
 """
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +70,13 @@ def rows_of(place: tuple[int, int], stretch: str, segment: Mapping[str, Any], re
     first, count = place
     if reading["per"] == "example":
         return range(first, first + count)
-    window, start = reading["pool"] or 1, segment["start"]
+    window, start = reading.get("pool") or 1, segment["start"]
     return range(first + start // window, first + encoders.rows(start + len(stretch), window))
 
 
 def row_count(residues: int, reading: Mapping[str, Any]) -> int | None:
     """The number of rows of an id whose sequence has so many residues; None if any number will do."""
-    return encoders.rows(residues, reading["pool"]) if reading["per"] == "residue" else None
+    return encoders.rows(residues, reading.get("pool")) if reading["per"] == "residue" else None
 
 
 def check_known(missing: Sequence[str], count: int, where: object, advice: str) -> None:
@@ -109,15 +113,31 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self._places)
 
+    def check(self, needed: Mapping[str, int]) -> None:
+        """UserError if features of a needed id are missing."""
+        advice = "Ids are those of the column `id` in the splits of the task (with `ids` you can choose other ones)."
+        check_known([name for name in needed if name not in self._places], len(needed), self.name, advice)
+
+    def ordered(self, needed: Mapping[str, int]) -> list[str]:
+        """The needed ids in the order of the files. UserError if one is missing."""
+        self.check(needed)
+        return sorted(needed, key=self._places.__getitem__)
+
+    def width(self) -> int:
+        """The number of features in a row. UserError if there is none."""
+        for file in self.opened:
+            for array in file.arrays([0] if file.ids else []):
+                return int(array.shape[1])
+        raise UserError(f"{self.name}: has no features.")
+
     def read(self, needed: Mapping[str, int], reading: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """(id, features) for all `needed` ids, in the order of the files; features are (rows, width) in `storage`.
 
         `needed` is as `wanted` returns it. UserError for ids that are missing, another width than that of the others,
         a number of rows that is not that of the residues, and a value that is not finite.
         """
-        advice = "Ids are those of the column `id` in the splits of the task (with `ids` you can choose other ones)."
-        check_known([name for name in needed if name not in self._places], len(needed), self.name, advice)
-        storage, width = getattr(torch, reading["storage"]), None
+        self.check(needed)
+        width = None
         of_file: list[list[tuple[int, str]]] = [[] for _ in self.opened]
         for name in needed:
             number, row = self._places[name]
@@ -136,42 +156,93 @@ class FeatureTable:
                         f"{where} have {len(array)} rows, but the sequence has {needed[name]} residues in the task. "
                         "Expected one row a residue, without rows of start and end tokens; or set `per: example`."
                     )
-                rows = torch.from_numpy(array.astype("float64"))
-                if not torch.isfinite(rows).all():
-                    raise UserError(f"{where} have values that are not finite. Remove or compute them again.")
-                rows = encoders.pool(rows, reading["pool"]).to(storage)
-                if not torch.isfinite(rows).all():
-                    raise UserError(f"{where} do not fit {reading['storage']}. Set `storage: float32`.")
-                yield name, rows
+                yield name, _stored(torch.from_numpy(array.astype("float64")), reading, where)
 
 
-def opened(encoder: Path, others: Sequence[Path] = ()) -> FeatureTable:
-    """The features of a published encoder (`cisterna.sequences.encoders.refer`), or those in `others`, files like its.
+class CellTable:
+    """What an encoder of cells makes of those in `.h5ad` files. It has the interface of FeatureTable."""
 
-    UserError if a file has changed since the encoder was published.
+    def __init__(self, paths: Sequence[Path], spec: Mapping[str, Any], reading: Mapping[str, Any]) -> None:
+        if not paths:
+            raise UserError(
+                f"encoder {spec['pretrained']}: reads cells, and there is no file with their counts. Name their bank "
+                "(--bank), or for new cells an .h5ad file (--features)"
+            )
+        self.name = ", ".join(map(str, paths))
+        adapter = importlib.import_module(f"cisterna.sequences.encoders.{spec['package']}")
+        network = adapter.load(spec, reading["batch_size"], encoders.own_device())
+        self.opened = [adapter.CellFile(path, network) for path in paths]
+        self._width = int(network.module.model_config.embed_dim)
+        self._places = {
+            name: place for number, file in enumerate(self.opened) for name, place in _numbered(file, number)
+        }
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def ordered(self, needed: Mapping[str, int]) -> list[str]:
+        """As `FeatureTable.ordered`."""
+        missing = [name for name in needed if name not in self._places]
+        check_known(missing, len(needed), self.name, "Ids are the obs_names of the cells.")
+        return sorted(needed, key=self._places.__getitem__)
+
+    def width(self) -> int:
+        """The number of features in a row."""
+        return self._width
+
+    def read(self, needed: Mapping[str, int], reading: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `FeatureTable.read`."""
+        ordered = self.ordered(needed)
+        for number, file in enumerate(self.opened):
+            chosen = [name for name in ordered if self._places[name][0] == number]
+            for name, row in zip(chosen, file.embeddings([self._places[name][1] for name in chosen]), strict=True):
+                yield name, _stored(row[None], reading, f"{file.path}: features of {name!r}")
+
+
+def _numbered(file: Any, number: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    return ((name, (number, row)) for row, name in enumerate(file.ids))
+
+
+def _stored(rows: torch.Tensor, reading: Mapping[str, Any], where: str) -> torch.Tensor:
+    """Rows, or their means, in the type `storage`. UserError if a value is not finite."""
+    if not torch.isfinite(rows).all():
+        raise UserError(f"{where} have values that are not finite. Remove or compute them again.")
+    rows = encoders.pool(rows, reading.get("pool")).to(getattr(torch, reading["storage"]))
+    if not torch.isfinite(rows).all():
+        raise UserError(f"{where} do not fit {reading['storage']}. Set `storage: float32`.")
+    return rows
+
+
+def opened(encoder: Path, reading: Mapping[str, Any], paths: Sequence[Path] = ()) -> FeatureTable | CellTable:
+    """The features of a published encoder (`cisterna.sequences.encoders.refer`).
+
+    They are in its own files, or in `paths`, files like these. An encoder of cells has no such files, and reads the
+    cells in `paths`. UserError if a file has changed since the encoder was published.
     """
     manifest = checkpoint.verify(encoder)
     spec = manifest["recipe"]
-    if not others:
+    if "features" not in spec:
         encoders.check_sources(encoder, manifest)
-    return FeatureTable(others or list(map(files.locate, spec["features"])), spec["key"], spec["ids"])
+        return CellTable(paths, spec, reading)
+    if not paths:
+        encoders.check_sources(encoder, manifest)
+    return FeatureTable(paths or list(map(files.locate, spec["features"])), spec["key"], spec["ids"])
 
 
 class FileFeatures:
     """Has the interface of a `cisterna.sequences.feature_bank.Bank` of ids, and reads from files when it is asked.
 
-    Reads the files of an encoder, or `others`; `names` are those of the bank that the model was trained with.
+    Reads the files of an encoder, or `paths`; `names` are those of the bank that the model was trained with.
     """
 
     def __init__(
-        self, encoder: Path, reading: Mapping[str, Any], names: Sequence[str], others: Sequence[Path] = ()
+        self, encoder: Path, reading: Mapping[str, Any], names: Sequence[str], paths: Sequence[Path] = ()
     ) -> None:
         self.reading, self.names = reading, tuple(names)
-        self._table = opened(encoder, others)
+        self._table = opened(encoder, reading, paths)
         self._rows: list[torch.Tensor] = []
         self._places: dict[str, tuple[int, int]] = {}
-        first = self._table.opened[0]
-        self.width = next(first.arrays([0])).shape[1] if first.ids else 0
+        self.width = self._table.width()
 
     def prepare(self, needed: Mapping[str, int]) -> None:
         """Read the features of these ids (`wanted`)."""

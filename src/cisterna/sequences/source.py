@@ -109,8 +109,8 @@ def open_source(
 def source_of(folder: Path, bank: Path | None = None, features: Sequence[Path] = ()) -> SequenceSource:
     """The source that a checkpoint was trained with: from `bank`, or else live from its encoder.
 
-    Precomputed features are read from the files in `features`, or else from those of the encoder. UserError for such
-    files where the checkpoint reads no precomputed features.
+    Precomputed features are read from the files in `features`, or else from those of the encoder; an encoder of cells
+    reads the `.h5ad` files in `features`. UserError for such files where the checkpoint reads sequences or tokens.
     """
     inputs = inputs_file.read(folder)
     encoder = inputs and inputs["encoder"]

@@ -25,7 +25,7 @@ from cisterna.study.lineages import Lineage, Model, is_ladder
 from cisterna.tasks import catalog
 
 # The keys of an encoder that say how its features are read; all others but `bank` say what it is.
-READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained", "per")
+READING = ("layer", "pool", "flank", "letters", "storage", "batch_tokens", "trained", "per", "batch_size")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cisterna.study.expansion import Model, Study
+from cisterna.tasks import catalog
 
 LONGEST = 100_000  # characters of a study in a shell line: Linux takes at most 128 KiB in one word
 PACKED = "zlib:"
@@ -58,9 +59,16 @@ def corpora(study: Study, name: str) -> dict[str, Any]:
     return {corpus: study.config["corpora"][corpus] for corpus in names}
 
 
-def feature_files(study: Study, name: str) -> list[str]:
-    """The files of an encoder's precomputed features; none if it computes them."""
-    return list(study.encoder(name).get("features", []))
+def encoder_files(study: Study, name: str) -> list[str]:
+    """The files of an encoder's precomputed features, or those that it is trained on; none if it is pretrained."""
+    trained_on = [corpus["file"] for corpus in corpora(study, name).values()]
+    return [*study.encoder(name).get("features", []), *trained_on]
+
+
+def feature_files(study: Study, name: str, task: str) -> list[str]:
+    """The files that features of a task are read from: precomputed ones, or the cells that an encoder reads."""
+    encoder = study.encoder(name)
+    return list(encoder.get("features", study.sources(task) if catalog.cells(study.config["tasks"][task]) else []))
 
 
 def tokenizer_texts(study: Study, backbone: str) -> list[str]:

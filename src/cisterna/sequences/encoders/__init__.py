@@ -25,6 +25,7 @@ from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
 
 PACKAGES = {"transformers": "huggingface", "evo2": "evo2", "esm": "esm3"}
+CELLS = {"transcriptformer"}  # packages whose networks read cells and not sequences (`cisterna.sequences.precomputed`)
 
 
 class Encoder(Protocol):
@@ -71,6 +72,10 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     if "features" in spec:
         return {str(path): files.sha256(files.locate(path)) for path in spec["features"]}
     path = Path(spec["pretrained"])
+    if spec.get("package") in CELLS:
+        return {
+            str(entry.relative_to(path)): files.sha256(entry) for entry in sorted(path.rglob("*")) if entry.is_file()
+        }
     entries = sorted(path.iterdir()) if path.is_dir() else [path]
     return {entry.name: files.sha256(entry) for entry in entries if entry.is_file()}
 
@@ -87,11 +92,13 @@ def load(folder: Path, layer: int | str, device: torch.device | None = None) -> 
     spec = manifest["recipe"]
     if "features" in spec:
         raise UserError(f"{folder}: features that were computed elsewhere, which no encoder computes here")
+    if spec.get("package") in CELLS:
+        raise UserError(f"{folder}: the package {spec['package']} reads cells, not sequences")
     if "pretrained" in spec:
         check_sources(folder, manifest)
     package = spec.get("package", "transformers")
     adapter = importlib.import_module(f"cisterna.sequences.encoders.{PACKAGES[package]}")
-    device = device or _device()
+    device = device or own_device()
     encoder = adapter.load(spec, layer, device) if "pretrained" in spec else adapter.load_made(folder, layer, device)
     encoder.module.eval().requires_grad_(False)
     return encoder
@@ -108,7 +115,8 @@ def check_sources(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _device() -> torch.device:
+def own_device() -> torch.device:
+    """The GPU of this rank if there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

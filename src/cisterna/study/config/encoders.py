@@ -91,6 +91,26 @@ class PretrainedEncoder(Reading):
     dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
 
 
+class CellEncoder(t.Section):
+    """A pretrained encoder of cells (`package: transcriptformer`)."""
+
+    pretrained: t.Text = t.required(
+        "a folder as `transcriptformer download` makes it, with `config.json`, `model_weights.pt` and `vocabs/`."
+    )
+    package: Annotated[Literal["transcriptformer"], t.Choice] = t.required(
+        "what loads it; it has to be installed ([how](../docs/encoders.md#transcriptformer)). It reads the counts in "
+        "the `.h5ad` file of the task: `raw.X`, or X where there is none."
+    )
+    dtype: Annotated[Literal["auto", "float32"], t.Choice] = t.default(
+        "auto", "`auto` is mixed precision on a GPU, as in the package, and float32 on a CPU."
+    )
+    batch_size: t.Count = t.default(8, "cells in one batch.")
+    per: Annotated[Literal["example"], t.Choice] = t.default("example", "one row of features a cell.")
+    storage: Annotated[Literal["float32", "float16", "bfloat16"], t.Choice] = t.default(
+        "float32", "type of the features in the feature bank."
+    )
+
+
 class PrecomputedFeatures(t.Section):
     """Precomputed features (`features`)."""
 
@@ -126,12 +146,14 @@ def _model(entry: dict[str, Any]) -> type[t.Section] | None:
         "pretrained": PretrainedEncoder,
         "features": PrecomputedFeatures,
     }
+    if entry.get("package") == "transcriptformer":
+        kinds["pretrained"] = CellEncoder
     named = [model for key, model in kinds.items() if key in entry]
     return named[0] if len(named) == 1 else None
 
 
 Encoder = Annotated[
-    MadeEncoder | PretrainedEncoder | PrecomputedFeatures,
+    MadeEncoder | PretrainedEncoder | CellEncoder | PrecomputedFeatures,
     t.OneModel(
         _model,
         "either `architecture` and `training` (an encoder made here), or `pretrained`, or `features` (computed "

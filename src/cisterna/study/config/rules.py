@@ -86,8 +86,8 @@ def _check_architecture(key: Key, model: dict[str, Any], known: dict[str, Any], 
 def _check_encoder(
     key: Key, encoder: dict[str, Any], corpora: dict[str, Any], names: Names, problems: Problems
 ) -> None:
-    if "features" in encoder:
-        if encoder["pool"] is not None and encoder["per"] == "example":
+    if "per" in encoder:  # its features belong to ids, not to sequences
+        if encoder.get("pool") is not None and encoder["per"] == "example":
             problems.expected((*key, "pool"), encoder["pool"], "null, or `per: residue` with it")
         return
     _check_architecture(key, encoder, trainer_options.known()["encoders"], problems)

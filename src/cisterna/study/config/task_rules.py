@@ -186,10 +186,11 @@ def check_forms(
         if encoder not in names["encoders"]:
             place = (*key, "encoder", index) if isinstance(task["encoder"], list) else (*key, "encoder")
             problems.expected(place, encoder, one_of(names["encoders"]), names["encoders"])
-        elif catalog.cells(task) and "features" not in encoders.get(encoder, {"features": None}):
-            problems.expected(
-                (*key, "encoder"), encoder, "an encoder with `features`: others read residues, not the genes of cells"
-            )
+        elif catalog.cells(task) and encoders.get(encoder, {"per": "example"}).get("per") != "example":
+            expected = "an encoder of cells: `package: transcriptformer`, or `features` with `per: example`"
+            problems.expected((*key, "encoder"), encoder, expected)
+        elif not catalog.cells(task) and "batch_size" in encoders.get(encoder, {}):
+            problems.expected((*key, "encoder"), encoder, "one that reads sequences: this one reads cells")
     forms = " and ".join(form for form in task["sequences"] if form != "tokens")
     if forms and not catalog.residues(name, task) and not catalog.cells(task):
         kinds = sorted(set(catalog.sequences(task).values())) if "file" in task and "adapter" not in task else []
