@@ -31,6 +31,7 @@ def test_passes_are_those_of_a_study_counted_by_hand() -> None:
         ({"pretrained": "Qwen/Qwen3-1.7B"}, 1.7e9),
         ({"pretrained": "Qwen/Qwen3-4B-Thinking-2507"}, 4e9),
         ({"pretrained": "InstaDeepAI/nucleotide-transformer-500m-human-ref"}, 5e8),
+        ({"pretrained": "google/gemma-4-E2B-it"}, 2e9),
         ({"pretrained": "some/model"}, None),
     ],
 )

@@ -61,7 +61,11 @@ def test_plan_of_the_paper_lists_its_sweeps_whose_new_models_add_up_and_its_assu
         assert f"\n{sweep} " in text
     for words in ("without ladders and banks", "encoder passes", "GPU-hours", "GB on disk", "H100", "1,000 assumed"):
         assert words in text
-    assert sum(row[-1] for row in plan.sweep_rows(paper)) == sum(model.kind != "base" for model in paper.models)
+    trained = sum(model.kind != "base" for model in paper.models)
+    assert sum(row[-1] for row in plan.sweep_rows(paper)) == trained
+    _, sweeps, _ = text.split("\n\n", 2)
+    assert sweeps in (ROOT / "docs" / "paper.md").read_text()
+    assert f"{trained} trained checkpoints" in (ROOT / "README.md").read_text()
 
 
 def test_rungs_count_what_they_add_to_the_rung_before(config, tmp_path):

@@ -94,7 +94,7 @@ def _encoder_passes(study: Study, size: Size) -> Passes:
 
 def parameters(model: Mapping[str, Any]) -> float | None:
     """The number of parameters of a backbone or encoder of the config: from its architecture, or from a size in its
-    name such as 1.7B or 500m; None if it has neither.
+    name such as 1.7B, 500m or E2B (the effective size of a Gemma); None if it has neither.
     """
     architecture = model.get("architecture")
     if architecture:
@@ -108,7 +108,7 @@ def parameters(model: Mapping[str, Any]) -> float | None:
         vocabulary = model.get("tokenizer", {}).get("vocab_size", 0)
         embeddings = 1 if architecture.get("tie_word_embeddings", True) else 2  # of the input, and of the output
         return float(layers * (attention + feed_forward) + embeddings * vocabulary * width)
-    sizes = re.findall(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", str(model.get("pretrained", "")).lower())
+    sizes = re.findall(r"(?<![a-z0-9.])e?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", str(model.get("pretrained", "")).lower())
     return float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1]] if sizes else None
 
 
@@ -169,7 +169,7 @@ def assumptions(study: Study) -> list[str]:
         f"  linear layers of width w has {ADAPTED} r / w of the model's parameters. Trainer state: up to 3 times that.",
     ]
     if any("pretrained" in study.config["backbones"][name] for name in study.backbones):
-        lines.append("parameters of a pretrained backbone: as its name says (1.7B)")
+        lines.append("parameters of a pretrained backbone: as its name says (1.7B, E2B)")
     if unknown(study):
         lines.append(f"not counted: backbones of unknown size: {', '.join(unknown(study))}")
     return lines
