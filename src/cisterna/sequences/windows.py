@@ -22,8 +22,7 @@ def cut_window(sequence: str, start: int, stop: int, center: int | None, flank: 
     """The window of `sequence` around residue `center`, `flank` residues on each side, for a stretch start..stop.
 
     Positions count from 0. Without a center, the middle of the stretch is the center. Residues of the stretch outside
-    the window are cut off, so that both flanks of a variant in a long sequence are kept (1,024 a side in the paper's
-    code).
+    the window are cut off, so that both flanks of a variant in a long sequence are kept.
     """
     if center is None:
         center = (start + stop) // 2

@@ -28,9 +28,8 @@ becomes
     answer    amyotrophic lateral sclerosis (als)
 
 `reasoning` is a text, or a list of texts (in Parquet or JSON, or as Python or JSON writes it), which is joined by line
-breaks. Answers are cleaned as BioReason does: the text before `;`, in lower case. The answer space is all different
-answers of the data, in order of name. What the splits of the data become, files in which order:
-`cisterna.tasks.adapters.published`.
+breaks. The answer is the text before `;`, in lower case; the answer space is all different answers of the data, in
+order of name. What the splits of the data become, files in which order: `cisterna.tasks.adapters.published`.
 
 By default 1,024 bases are kept on each side of the variant, so that the variant is always in the prompt, and the
 question comes first, as in the other tasks with a question here. The paper's code does otherwise: it *removes* 1,024
@@ -38,6 +37,8 @@ bases from each end of a sequence that is longer than 2,056, keeps at most 2,048
 and puts the sequences before the question. For that write
 
     options: {flank: null, trim_ends: 1024, bases: 2048, sequences_first: true}
+
+and give the encoder a `flank` of 2048 too, because it cuts its input around the variant.
 
 Source: Fallahpour et al., BioReason, arXiv:2505.23579 (2025); truncation: `truncate_dna` of BioReason's code, which the
 paper's code calls. The row above is not of the data.

@@ -147,7 +147,7 @@ def _questions(
 
 
 def before_semicolon(answer: str) -> str:
-    """The text before `;`, in lower case, as BioReason cleans the answers of KEGG and of coding variants."""
+    """The text before `;`, in lower case, as BioReason cleans the answers of coding variants."""
     return answer.partition(";")[0].strip().lower()
 
 
