@@ -54,5 +54,8 @@ def make(name: str, folder: Path, **more: Any) -> Any:
     model = model_class(model_class.config_class(**COMMON | shape | ids | more)).eval()
     for path in folder.glob("*.safetensors"):
         path.unlink()
+    # Bytes that no text in English has end an output too, so that random outputs differ in length, and a reward in RL.
+    ends = [tokenizer.eos_token_id, *range(100, 140)]
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=0)
     model.save_pretrained(folder)
     return model

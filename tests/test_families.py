@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import families
 from cisterna import models, pretrained
-from cisterna.artifacts import checkpoint, files
+from cisterna.artifacts import checkpoint
 from cisterna.errors import UserError
 from cisterna.evaluation import generate
 from cisterna.sequences import bridge, tokenization
@@ -38,12 +38,20 @@ class Rows:
         return self.table[index]
 
 
-def base_of(name, folder, **more):
-    """The base checkpoint over a model of a family, and that model."""
-    model = families.make(name, folder / "hub", **more)
-    place = folder / "models" / name / "base" / "checkpoint"
-    models.make_base({"pretrained": str(folder / "hub")}, place)
-    return place, model
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Family -> base checkpoint over a model of the family, made when it is asked for. Read only."""
+    made = {}
+
+    def base_of(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("family")
+            families.make(name, folder / "hub")
+            made[name] = folder / "models" / name / "base" / "checkpoint"
+            models.make_base({"pretrained": str(folder / "hub")}, made[name])
+        return made[name]
+
+    return base_of
 
 
 def texts(first):
@@ -60,8 +68,8 @@ def largest(first, second):
 
 
 @every
-def test_feature_rows_are_read_as_embeddings_alone_in_a_batch_and_in_generation(name, tmp_path):
-    place, _ = base_of(name, tmp_path)
+def test_feature_rows_are_read_as_embeddings_alone_in_a_batch_and_in_generation(name, bases):
+    place = bases(name)
     model, plain, tokenizer = models.compose(place), models.compose(place), tokenization.load(place)
     torch.manual_seed(0)
     bridge.attach(model, "linear", Rows.width)
@@ -133,18 +141,20 @@ def composed(folder, splice, bank):
 
 
 @every
-def test_trained_adapter_and_bridge_are_published_and_merged(name, splice, bank, trained, tmp_path):
-    place, _ = base_of(name, tmp_path)
-    recipe = SFT | {"lora": LORA, "examples": 8}
-    reads = {"sequences": "features", "bank": bank}
-    made = Run("sft", place, splice, tmp_path / "models" / name / "sft", recipe, 1, reads=reads).here()
-    stored = load_file(made.weights)
-    assert all(".lora_" in key or ".bridge." in key for key in stored)
-    found = composed(made.output, splice, bank)
-    tokenizer, given = tokenization.load(place), source_of(made.output, bank)
-    torch.testing.assert_close(found, logits(trained[0], tokenizer, splice, given), **CLOSE)
-    with trained[0].disable_adapter():
-        assert largest(found, logits(trained[0], tokenizer, splice, given)) > 0.05
+def test_adapters_and_bridges_of_sft_and_rl_are_published_and_merged(name, bases, splice, bank, trained, tmp_path):
+    base, folder = bases(name), tmp_path / "models" / name
+    tokenizer, reads = tokenization.load(base), {"sequences": "features", "bank": bank}
+    (tmp_path / "mine.py").write_text("def length(output, answer, labels):\n    return len(output) % 7 / 7\n")
+    rl = RL | {"examples": 4, "max_completion_length": 16, "rewards": {f"{tmp_path / 'mine.py'}:length": 1.0}}
+    sft = Run("sft", base, splice, folder / "sft", SFT | {"lora": LORA, "examples": 8}, 1, reads=reads).here()
+    made = Run("rl", sft.output, splice, folder / "rl", rl | {"activation_checkpointing": True}, 1, reads=reads).here()
+    assert any(entry["frac_reward_zero_std"] < 1 for entry in made.history)
+    for run, model in zip((sft, made), trained, strict=True):
+        assert all(".lora_" in key or ".bridge." in key for key in load_file(run.weights))
+        found, given = composed(run.output, splice, bank), source_of(run.output, bank)
+        torch.testing.assert_close(found, logits(model, tokenizer, splice, given), **CLOSE)
+        with model.disable_adapter():
+            assert largest(found, logits(model, tokenizer, splice, given)) > 1e-3
 
 
 # --- Gemma 4 ---
@@ -187,7 +197,8 @@ def test_feature_rows_of_gemma_4_are_what_its_own_image_tokens_are(tmp_path):
 
 
 def test_new_tokens_of_gemma_4_have_rows_in_the_per_layer_embedding(tmp_path):
-    place, original = base_of("gemma4", tmp_path)
+    place, original = tmp_path / "base", families.make("gemma4", tmp_path / "hub")
+    models.make_base({"pretrained": str(tmp_path / "hub")}, place)
     stored = load_file(place / models.NEW_ROWS)
     before = original.config.vocab_size
     new = len(tokenization.added_tokens()) - len(tokenization.THINK)
@@ -200,28 +211,13 @@ def test_new_tokens_of_gemma_4_have_rows_in_the_per_layer_embedding(tmp_path):
     assert 0.05 * old.std() < stored["per_layer"].std() < old.std()  # near the mean of the others, as in the input
 
 
-def test_gemma_4_goes_on_in_rl_and_a_longer_rung_resumes(splice, bank, trained, tmp_path):
-    families.make("gemma4", tmp_path / "hub")
-    ends = list(range(100, 188))  # bytes that are no part of a text in English: a random output often ends with one
-    files.write_json(tmp_path / "hub" / "generation_config.json", {"eos_token_id": ends})
-    place = tmp_path / "models" / "gemma4" / "base" / "checkpoint"
-    models.make_base({"pretrained": str(tmp_path / "hub")}, place)
+def test_a_longer_rung_of_gemma_4_resumes_to_the_weights_of_a_straight_run(bases, splice, bank, tmp_path):
+    base, folder = bases("gemma4"), tmp_path / "models" / "gemma4"
     reads, recipe = {"sequences": "features", "bank": bank}, SFT | {"lora": LORA, "examples": 8}
-    folder = tmp_path / "models" / "gemma4"
-    rung = Run("sft", place, splice, folder / "sft", recipe, 1, reads=reads, ladder=True).here()
-    resumed = Run("sft", place, splice, folder / "sft", recipe, 2, reads=reads, previous=rung).here()
-    straight = Run("sft", place, splice, folder / "straight", recipe, 2, reads=reads).here()
-    assert load_file(resumed.weights).keys() == load_file(straight.weights).keys()
-    for key, tensor in load_file(resumed.weights).items():
-        assert torch.equal(tensor, load_file(straight.weights)[key])
-    (tmp_path / "mine.py").write_text("def length(output, answer, labels):\n    return len(output) % 7 / 7\n")
-    rewards = {f"{tmp_path / 'mine.py'}:length": 1.0}
-    rl = RL | {"examples": 4, "max_completion_length": 16, "rewards": rewards, "activation_checkpointing": True}
-    made = Run("rl", resumed.output, splice, folder / "rl", rl, 1, reads=reads).here()
-    assert any(entry["frac_reward_zero_std"] < 1 for entry in made.history)
-    found, given = composed(made.output, splice, bank), source_of(made.output, bank)
-    torch.testing.assert_close(found, logits(trained[-1], tokenization.load(place), splice, given), **CLOSE)
-    assert largest(found, composed(resumed.output, splice, bank)) > 1e-3
+    rung = Run("sft", base, splice, folder / "sft", recipe, 1, reads=reads, ladder=True).here()
+    resumed = Run("sft", base, splice, folder / "sft", recipe, 2, reads=reads, previous=rung).here()
+    straight = Run("sft", base, splice, folder / "straight", recipe, 2, reads=reads).here()
+    assert resumed.manifest["files"] == straight.manifest["files"]
 
 
 # --- Checkpoints of other forms ---
@@ -289,8 +285,8 @@ def test_weight_that_is_not_stored_is_named_and_not_made_up(form, tmp_path):
     assert not (tmp_path / "base").exists()
 
 
-def test_base_of_an_earlier_version_without_rows_for_the_per_layer_embedding_is_refused(tmp_path):
-    place, _ = base_of("gemma4", tmp_path)
+def test_base_of_an_earlier_version_without_rows_for_the_per_layer_embedding_is_refused(bases, tmp_path):
+    place = bases("gemma4")
     rows = load_file(place / models.NEW_ROWS)
     del rows["per_layer"]
     old = tmp_path / "old"
@@ -304,8 +300,8 @@ def test_base_of_an_earlier_version_without_rows_for_the_per_layer_embedding_is_
 
 
 @every
-def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_blocks(name, tmp_path):
-    model = families.make(name, tmp_path)
+def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_blocks(name, bases):
+    model = models.compose(bases(name))
     if name == "qwen3.5":  # its linear attention has one state for a whole block
         with pytest.raises(UserError, match="Qwen3_5ForCausalLM reads one document with what it has read of others"):
             pretrained.check_documents(model)

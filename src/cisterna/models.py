@@ -149,7 +149,7 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
     """Turn what the library raises for a model or tokenizer that it cannot load into a UserError."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id or a local folder with config.json, "
             f"safetensors weights and a tokenizer. {one_line(error)}"

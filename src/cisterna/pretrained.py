@@ -34,15 +34,15 @@ def load(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedModel, 
         trust_remote_code=False,
         output_loading_info=True,
     )
-    if missing := sorted(found["missing_keys"]):
+    text = _text_model(model)
+    kept = {id(tensor) for tensor in text.state_dict(keep_vars=True).values()}
+    unused = {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in kept}
+    if missing := sorted(set(found["missing_keys"]) - unused):
         raise ValueError(
-            f"Its files lack {len(missing)} weights of {type(model).__name__}, the first of them {missing[0]}. They "
+            f"Its files lack {len(missing)} weights of {type(text).__name__}, the first of them {missing[0]}. They "
             "would be random."
         )
-    text = _text_model(model)
-    kept = {id(parameter) for parameter in text.parameters()}
-    unused = {name for name, parameter in model.named_parameters() if id(parameter) not in kept}
-    return text, sorted(unused | set(found["unexpected_keys"]))
+    return text, sorted((unused - set(found["missing_keys"])) | set(found["unexpected_keys"]))
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:
