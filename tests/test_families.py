@@ -4,6 +4,7 @@ Tolerances: float32; sums over a padded batch, or over a merged weight, differ i
 standard deviation of about 1, and what must differ differs by more than 1e-1.
 """
 
+import contextlib
 import shutil
 
 import pandas as pd
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import families
 from cisterna import models, pretrained
 from cisterna.artifacts import checkpoint
+from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import generate
 from cisterna.sequences import bridge, tokenization
@@ -22,6 +24,7 @@ from cisterna.sequences.source import connect, source_of
 from cisterna.training.run import OpenRun
 from families import FAMILIES
 from runs import RL, SFT, Run
+from tiny import ROOT, SIZES
 
 CLOSE = {"atol": 3e-4, "rtol": 0}
 LORA = {"r": 4, "lora_alpha": 8}
@@ -220,6 +223,22 @@ def test_a_longer_rung_of_gemma_4_resumes_to_the_weights_of_a_straight_run(bases
     assert resumed.manifest["files"] == straight.manifest["files"]
 
 
+# --- GPT-2, which has learned positions ---
+
+
+def test_reference_of_the_kl_penalty_counts_positions_as_the_policy_does(bases, tmp_path):
+    """The first step, in which the two are the same model, has no divergence, though prompts are padded."""
+    (tmp_path / "mine.py").write_text("def length(output, answer, labels):\n    return len(output) % 7 / 7\n")
+    recipe = RL | {"examples": 4, "max_completion_length": 16, "rewards": {f"{tmp_path / 'mine.py'}:length": 1.0}}
+    recipe |= {"lora": None, "beta": 0.1, "learning_rate": 1e-4}
+    with contextlib.chdir(ROOT):
+        splits.prepare("protein-fitness", SIZES, 0, tmp_path / "data")
+    prompts = pd.read_parquet(tmp_path / "data" / "train.parquet")["prompt"].head(4)
+    assert len(set(map(len, tokenization.load(bases("gpt2"))(list(prompts))["input_ids"]))) > 1
+    made = Run("rl", bases("gpt2"), tmp_path / "data", tmp_path / "rl", recipe, 1).here()
+    assert made.history[0]["kl"] == pytest.approx(0, abs=1e-4)
+
+
 # --- Checkpoints of other forms ---
 
 
@@ -309,13 +328,21 @@ def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_block
         pretrained.check_documents(model)
 
 
-def test_backbone_that_does_not_read_on_from_its_cache_is_refused(tmp_path):
-    from transformers import MambaConfig, MambaForCausalLM
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        ("Mamba", {"state_size": 4}),
+        ("RecurrentGemma", {"num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 32, "pad_token_id": 0}),
+    ],
+)
+def test_backbone_that_does_not_read_on_from_its_cache_is_refused(family, form, tmp_path):
+    import transformers
 
     families.make("qwen3", tmp_path / "hub")
-    size = {"vocab_size": 404, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    MambaForCausalLM(MambaConfig(**size)).save_pretrained(tmp_path / "hub")
-    with pytest.raises(UserError, match=r"hub: MambaForCausalLM does not read on from its cache\. Use another"):
+    model_class = getattr(transformers, f"{family}ForCausalLM")
+    size = {"vocab_size": 404, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    model_class(model_class.config_class(**size | form)).save_pretrained(tmp_path / "hub")
+    with pytest.raises(UserError, match=rf"hub: {family}ForCausalLM does not read on from its cache\. Use another"):
         models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
 
 

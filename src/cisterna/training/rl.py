@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from cisterna import updates
+from cisterna import pretrained, updates
 from cisterna.errors import UserError
 from cisterna.scoring import rewards
 from cisterna.sequences import inputs_file
@@ -103,6 +103,8 @@ class _Order(Sampler):
 class _Trainer(GRPOTrainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        if self.ref_model is not None:  # TRL has loaded it
+            pretrained.number_positions(self.accelerator.unwrap_model(self.ref_model))
         if self.use_vllm and isinstance(self.model, PeftModel):
             generation = self.vllm_generation
             generation._iter_named_params = partial(
