@@ -68,13 +68,13 @@ def test_a_report_has_published_numbers_beside_its_own(planted: Planted, tmp_pat
         shown, [(4, "none"), (8, "none"), (8, "grpo")], ["0.9069", "not published", "0.5000"], strict=True
     ):
         own_id, own_ood = ours[(*key, "id")], ours[(*key, "ood")]
-        assert line[2] == was
-        assert line[5:] == [f"{value:.4f}" for value in (own_id, own_ood, (own_id + own_ood) / 2)]
-    assert shown[0][3:5] == ["290", "ID and OOD together"]
+        assert line[1] == was
+        assert line[4:] == [f"{value:.4f}" for value in (own_id, own_ood, (own_id + own_ood) / 2)]
+    assert shown[0][2:4] == ["290", "ID and OOD together"]
     assert "1 more published number is of models that this study does not have" in part
     assert "&lt;b&gt;other examples&lt;/b&gt;" in part
     assert "<b>other" not in part
-    assert cells(part.partition("<h2>dna")[2])[0][5:] == ["20.00"]
+    assert cells(part.partition("<h2>dna")[2])[0][4:] == ["20.00"]
 
 
 def test_a_number_of_an_encoder_is_beside_models_that_read_its_features(formed: Planted) -> None:
