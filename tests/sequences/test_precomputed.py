@@ -314,6 +314,33 @@ def test_stretches_of_different_sequences_have_ids_of_their_own():
     assert precomputed.wanted(["r1", "r2"], two, ("1", "2")) == {"r1/1": 2, "r1/2": 2, "r2/1": 2, "r2/2": 2}
 
 
+def test_each_of_several_sequences_has_its_own_features_whatever_their_order_in_the_prompt(base, tmp_path):
+    letters = np.array(list("ACGT"))
+    random = np.random.default_rng(0)
+    rows = [["".join(letters[random.integers(4, size=6)]) for _ in range(2)] for _ in range(30)]
+    frame = pd.DataFrame(rows, columns=["ref", "var"]).assign(id=[f"r{row}" for row in range(30)])
+    frame = frame.assign(label=["up", "down"] * 15, group=["in", "in", "out"] * 10)
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    spec = {
+        "file": str(tmp_path / "pairs.csv"), "modality": "dna", "labels": ["up", "down"], "ood": ["out"],
+        "columns": {"id": "id", "sequence": {"wt": "ref", "mut": "var"}, "label": "label", "group": "group"},
+        "prompt": "{mut} against {wt}?", "train": 10, "validation": 4, "id": 6,
+    }  # fmt: skip
+    splits.prepare("pairs", spec, 0, tmp_path / "data")
+    values = {
+        f"r{row}/{name}": matrix(WIDTH, seed=2 * row + (name == "mut")) for row in range(30) for name in ("wt", "mut")
+    }
+    encoder = reference(tmp_path, npz(tmp_path / "f.npz", list(values), np.stack(list(values.values()))))
+    bank = feature_bank.Bank(bank_of(tmp_path, encoder, tmp_path / "data", READING))
+    examples = pd.read_parquet(tmp_path / "data" / "train.parquet")
+    prompts, segments, names = (list(examples[name]) for name in ("prompt", "segments", "id"))
+    source = SequenceSource("features", bank)
+    ids = encode_prompts(tokenization.load(base), prompts, source, segments, 10_000, names)
+    for name, row in zip(names, ids, strict=True):
+        found = bank.rows(torch.tensor([token - 10_000 for token in row if token >= 10_000])).numpy()
+        np.testing.assert_array_equal(found, [values[f"{name}/mut"], values[f"{name}/wt"]])
+
+
 # --- Cells: from an .h5ad file to metrics and predictions ---
 
 KINDS = ["B cell", "T cell", "monocyte"]

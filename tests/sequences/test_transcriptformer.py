@@ -20,8 +20,10 @@ from scipy import sparse
 from cisterna import cli
 from cisterna.data import splits
 from cisterna.errors import UserError
+from cisterna.evaluation.evaluate import evaluate
 from cisterna.sequences import encoders, feature_bank, precomputed
 from cisterna.sequences.encoders import transcriptformer as adapter
+from runs import SOLVE, Run
 
 CPU = torch.device("cpu")
 GENES = [f"ENSG{number:05}" for number in range(20)]  # the last five are not in the vocabulary
@@ -283,6 +285,24 @@ def test_a_bank_has_the_embedding_of_each_cell_and_resumes_at_a_shard(folder, ta
             row, count = bank.place(name, residues)
             assert count == 1
             np.testing.assert_allclose(bank.rows(torch.tensor([row]))[0].numpy(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_embeddings_answers_cells_of_a_file_as_it_answers_those_of_the_bank(base, task, tmp_path):
+    path, data, encoder = task
+    feature_bank.build_for_task(encoder, data, READING, tmp_path / ".work", tmp_path / "bank")
+    reads = {"sequences": "features", "bank": tmp_path / "bank"}
+    model = Run(
+        "sft", base, data, tmp_path / "model", SOLVE | {"per_device_train_batch_size": 2}, 3, reads=reads
+    ).here()
+    options = {"max_new_tokens": 12, "batch_size": 20, "bootstrap": 10}
+    with pytest.raises(UserError, match="there is no file with their counts"):
+        evaluate(model.output, data, tmp_path / "eval", options)
+    evaluate(model.output, data, tmp_path / "eval", options, tmp_path / "bank")
+    expected = pd.concat([pd.read_parquet(tmp_path / "eval" / f"{split}.parquet") for split in ("id", "ood")])
+    words = ["predict", str(model.output), "--input", str(path), "--output", str(tmp_path / "answers.parquet")]
+    assert cli.main([*words, "--options", json.dumps(options)]) == 0
+    found = pd.read_parquet(tmp_path / "answers.parquet").set_index("id")["output"]
+    assert found[expected["id"]].tolist() == expected["output"].tolist()
 
 
 def test_another_file_of_cells_is_refused(task, tmp_path):
