@@ -235,7 +235,7 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
         elif number > 0:
             weights.load_full(model, path)
         if number == full and dtype is not None:
-            _cast(model, dtype)
+            cast(model, dtype)
     if any(hasattr(module, "update_down") for module in model.modules()):
         model.save_pretrained = _refuse_to_save
     conventions.obey(model, tokenization.load(base))
@@ -251,7 +251,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast the backbone; a bridge, and an encoder that is part of the model, convert what they take and give."""
     for name, part in model.named_children():
         if name not in ("bridge", "encoder"):

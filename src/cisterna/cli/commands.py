@@ -232,6 +232,25 @@ def predict(
     predict.predict(checkpoint, input, output, evaluation_options(options), columns, probabilities, features)
 
 
+@command(
+    path("checkpoint", metavar="CHECKPOINT"),
+    path("--output", help="a new folder: weights, tokenizer, model card"),
+    option("--adapter", action="store_true", help="one LoRA adapter for PEFT, and not the merged weights"),
+    option(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default=None,
+        help="of the weights (default: that of the base, or float32 where it would lose what was trained)",
+    ),
+    heavy=True,
+)
+def export(checkpoint: Path, output: Path, adapter: bool, dtype: str | None) -> None:
+    """Write a checkpoint as a folder that transformers or PEFT loads without Cisterna."""
+    from cisterna.publishing import export
+
+    export.export(checkpoint, output, adapter, dtype)
+
+
 @command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)
 def report(partial: bool, config: Config) -> None:
     """Write the tables and figures of a study into results/studies/NAME."""
