@@ -2,18 +2,18 @@
 
 import typing
 
-from cisterna.evaluation import evaluate
 from cisterna.report import pages, tables
-from cisterna.scoring import metrics, ranking
+from cisterna.scoring import lenient, ranking
+from cisterna.scoring.answers import Labels
 from cisterna.sequences import encoders
 from cisterna.study.config.encoders import CellEncoder, PretrainedEncoder
 
 
 def test_metrics_of_the_results_page_are_computed():
-    computed = set(metrics.score(["a", "b"], ["a", "b"], ("a", "b"), resamples=1)) | set(ranking.METRICS)
-    computed |= {f"{name}_lenient" for name in evaluate.LENIENT}
-    assert set(tables.LABEL_METRICS) <= computed
-    assert set(pages.GAINS) <= computed
+    given, space = ["a", "b"], Labels(("a", "b"))
+    computed = space.score(given, given, resamples=1).keys() | lenient.score(given, given, space, resamples=1).keys()
+    assert set(tables.LABEL_METRICS) <= computed | set(ranking.METRICS)
+    assert set(pages.GAINS) <= computed | set(ranking.METRICS)
 
 
 def test_packages_of_encoders_are_those_that_a_config_may_name():

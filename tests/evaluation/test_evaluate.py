@@ -45,6 +45,37 @@ def test_a_prediction_is_the_strict_reading_of_the_output_that_is_kept(evaluated
         assert "<|pad|>" not in row.output or not row.finished
 
 
+def test_lenient_accuracy_is_that_of_the_answers_in_another_form_too(base, splice, tmp_path, monkeypatch):
+    """The model is one that writes every label in one form after another: strict, lenient, two answers, and cut."""
+    labels = files.read_json(splice / "card.json")["labels"]
+    forms = ["<think>a</think>Answer: {}", "**Final answer:** {}.", f"{{}} or {' or '.join(labels)}"]
+
+    def written(loaded, prompts, options, saved, on_batch, sample=0):
+        texts = [
+            forms[row % 3].format(labels[row % len(labels)].upper() if row % 3 else labels[0])
+            for row in range(len(prompts))
+        ]
+        ids = loaded.tokenizer([f"{text}<|endoftext|>" for text in texts], add_special_tokens=False)["input_ids"]
+        return [*ids[:-1], ids[1][:-1]]
+
+    monkeypatch.setattr(generate, "generate", written)
+    scores = evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS)
+    for split in ("id", "ood"):
+        found = pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")
+        rows = np.arange(len(found))
+        found = found.astype(object).where(found.notna(), None)
+        strict = [labels[0] if row % 3 == 0 else None for row in rows]
+        lenient = [labels[row % len(labels)] if row % 3 == 1 else value for row, value in enumerate(strict)]
+        assert found["predicted"].tolist() == [*strict[:-1], None]
+        assert found["predicted_lenient"].tolist() == [*lenient[:-1], None]
+        for metric, column in {"accuracy": "predicted", "accuracy_lenient": "predicted_lenient"}.items():
+            summary = scores[split][metric]
+            assert summary["value"] == pytest.approx((found[column] == found["answer"]).mean())
+            assert summary["low"] <= summary["value"] <= summary["high"]
+            assert summary["n"] == len(found)
+        assert scores[split]["accuracy_lenient"]["value"] > scores[split]["accuracy"]["value"]
+
+
 def test_metrics_agree_with_the_predictions_that_are_kept(evaluated, splice):
     labels = files.read_json(splice / "card.json")["labels"]
     written = files.read_json(evaluated[0] / "metrics.json")
@@ -451,6 +482,8 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
     def written(loaded, prompts, options, saved, on_batch, sample=0):
         texts = [f"<think>a</think>Answer: {said[sample]}<|endoftext|>"] * len(prompts)
         texts[0] = "<think>a</think><|endoftext|>"
+        if not sample:
+            texts[1] = f"Answer:\n- {said[0]} (transfer)<|endoftext|>"
         return loaded.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     monkeypatch.setattr(generate, "generate", written)
@@ -458,11 +491,16 @@ def test_sets_of_terms_have_their_own_metrics_and_equal_meaning_counts_at_k(base
     for split in ("id", "ood"):
         found = pd.read_parquet(tmp_path / "eval" / f"{split}.parquet")
         assert "confidence" not in found
-        assert found["predicted"].isna().tolist() == [True] + [False] * (SIZES[split] - 1)
+        assert found["predicted"].isna().tolist() == [True, True] + [False] * (SIZES[split] - 2)
+        assert found["predicted_lenient"].isna().tolist() == [True] + [False] * (SIZES[split] - 1)
         assert list(found["sampled"][1]) == ["GO:0000002, GO:0000004", "GO:0000003"]
         predicted = [value if isinstance(value, str) else None for value in found["predicted"]]
         expected = answers.Terms(terms).score(found["answer"].tolist(), predicted, resamples=200)
         assert {name: scores[split][name] for name in expected} == expected
+        found_by_any = [value if isinstance(value, str) else None for value in found["predicted_lenient"]]
+        loose = answers.Terms(terms).score(found["answer"].tolist(), found_by_any, resamples=200)
+        assert scores[split]["f1_micro_lenient"] == loose["f1_micro"] != expected["f1_micro"]
+        assert scores[split]["accuracy_lenient"] == loose["accuracy"]
         share = (SIZES[split] - 1) / SIZES[split]
         assert scores[split]["pass@1"]["value"] == pytest.approx(share / 2)
         assert scores[split]["pass@2"]["value"] == pytest.approx(share)

@@ -133,6 +133,23 @@ def test_the_page_has_metrics_of_probabilities_where_some_were_measured(planted:
     assert not re.search(r"\bnan\b", part)
 
 
+def test_the_page_has_lenient_accuracy_where_some_was_measured(planted: Planted, small: Planted) -> None:
+    """Evaluations of earlier versions have none: their cells are empty, and without any there is no word of it."""
+    assert "lenient" not in planted.page
+    path = next(iter(sorted(small.results.rglob("eval/metrics.json"))))
+    scores = files.read_json(path)
+    for split in ("id", "ood"):
+        scores[split]["accuracy_lenient"] = {"value": 0.876, "low": 0.8, "high": 0.9, "n": 40}
+    files.write_json(path, scores)
+    part = sections(small.page)[0]
+    assert part.count(">lenient accuracy</th>") == 2
+    assert part.count(">0.876<span>0.80 to 0.90</span></td>") == 2
+    assert part.count(">&ndash;</td>") == 2 * (part.count("<tr class=") - 1)
+    assert "form, not knowledge" in small.page
+    gathered = small.read("metrics.parquet")
+    assert gathered.metric.eq("accuracy_lenient").sum() == 2
+
+
 def test_the_page_has_the_groups_of_a_split_side_by_side(planted: Planted, small: Planted) -> None:
     """Names of groups are the user's text; of one group alone the split says all."""
     assert "Each group" not in planted.page

@@ -35,7 +35,6 @@ LOGGED = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # printed
 # Of the predictions; the last two on request.
 COLUMNS = "id prompt output answer predicted predicted_lenient well_formed tokens finished repeated".split()
 COLUMNS += ["confidence", "sampled"]
-LENIENT = ("accuracy", "f1_micro")  # metrics that are also those of the lenient reading, of those that the task has
 # Keys of the options that change no output: outputs saved under other values of these are used.
 CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration"})
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
@@ -64,8 +63,8 @@ def evaluate(
 
     metrics.json: split -> metric -> value, low, high, n, with the metrics of the task's answer space
     (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`
-    and `ranking.score`, with `samples` those of `metrics.score_samples`, accuracy_lenient (of terms also
-    f1_micro_lenient), the same of the answers that the lenient reading finds, and the shares of degenerate outputs:
+    and `ranking.score`, with `samples` those of `metrics.score_samples`, those of `lenient.score`, and the shares of
+    degenerate outputs:
 
     - unfinished: cut by `max_new_tokens`
     - empty: finished without an answer: nothing after `</think>` (or at all), or nothing after `Answer:`
@@ -184,8 +183,7 @@ def _score(
     seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
     summaries = scores.of_split(table, space, seed, resamples) | bootstrap.means(degenerate(table), seed, resamples)
     gold = table["answer"].tolist()
-    of_lenient = space.score(gold, scores.texts(table["predicted_lenient"]), seed, resamples)
-    summaries |= {f"{name}_lenient": of_lenient[name] for name in LENIENT if name in of_lenient}
+    summaries |= lenient.score(gold, scores.texts(table["predicted_lenient"]), space, seed, resamples)
     if logs is not None:
         predicted = scores.texts(table["predicted"])
         summaries |= metrics.score_probabilities(gold, predicted, logs, space.labels, seed, resamples)

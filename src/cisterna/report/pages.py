@@ -23,6 +23,7 @@ from cisterna.report.tables import (
     StageNames,
     Tables,
 )
+from cisterna.scoring import lenient
 
 GAINS = {
     "accuracy": "accuracy",
@@ -108,6 +109,7 @@ def results(
         not_drawn=not_drawn or {},
         note=tables.intervals(of.metrics, dots=False),
         splits=SPLIT_NAMES,
+        lenient=bool(of.metrics.metric.isin(lenient.METRICS.values()).any()),
         expected=len(of.cells),
         missing=_missing(of.cells),
         results=[

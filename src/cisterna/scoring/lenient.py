@@ -26,9 +26,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from cisterna.scoring import answers
-from cisterna.scoring.answers import AnswerSpace
+from cisterna.scoring.answers import AnswerSpace, Gold, Predicted, Scores
+from cisterna.scoring.bootstrap import RESAMPLES
 
 Reader = Callable[[str], str | None]
+METRICS = {"accuracy": "accuracy_lenient", "f1_micro": "f1_micro_lenient"}  # by the strict one; a space may have one
 
 # What announces an answer: "Answer:", "**Final answer**:", "The answer is", a line with nothing but "### Answer".
 _MARKS = r"[*_`\"'#>$ \t]*"
@@ -39,7 +41,7 @@ _ANNOUNCEMENT = re.compile(
 )
 # Other ways to write "Answer:": LaTeX's \boxed{donor}, and tags as in <answer>donor</answer>.
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_MARKED = re.compile(r"\\boxed\{([^{}]*)\}|<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_MARKED = re.compile(r"\\boxed\{([^{}]*)\}|<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
 
 _NEGATION = re.compile(r"\b(?:not?|never|neither|nor|wrong|incorrect|false|cannot)\b|n['\u2019]t\b", re.IGNORECASE)
 _DOUBT = re.compile(
@@ -79,6 +81,12 @@ def read(output: str, space: AnswerSpace, finished: bool = True) -> str | None:
     reader, line_reader = functools.partial(read_label, labels=labels), functools.partial(match, labels=labels)
     label = the_same(kept, reader, line_reader)
     return None if label is None or contradicted(text[len(kept) :], label, labels) else label
+
+
+def score(gold: Gold, found: Predicted, space: AnswerSpace, seed: int = 0, resamples: int = RESAMPLES) -> Scores:
+    """The METRICS of the answers that `read` has found, with intervals, as `space.score` gives those of the strict."""
+    summaries = space.score(gold, found, seed, resamples)
+    return {name: summaries[strict] for strict, name in METRICS.items() if strict in summaries}
 
 
 # --- What is read ---
