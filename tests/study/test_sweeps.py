@@ -196,6 +196,20 @@ def test_a_second_file_changes_only_what_it_names(tmp_path: Path) -> None:
     assert plan.plan(after, tmp_path) == plan.plan(before, tmp_path)
 
 
+def test_a_second_file_replaces_the_hub_by_files_and_a_drawn_split_by_a_list(tmp_path: Path) -> None:
+    files = ["train.csv", "id.csv", "ood.csv"]
+    (tmp_path / "lab.yaml").write_text(
+        f"tasks: {{kegg: {{hub: null, file: [{', '.join(files)}]}}, cells: {{split: null, ood: [lupus]}}}}\n"
+        "backbones: {gemma-4-e2b: {pretrained: data/gemma, dtype: null}}\n"
+    )
+    found = study.read(PAPER, tmp_path / "lab.yaml")
+    assert found.sources("kegg") == files
+    assert "hub" not in found.spec("kegg")
+    assert found.sources("kegg-nt") == []
+    assert (found.spec("cells")["ood"], "split" in found.spec("cells")) == (["lupus"], False)
+    assert found.config["backbones"]["gemma-4-e2b"]["dtype"] == "float32"  # the default
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

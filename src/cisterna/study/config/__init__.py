@@ -22,23 +22,36 @@ from cisterna.study.config.problems import Key, Problems, show
 
 __all__ = ["check", "evaluation_keys", "evaluation_options", "recipe_defaults", "recipe_keys"]
 
+NULLABLE = ("backbones", "encoders", "corpora", "tasks")  # in recipes null is a value of some options
+
 
 def check(config: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """A copy of a valid config in plain dicts and lists, with its defaults; else UserError with all its problems.
 
+    In an entry of NULLABLE a key with null is as if it were not there, so that a second file can take it away.
     Numbers in scientific notation without a dot (`1e-3`), which YAML 1.1 parsers read as text, count as numbers
     wherever a real number is expected.
     """
     from cisterna.study.config import rules, shape
 
     before = len(problems.entries)
-    written = _plain(config, (), problems)
+    written = _without_nulls(_plain(config, (), problems))
     if len(problems.entries) > before:
         problems.stop()  # what is below a name that is not text would be reported twice
     filled = shape.read(written, problems)
     rules.check(written, filled, problems)
     problems.stop()
     return filled
+
+
+def _without_nulls(config: dict[str, Any]) -> dict[str, Any]:
+    for section in NULLABLE:
+        entries = config.get(section)
+        if isinstance(entries, dict):
+            for entry in filter(lambda entry: isinstance(entry, dict), entries.values()):
+                for key in [key for key, value in entry.items() if value is None]:
+                    del entry[key]
+    return config
 
 
 def _plain(value: object, key: Key, problems: Problems) -> Any:
