@@ -3,6 +3,7 @@
 import json
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -60,12 +61,20 @@ def safetensors(path, ids, values):
     return path
 
 
+def hdf5(path, ids, values):
+    with h5py.File(path, "w") as file:
+        for name, row in zip(ids, values, strict=True):
+            file[name] = row
+    return path
+
+
 WRITERS = {
     "h5ad": (h5ad, ".h5ad"),
     "parquet": (parquet, ".parquet"),
     "npz": (npz, ".npz"),
     "npz-ids": (npz_of_ids, ".npz"),
     "safetensors": (safetensors, ".safetensors"),
+    "hdf5": (hdf5, ".h5"),
 }
 
 
@@ -98,7 +107,7 @@ def test_an_id_may_have_several_rows(tmp_path, form):
     np.testing.assert_allclose(pooled.numpy(), [values[1, :2].mean(axis=0), values[1, 2]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["parquet", "npz-ids", "safetensors"])
+@pytest.mark.parametrize("form", ["parquet", "npz-ids", "safetensors", "hdf5"])
 def test_sequences_of_different_lengths_have_different_numbers_of_rows(tmp_path, form):
     values = [matrix(length, WIDTH, seed=length) for length in (3, 1, 4, 2)]
     found = read(written(form, tmp_path, IDS, values), {"c1": 3, "c2": 1, "c3": 4, "c4": 2}, RESIDUES)
@@ -136,7 +145,9 @@ def test_half_precision_tensors_are_read(tmp_path):
 
 @pytest.mark.parametrize("form", WRITERS)
 def test_missing_ids_are_counted_and_named(tmp_path, form):
-    with pytest.raises(UserError, match=r"features.*: no features of 2 of 3 ids \(first: 'd1', 'd2'\)"):
+    with pytest.raises(
+        UserError, match=r"no features of 2 of 3 ids \(first: 'd1', 'd2'\).*the files have 'c1', 'c2', 'c3'"
+    ):
         read(written(form, tmp_path), {"d1": 0, "c1": 0, "d2": 0})
 
 
@@ -169,7 +180,7 @@ def test_values_that_do_not_fit_the_storage_are_refused(tmp_path):
         read(path, {"c1": 0}, READING | {"storage": "float16"})
 
 
-@pytest.mark.parametrize("form", ["parquet", "npz-ids", "safetensors"])
+@pytest.mark.parametrize("form", ["parquet", "npz-ids", "safetensors", "hdf5"])
 def test_another_width_is_refused(tmp_path, form):
     values = [matrix(WIDTH), matrix(WIDTH), matrix(WIDTH + 1), matrix(WIDTH)]
     with pytest.raises(UserError, match="features of 'c3' have the width 6, those before 5"):
@@ -208,7 +219,12 @@ def test_missing_vectors_of_a_table_are_refused(tmp_path):
         (lambda folder: written("parquet", folder), {"key": "v"}, "no column 'v' of lists of numbers"),
         (lambda folder: written("parquet", folder), {"ids": "cell"}, "no column 'cell' with the ids"),
         (lambda folder: written("npz", folder), {"ids": "cells"}, "no array 'cells' with the ids"),
-        (lambda folder: written("safetensors", folder), {"key": "a"}, "`key` is not supported for safetensors"),
+        (lambda folder: written("safetensors", folder), {"key": "a"}, "`key` is not supported for .safetensors"),
+        (
+            lambda folder: written("h5ad", folder).rename(folder / "a.h5"),
+            {},
+            "expected an array for each id, and no gr",
+        ),
         (lambda folder: npz(folder / "f.npz", ["a"], matrix(2, 3)), {}, "has 2 entries, but there are 1 ids"),
         (lambda folder: npz(folder / "f.npz", [0.5, 1.5], matrix(2, 3)), {}, "0.5 in ids is not an id"),
         (lambda folder: npz(folder / "f.npz", ["a", "b"], ["x", "y"]), {}, "expected numbers"),
@@ -220,12 +236,34 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, make, options, message)
         open_file(path, **options)
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npz", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npz", ".safetensors", ".h5"])
 def test_a_damaged_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"features{suffix}"
     path.write_bytes(b"not what it seems")
     with pytest.raises(UserError, match=f"cannot be read as {suffix}"):
         open_file(path)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("at", [0.5, 0.98])
+def test_half_a_file_is_refused(tmp_path, form, at):
+    path = written(form, tmp_path, [f"c{row}" for row in range(400)], matrix(400, WIDTH))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(at * len(content))])
+    with pytest.raises(UserError, match="cannot be read as"):
+        read(path, {f"c{row}": 0 for row in range(400)})
+
+
+def test_damaged_values_are_refused_where_the_file_tells(tmp_path):
+    names, values = [f"c{row}" for row in range(400)], matrix(400, WIDTH)
+    path = tmp_path / "features.npz"
+    np.savez_compressed(path, ids=np.array(names), embeddings=values)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - value for value in content[middle : middle + 64])
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as .npz"):
+        read(path, dict.fromkeys(names, 0))
 
 
 def test_no_pickle_is_loaded(tmp_path):

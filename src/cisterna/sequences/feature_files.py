@@ -4,6 +4,7 @@
     .parquet       a column `key` of lists of numbers, or of lists of such lists; ids are the column `ids` ("id")
     .npz           an array `key` with one entry an id, and an array `ids` ("ids"); or an array for each id, by its name
     .safetensors   a tensor for each id, by its name
+    .h5            an array for each id, by its name, as UniProt publishes embeddings of proteins
 
 The features of an id are one row of numbers, or several: a matrix (rows, width). Only the ids of a file are read when
 it is opened, and later only the rows that are asked for. Nothing in a file is run: no pickles.
@@ -11,6 +12,9 @@ it is opened, and later only the rows that are asked for. Nothing in a file is r
 Not for which ids are needed and whether their features fit a task (`cisterna.sequences.precomputed`).
 """
 
+import contextlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +47,26 @@ def open_file(path: Path, key: str | None = None, ids: str | None = None) -> Fea
         raise UserError(f"{path}: not a file of features. Use one of {', '.join(READERS)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file. Paths are relative to the folder where the command runs.")
+    with _readable(path):
+        file = reader(path, key, ids)
+
+    def arrays(rows: Sequence[int]) -> Arrays:
+        with _readable(path):
+            yield from file.arrays(rows)
+
+    return file._replace(arrays=arrays)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """UserError in place of what h5py, pyarrow, NumPy and safetensors raise for a damaged file."""
+    from safetensors import SafetensorError
+
     try:
-        return reader(path, key, ids)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError) as error:  # those of h5py, pyarrow, numpy and safetensors are of these kinds
-        raise UserError(
-            f"{path}: cannot be read as {path.suffix.lower()} ({one_line(error)}). Write it again."
-        ) from error
+        yield
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
+        suffix = path.suffix.lower()
+        raise UserError(f"{path}: cannot be read as {suffix} ({one_line(error)}). Write it again.") from error
 
 
 def _open_h5ad(path: Path, key: str | None, ids: str | None) -> FeatureFile:
@@ -152,16 +168,11 @@ def _open_npz(path: Path, key: str | None, ids: str | None) -> FeatureFile:
 
 def _open_safetensors(path: Path, key: str | None, ids: str | None) -> FeatureFile:
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if key or ids:
-        given = "key" if key else "ids"
-        raise UserError(f"{path}: `{given}` is not supported for safetensors, which has a tensor for each id.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(error) from None
+    _refuse_choice(path, key, ids)
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
 
     def arrays(rows: Sequence[int]) -> Arrays:
         with safe_open(path, framework="pt") as opened:
@@ -173,11 +184,35 @@ def _open_safetensors(path: Path, key: str | None, ids: str | None) -> FeatureFi
     return FeatureFile(path, names, arrays)
 
 
+def _open_hdf5(path: Path, key: str | None, ids: str | None) -> FeatureFile:
+    import h5py
+
+    _refuse_choice(path, key, ids)
+    with h5py.File(path, "r") as file:
+        names = [name for name, part in file.items() if isinstance(part, h5py.Dataset)]
+        if len(names) < len(file) or not names:
+            raise UserError(f"{path}: expected an array for each id, and no groups. AnnData's files end in .h5ad.")
+
+    def arrays(rows: Sequence[int]) -> Arrays:
+        with h5py.File(path, "r") as opened:
+            for row in rows:
+                yield _as_rows(opened[names[row]][...], path, names[row])
+
+    return FeatureFile(path, names, arrays)
+
+
+def _refuse_choice(path: Path, key: str | None, ids: str | None) -> None:
+    if key or ids:
+        given = "key" if key else "ids"
+        raise UserError(f"{path}: `{given}` is not supported for {path.suffix}, which has an array for each id.")
+
+
 READERS: dict[str, Callable[[Path, str | None, str | None], FeatureFile]] = {
     ".h5ad": _open_h5ad,
     ".parquet": _open_parquet,
     ".npz": _open_npz,
     ".safetensors": _open_safetensors,
+    ".h5": _open_hdf5,
 }
 
 

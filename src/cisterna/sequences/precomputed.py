@@ -115,7 +115,8 @@ class FeatureTable:
 
     def check(self, needed: Mapping[str, int]) -> None:
         """UserError if features of a needed id are missing."""
-        advice = "Ids are those of the column `id` in the splits of the task (with `ids` you can choose other ones)."
+        own = ", ".join(map(repr, list(self._places)[:NAMED]))
+        advice = f"Expected the ids of the task, the column `id` of its splits; the files have {own}, ... (see `ids`)."
         check_known([name for name in needed if name not in self._places], len(needed), self.name, advice)
 
     def ordered(self, needed: Mapping[str, int]) -> list[str]:

@@ -115,8 +115,8 @@ class PrecomputedFeatures(t.Section):
     """Precomputed features (`features`)."""
 
     features: Annotated[list[t.Path], t.Some, t.UNIQUE, t.LISTED] = t.required(
-        "files with features that were computed elsewhere, one or a list: `.h5ad`, `.parquet`, `.npz` or "
-        "`.safetensors`. They belong to the examples by their ids ([how](../docs/encoders.md#precomputed-features))."
+        "files with features that were computed elsewhere, one or a list: `.h5ad`, `.parquet`, `.npz`, `.safetensors` "
+        "or `.h5`. They belong to the examples by their ids ([how](../docs/encoders.md#precomputed-features))."
     )
     key: t.Text | None = t.default(
         None,
