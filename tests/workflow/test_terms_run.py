@@ -70,11 +70,14 @@ def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
     scores = learned.set_index("metric").value
     assert scores["well_formed"] > 0.5
     assert scores["f1_micro"] > 0
+    assert scores["f1_micro_lenient"] > 0
+    assert scores["accuracy_lenient"] >= scores["accuracy"]
     gains = pd.read_parquet(study / GAINS_TABLE)
     assert {"f1_micro", "precision_micro", "recall_micro"} <= set(gains.metric)
     assert "skill" not in set(gains.metric)
     page = (study / "figures" / RESULTS_PAGE).read_text()
     assert "micro F1" in page
+    assert "lenient micro F1" in page
     assert "MCC" not in page
     claims = json.loads((study / "findings.json").read_text())["claims"]
     (part,) = [part for claim in claims for part in claim["parts"] if part["part"] == "sft_raises_id"]
