@@ -210,6 +210,17 @@ def test_what_is_no_plain_adapter_is_refused(base, tmp_path, capsys, what):
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
 
 
+def test_dtype_of_a_published_base_is_not_ours_to_choose(tmp_path, capsys):
+    hub_model(tmp_path / "hub", tie=False, spare=0)
+    base = tmp_path / "base"
+    models.make_base({"pretrained": str(tmp_path / "hub")}, base)
+    sft = publish(base, tmp_path / "sft", adapted(base).save_pretrained)
+    export(sft, tmp_path / "out", "--adapter", "--dtype", "bfloat16", code=2)
+    assert (
+        f"--dtype: the adapter is in float32, and the weights of {tmp_path / 'hub'} are not" in capsys.readouterr().err
+    )
+
+
 # Precision
 
 
@@ -394,6 +405,30 @@ def test_card_says_data_lineage_recipe_results_limits_and_licence(results, tmp_p
     assert all(f"## {title}" in text for title in ("Limits", "Licence", "How to use it"))
     assert str(results.parents[7]) not in text  # no folder of this machine
     assert str(card.Path(__file__).parents[2]) not in text
+
+
+def test_code_of_the_card_asks_through_the_chat_template(tmp_path, monkeypatch, capsys):
+    _, tokenizer = hub_model(tmp_path / "hub", tie=False, spare=0)
+    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\\n{% endfor %}A: "
+    tokenizer.save_pretrained(tmp_path / "hub")
+    base = tmp_path / "base"
+    models.make_base({"pretrained": str(tmp_path / "hub")}, base)
+    monkeypatch.chdir(export(base, tmp_path / "out"))
+    capsys.readouterr()
+    exec(blocks(tmp_path / "out")[0], {})
+    printed = capsys.readouterr().out
+    loaded = generate.load(base)
+    frame = pd.DataFrame({"prompt": ["<dna>ACGTACGTACGT</dna>"], "segments": [[]], "id": ["1"]})
+    (ids,) = generate.generate(loaded, loaded.encode(frame), GREEDY)
+    assert printed.strip() == loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_perplexity_of_a_model_of_text_is_in_its_card(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "base" / "checkpoint")
+    numbers = {"value": 3.5, "low": 3.25, "high": 3.75, "n": 1000}
+    files.write_json(tmp_path / "base" / "perplexity.json", {"dna": numbers})
+    text = (export(folder, tmp_path / "out") / "README.md").read_text()
+    assert "| held-out part of dna | perplexity | 3.500 | 3.250 to 3.750 | 1000 |" in text
 
 
 @pytest.mark.parametrize("licence", ["apache-2.0", None])

@@ -15,6 +15,7 @@ from cisterna.tasks.catalog import LABELS
 from tiny import hub_model
 
 TEMPLATE = "{{% for m in messages %}}<|{start}|>{{{{ m.content }}}}<|end|>{{% endfor %}}<|{start}|>"
+THINKING = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{{ note }}"
 LLAMA = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 # Normalizer and config (transformers chooses the class of a tokenizer by it, and some classes build their own).
 KINDS = {
@@ -113,11 +114,14 @@ def test_a_long_sequence_takes_time_in_proportion_to_its_length(pair):
     assert publishing.encode(theirs, text) == ids_of(ours, [text])[0]
 
 
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False, "note": 'a "b"'}], ids=["plain", "with-options"])
 @pytest.mark.parametrize("written", [True, False], ids=["template-writes-start", "template-without-start"])
-def test_chat_template_and_start_token_are_those_of_our_prompts(tmp_path, written):
+def test_chat_template_its_options_and_start_token_are_those_of_our_prompts(tmp_path, written, options):
     _, tokenizer = hub_model(tmp_path / "hub", tie=False, spare=0)
     tokenizer.add_special_tokens({"bos_token": "<|begin|>", "additional_special_tokens": ["<|user|>"]})
     tokenizer.chat_template = ("{{ bos_token }}" if written else "") + TEMPLATE.format(start="user")
+    if options:
+        tokenizer.chat_template = ("" if written else "\n") + tokenizer.chat_template + THINKING
     tokenizer.save_pretrained(tmp_path / "hub")
     content = json.loads((tmp_path / "hub" / "tokenizer.json").read_text())
     begin = {"id": "<|begin|>", "ids": [tokenizer.bos_token_id], "tokens": ["<|begin|>"]}
@@ -126,7 +130,8 @@ def test_chat_template_and_start_token_are_those_of_our_prompts(tmp_path, writte
         "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {"<|begin|>": begin},
     }  # fmt: skip
     (tmp_path / "hub" / "tokenizer.json").write_text(json.dumps(content))
-    models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+    spec = {"pretrained": str(tmp_path / "hub"), "chat_template_kwargs": options}
+    models.make_base({key: value for key, value in spec.items() if value}, tmp_path / "base")
     ours = tokenization.load(tmp_path / "base")
     config = Qwen3Config()
     config.save_pretrained(tmp_path / "out")

@@ -18,6 +18,7 @@ from cisterna.artifacts import files
 from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.publishing.joined import Base
 from cisterna.publishing.merged import Chain
+from cisterna.sequences import conventions
 from cisterna.sequences.tokenization import TAGGED
 from cisterna.tasks.catalog import LABELS
 
@@ -30,7 +31,7 @@ class Facts:
     """What a card is about: the checkpoint `folder` with its lineage `chain` and inputs.json, and how it was exported.
 
     `base` is that of an adapter, None for whole weights. `dtype` is that of the weights, `kept` the share of the update
-    of each stage that they have. `templated`: whether prompts go through a chat template. `tokens`: the most new ones.
+    of each stage that they have. `tokenizer` is ours, with its conventions; `tokens` the most new ones of an output.
     """
 
     folder: Path
@@ -40,7 +41,7 @@ class Facts:
     base: Base | None
     dtype: str
     kept: Mapping[str, float]
-    templated: bool
+    tokenizer: Any
     tokens: int
 
     @property
@@ -81,6 +82,17 @@ def write(facts: Facts) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
 
 
+def of_base(facts: Facts) -> str:
+    """The text of the card of the weights that an exported adapter belongs on."""
+    licence, of_licence = _licence(facts.chain[0][1]["recipe"])
+    data = ModelCardData(license=licence, library_name="transformers", tags=["biology", "cisterna"])
+    text = (
+        f"# Base of {facts.name}\n\nThe weights that the adapter `{facts.name}` belongs on, and nothing of it. "
+        f"The lineage is in the card of the adapter.\n\n## Licence\n\n{of_licence}"
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+
+
 def _opening(facts: Facts) -> str:
     kinds = " + ".join(manifest["kind"].upper() for _, manifest in facts.chain[1:]) or "no training"
     what = (
@@ -106,6 +118,11 @@ def _use(facts: Facts) -> str:
     parts = [f"Run this in the folder. {note}", f"```python\n{code}```"]
     if not facts.reads_features:
         parts.append("Instead of `.` the name of a model on the hub will do, once the folder is published there.")
+    if facts.inputs is not None:
+        known = conventions.of(facts.tokenizer)
+        thought = f"{known.thought[0].strip()}REASONING{known.thought[1].strip()}" if known.thinking else ""
+        begun = " The chat template has written its beginning." if known.opening else ""
+        parts.append(f"An output is `{thought}Answer: ANSWER`.{begun}")
     if facts.base is not None:
         where = "which is in this folder and has to be published too" if facts.base.inside else "as it was published"
         parts.append(f"The adapter has the updates of all stages. It belongs on `{_name(facts.base.name)}`, {where}.")
@@ -141,7 +158,7 @@ def _text_code(facts: Facts, prompt: str) -> str:
         else (f"from peft import {loader}\nfrom transformers import AutoTokenizer, GenerationConfig")
     )
     inputs = 'tokenizer(prompt, return_tensors="pt")'
-    if facts.templated:
+    if facts.tokenizer.chat_template:
         inputs = (
             'tokenizer.apply_chat_template(\n    [{"role": "user", "content": prompt}], add_generation_prompt=True, '
             'return_dict=True, return_tensors="pt"\n)'
@@ -237,10 +254,12 @@ def _lineage(facts: Facts) -> str:
 
 
 def _metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of the test splits, where they lie beside the checkpoint."""
-    path = folder.absolute().parent / "eval" / "metrics.json"
-    found = files.read_json(path) if path.is_file() else {}
-    return {split: found[split] for split in TEST_SPLITS if split in found}
+    """The metrics of the test splits, and perplexity on corpora, where they lie beside the checkpoint."""
+    beside = folder.absolute().parent
+    paths = beside / "eval" / "metrics.json", beside / "perplexity.json"
+    found, corpora = (files.read_json(path) if path.is_file() else {} for path in paths)
+    held_out = {f"held-out part of {_line(corpus)}": {"perplexity": numbers} for corpus, numbers in corpora.items()}
+    return {split: found[split] for split in TEST_SPLITS if split in found} | held_out
 
 
 def _results(task: str | None, metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[EvalResult]:

@@ -52,8 +52,6 @@ def export(folder: Path, output: Path, adapter: bool = False, dtype: str | None 
             model = merged.load(folder, chosen)
             merged.save(model, made)
         tokenizer.save(ours, made, model.config)
-        if base is not None and base.inside:
-            tokenizer.save(ours, made / joined.BASE, model.config)
         tokens = _longest(chain)
         ends = model.generation_config
         GenerationConfig(
@@ -61,7 +59,10 @@ def export(folder: Path, output: Path, adapter: bool = False, dtype: str | None 
         ).save_pretrained(made)
         if inputs is not None and inputs["encoder"] is not None:
             _save_features(model, inputs, made)
-        facts = card.Facts(folder, chain, inputs, output.name, base, chosen, kept, bool(ours.chat_template), tokens)
+        facts = card.Facts(folder, chain, inputs, output.name, base, chosen, kept, ours, tokens)
+        if base is not None and base.inside:
+            tokenizer.save(ours, made / joined.BASE, model.config)
+            (made / joined.BASE / "README.md").write_text(card.of_base(facts))
         (made / "README.md").write_text(card.write(facts))
     for line in _notes(chain, chosen, kept, base, dtype):
         print(line, file=sys.stderr)

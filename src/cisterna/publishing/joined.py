@@ -34,7 +34,10 @@ BASE = "base"  # the folder of weights that are not published
 
 
 class Base(NamedTuple):
-    """What an adapter belongs on: `name` as `from_pretrained` takes it, and whether it is in the exported folder."""
+    """What an adapter belongs on: `name` as `from_pretrained` takes it, and whether it is in the exported folder.
+
+    `dtype` is the one to load the model in: PEFT gives modules that were trained in full the dtype of the base.
+    """
 
     name: str
     revision: str | None
@@ -63,12 +66,16 @@ def save(
     first = next(n for n in range(len(chain), 0, -1) if not models.is_adapter(chain[n - 1][0]))  # the lowest adapter
     below, adapters = chain[:first], [path for path, _ in chain[first:]]
     base, kept = _base(below, published, asked)
+    if asked and not base.inside:
+        raise UserError(f"--dtype: the adapter is in float32, and the weights of {base.name} are not exported")
     update = _collect(models.compose(below[-1][0], torch.float32), adapters)
     model = models.compose(below[-1][0], torch.float32)
     if base.inside:
         merged.save(merged.load(below[-1][0], base.dtype), output / BASE)
     rows = {} if base.inside else _new_rows(model, chain[0][0], update)
     _write(model, update, final.state_dict(), rows, base, output)
+    if update.whole:
+        base = base._replace(dtype="float32")
     return base, kept | {str(path): 1.0 for path in adapters}
 
 

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.sequences import conventions, prompt, tokenization
+from cisterna.sequences.chat_template import THINK
 from cisterna.sequences.source import TOKENS
 from cisterna.sequences.tokenization import ALPHABETS, UNUSUAL
 
@@ -52,7 +53,7 @@ def save(ours: "PreTrainedTokenizerBase", folder: Path, config: "PretrainedConfi
         raise UserError(f"{ours.name_or_path}: its tokenizer has no form that could be exported (tokenizer.json)")
     template = ours.chat_template
     try:
-        ours.chat_template = _starting(ours)
+        ours.chat_template = _template(ours)
         ours.save_pretrained(folder)
     finally:
         ours.chat_template = template
@@ -71,20 +72,37 @@ def save(ours: "PreTrainedTokenizerBase", folder: Path, config: "PretrainedConfi
             )
 
 
-def _starting(tokenizer: "PreTrainedTokenizerBase") -> Any:
-    """The chat template, with the start tokens of the backbone before it if it does not write them itself."""
-    template = tokenizer.chat_template
-    if isinstance(template, str):
-        rendered = tokenizer(conventions.render(tokenizer, [""])[0], add_special_tokens=False)["input_ids"]
-        if conventions.started(tokenizer, rendered) != rendered:
-            return f"{{{{ {json.dumps(''.join(conventions.of(tokenizer).start_tokens))} }}}}{template}"
-    return template
+def _template(tokenizer: "PreTrainedTokenizerBase") -> Any:
+    """The chat template, which begins with the options of the study and the start tokens that it does not write."""
+    template, known = tokenizer.chat_template, conventions.of(tokenizer)
+    if not template:
+        return template
+    options = [(name, _literal(value)) for name, value in known.chat_template_kwargs.items()]
+    before = "".join(f"{{% if {k} is not defined %}}{{% set {k} = {value} %}}{{% endif %}}" for k, value in options)
+    rendered = tokenizer(conventions.render(tokenizer, [""])[0], add_special_tokens=False)["input_ids"]
+    missing = conventions.started(tokenizer, rendered) != rendered
+    if not options and not missing:
+        return template
+    # An expression ends it: after a block, jinja would drop a line break with which the template begins.
+    before += f"{{{{ {json.dumps(''.join(known.start_tokens) if missing else '')} }}}}"
+    if isinstance(template, dict):
+        return {name: before + text for name, text in template.items()}
+    return before + template
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as jinja writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)}: {_literal(part)}' for key, part in value.items())}}}"
+    return "none" if value is None else json.dumps(value)
 
 
 def _converting(core: Tokenizer) -> Tokenizer:
     """A copy of a tokenizer that finds tags and residue tokens after its normalizer, which writes the residues."""
     content: dict[str, Any] = json.loads(core.to_str())
-    added = [token for token in tokenization.added_tokens() if token not in conventions.THINK]
+    added = [token for token in tokenization.added_tokens() if token not in THINK]
     for token in content["added_tokens"]:
         if token["content"] in added:  # those that are not normalized are found before the normalizer
             token["normalized"] = True
