@@ -329,25 +329,34 @@ def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_block
 
 
 @pytest.mark.parametrize(
-    ("family", "form"),
+    ("family", "form", "problem"),
     [
-        ("Mamba", {"state_size": 4}),
-        ("RecurrentGemma", {"num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 32, "pad_token_id": 0}),
+        ("Mamba", {"state_size": 4}, "does not read on from its cache"),
+        (
+            "RecurrentGemma",
+            {"num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 32, "pad_token_id": 0},
+            "reads a text otherwise after padding",
+        ),
     ],
 )
-def test_backbone_that_does_not_read_on_from_its_cache_is_refused(family, form, tmp_path):
+def test_backbone_that_generation_or_batches_would_read_otherwise_is_refused(family, form, problem, tmp_path):
     import transformers
 
     families.make("qwen3", tmp_path / "hub")
     model_class = getattr(transformers, f"{family}ForCausalLM")
     size = {"vocab_size": 404, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     model_class(model_class.config_class(**size | form)).save_pretrained(tmp_path / "hub")
-    with pytest.raises(UserError, match=rf"hub: {family}ForCausalLM does not read on from its cache\. Use another"):
+    with pytest.raises(UserError, match=rf"hub: {family}ForCausalLM {problem}\. Use another backbone"):
         models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
 
 
-def test_backbone_that_reads_a_text_otherwise_after_padding_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "number_positions", lambda model: None)
-    families.make("gpt2", tmp_path / "hub")
-    with pytest.raises(UserError, match="GPT2LMHeadModel reads a text otherwise after padding"):
-        models.make_base({"pretrained": str(tmp_path / "hub")}, tmp_path / "base")
+def test_check_of_a_backbone_does_not_take_the_rounding_of_bfloat16_for_another_text():
+    """Of 12 layers, in which it grows to a tenth of the logits."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    _, form = FAMILIES["gemma4"]
+    layers = {"num_hidden_layers": 12, "layer_types": families.SLIDING["layer_types"] * 6}
+    size = {"vocab_size": 404, "vocab_size_per_layer_input": 404}
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**families.COMMON | form | layers | size)).to(torch.bfloat16)
+    pretrained.check(model, "backbone")
+    pretrained.check_documents(model)

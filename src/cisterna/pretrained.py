@@ -6,8 +6,7 @@ lineages (`cisterna.models`).
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from cisterna.errors import UserError
+
+_LENGTH = 12  # tokens of the text with which a model is checked
 
 
 def load(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedModel, list[str]]:
@@ -104,46 +105,74 @@ def _give_positions(model: Any, arguments: tuple[Any, ...], options: dict[str, A
 
 def check(model: PreTrainedModel, name: str) -> None:
     """UserError for a model that reads padded texts, or the rest of a text after its cache, otherwise than a text."""
-    advice = "Use another backbone"
-    with _reading(model) as (ids, alone):
-        mask = torch.ones_like(ids)
-        padded = torch.cat([torch.zeros_like(ids[:, :5]), ids], dim=1), torch.cat([mask[:, :5] * 0, mask], dim=1)
-        if _differ(model(padded[0], attention_mask=padded[1]).logits[:, 5:], alone):
-            raise UserError(f"{name}: {type(model).__name__} reads a text otherwise after padding. {advice}")
-        try:
-            cache = copy.deepcopy(model(ids[:, :7], use_cache=True).past_key_values)
-            rest = model(ids[:, 7:], past_key_values=cache, use_cache=True).logits
-        except (AttributeError, TypeError, ValueError, NotImplementedError):  # it has another kind of state
-            rest = None
-        if rest is None or _differ(rest, alone[:, 7:]):
-            raise UserError(f"{name}: {type(model).__name__} does not read on from its cache. {advice}")
+    text = _Text(model)
+    ids, mask = text.ids, torch.ones_like(text.ids)
+    padded = torch.cat([mask[:, :5], ids], dim=1), torch.cat([mask[:, :5] * 0, mask], dim=1)
+    if text.read_otherwise(lambda: model(padded[0], attention_mask=padded[1]).logits[:, 5:]):
+        raise UserError(f"{name}: {type(model).__name__} reads a text otherwise after padding. Use another backbone")
+    if text.read_otherwise(lambda: _continued(model, ids, 7)):
+        raise UserError(f"{name}: {type(model).__name__} does not read on from its cache. Use another backbone")
 
 
 def check_documents(model: PreTrainedModel) -> None:
     """UserError for a model that does not keep the documents of a packed block apart, as layers with a state do not."""
-    with _reading(model) as (ids, alone):
-        twice = torch.arange(ids.shape[1]).repeat(2)[None]
-        packed = model(ids.repeat(1, 2), position_ids=twice, use_cache=False).logits
-        if _differ(packed[:, ids.shape[1] :], alone):
-            raise UserError(
-                f"continued pre-training packs documents into blocks, and {type(model).__name__} reads one document "
-                "with what it has read of others. Use a backbone with attention in all layers, or leave out cpt"
-            )
+    text = _Text(model)
+    twice, positions = (
+        torch.cat([text.ids.flip(1), text.ids], dim=1),
+        torch.arange(_LENGTH, device=model.device).repeat(2)[None],
+    )
+    if text.read_otherwise(lambda: model(twice, position_ids=positions, use_cache=False).logits[:, _LENGTH:]):
+        raise UserError(
+            f"continued pre-training packs documents into blocks, and {type(model).__name__} reads one document with "
+            "what it has read of others. Use a backbone with attention in all layers, or leave out cpt"
+        )
 
 
-@contextmanager
-def _reading(model: PreTrainedModel) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A text of 12 tokens and its logits, with the model in evaluation mode."""
-    training, size = model.training, model.get_input_embeddings().num_embeddings
-    ids = torch.linspace(1, size - 1, 12, device=model.device).long()[None]
+def _continued(model: PreTrainedModel, ids: torch.Tensor, begin: int) -> torch.Tensor:
+    """Logits of a text that is read in two parts; NaN where the model has no cache of the usual kind."""
     try:
-        with torch.no_grad():
-            yield ids, model.eval()(ids, use_cache=False).logits
-    finally:
-        model.train(training)
+        begun = model(ids[:, :begin], use_cache=True)
+        cache = copy.deepcopy(begun.past_key_values)
+        rest = model(ids[:, begin:], past_key_values=cache, use_cache=True)
+    except (AttributeError, TypeError, ValueError, NotImplementedError):
+        return torch.full((1, ids.shape[1], 1), torch.nan)
+    return torch.cat([begun.logits, rest.logits], dim=1)
 
 
-def _differ(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits differ by more than the rounding of bfloat16, at most positions (experts may change at some)."""
-    spread = (expected - expected.mean(dim=-1, keepdim=True)).float().norm(dim=-1)
-    return bool(((found - expected).float().norm(dim=-1) / spread).median() > 0.1)
+class _Text:
+    """A text of 12 tokens, read by a model: what it is to be compared with, and how exactly."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.ids = torch.linspace(1, model.get_input_embeddings().num_embeddings - 1, _LENGTH, device=model.device)
+        self.ids = self.ids.long()[None]
+        self.logits = self._read(lambda: model(self.ids, use_cache=False).logits)
+        # Rounding is enlarged by each layer, and in bfloat16 it is no small thing. So it is measured: the embeddings
+        # are changed in their last bit.
+        hook = model.get_input_embeddings().register_forward_hook(_change_last_bit)
+        rounding = self._distance(lambda: model(self.ids, use_cache=False).logits)
+        hook.remove()
+        self.limit = max(0.001, 3 * rounding)
+
+    def read_otherwise(self, read: Callable[[], torch.Tensor]) -> bool:
+        """Whether logits of the text that are got in another way differ by more than rounding."""
+        return not self._distance(read) < self.limit
+
+    def _distance(self, read: Callable[[], torch.Tensor]) -> float:
+        """How far logits are off, relative to their spread: the median over positions (experts may change at some)."""
+        spread = (self.logits - self.logits.mean(dim=-1, keepdim=True)).norm(dim=-1)
+        return float(((self._read(read) - self.logits).norm(dim=-1) / spread).median())
+
+    def _read(self, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        training = self.model.training
+        try:
+            self.model.eval()
+            with torch.no_grad():
+                return read().float()
+        finally:
+            self.model.train(training)
+
+
+def _change_last_bit(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    signs = torch.arange(output.numel(), device=output.device).view_as(output) % 2 * 2 - 1
+    return (output.float() * (1 + torch.finfo(output.dtype).eps * signs)).to(output.dtype)
