@@ -168,6 +168,22 @@ def test_raw_counts_are_read_where_there_are_some(folder, tmp_path):
     np.testing.assert_array_equal(embedded(path, load(folder)), embedded(plain, load(folder)))
 
 
+def test_counts_may_be_a_layer_and_genes_any_column_of_var(folder, tmp_path):
+    def move(_, made):
+        made.layers["counts"] = made.X.copy()
+        made.X = np.log1p(made.X)
+        made.var["gene"] = made.var.pop("ensembl_id")
+
+    path, plain = cells(tmp_path / "layer.h5ad", X=move), cells(tmp_path / "plain.h5ad")
+    file = adapter.CellFile(path, load(folder), "counts", "gene")
+    found = torch.stack(list(file.embeddings(range(11)))).numpy()
+    np.testing.assert_array_equal(found, embedded(plain, load(folder)))
+    with pytest.raises(UserError, match="no layer 'raw'"):
+        adapter.CellFile(path, load(folder), "raw")
+    with pytest.raises(UserError, match="no column 'id' in var"):
+        adapter.CellFile(path, load(folder), "counts", "id")
+
+
 def test_a_model_without_columns_of_obs(package, tmp_path):
     folder = checkpoint(tmp_path / "small", aux_cols=None)
     config = json.loads((folder / "config.json").read_text())

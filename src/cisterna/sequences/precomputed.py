@@ -172,7 +172,7 @@ class CellTable:
         self.name = ", ".join(map(str, paths))
         adapter = importlib.import_module(f"cisterna.sequences.encoders.{spec['package']}")
         network = adapter.load(spec, reading["batch_size"], encoders.own_device())
-        self.opened = [adapter.CellFile(path, network) for path in paths]
+        self.opened = [adapter.CellFile(path, network, spec.get("counts"), spec.get("genes")) for path in paths]
         self._width = int(network.module.model_config.embed_dim)
         self._places = {
             name: place for number, file in enumerate(self.opened) for name, place in _numbered(file, number)

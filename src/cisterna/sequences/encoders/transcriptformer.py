@@ -7,8 +7,8 @@ network reads the counts of a cell, and gives one row: the mean of its outputs o
 `transcriptformer inference` calls the cell embedding. What it reads are the defaults of that command: genes of the
 vocabulary with a count above 0, in the order of the file, at most `seq_len` of them, counts of at most 30.
 
-It reads `.h5ad` files: `raw.X`, or X where there is none, which must be whole numbers. Gene ids (Ensembl's, without
-versions) are a column of `var`, the first of GENE_COLUMNS, or else its index.
+It reads `.h5ad` files: the layer `counts`, or `raw.X`, or X where there is none, which must be whole numbers. Gene ids
+(Ensembl's, without versions) are the column `genes` of `var`, or the first of GENE_COLUMNS, or else its index.
 
 Not for contextual gene embeddings, other species' gene embeddings, or training.
 """
@@ -126,9 +126,12 @@ def load(spec: Mapping[str, Any], batch_size: int, device: torch.device) -> Cell
 
 
 class CellFile:
-    """The cells of an `.h5ad` file as a network reads them. Raises UserError for a file that it cannot read."""
+    """The cells of an `.h5ad` file as a network reads them. Raises UserError for a file that it cannot read.
 
-    def __init__(self, path: Path, network: CellNetwork) -> None:
+    `counts` is the layer with the counts, `genes` the column of `var` with the ids of the genes; None as above.
+    """
+
+    def __init__(self, path: Path, network: CellNetwork, counts: str | None = None, genes: str | None = None) -> None:
         import h5py
         from anndata.io import read_elem, sparse_dataset
 
@@ -137,13 +140,16 @@ class CellFile:
             with h5py.File(path, "r") as file:
                 if not all(part in file and "_index" in file[part].attrs for part in ("obs", "var")):
                     raise UserError(f"{path}: not an .h5ad file as AnnData 0.7 and later write it")
-                self.part = "raw/X" if "raw/X" in file else "X"
+                self.part = f"layers/{counts}" if counts else "raw/X" if "raw/X" in file else "X"
                 if self.part not in file:
-                    raise UserError(f"{path}: no raw.X and no X; TranscriptFormer reads the counts of cells")
+                    wanted = f"layer {counts!r}" if counts else "raw.X and no X"
+                    raise UserError(f"{path}: no {wanted}; TranscriptFormer reads the counts of cells (key `counts`)")
                 var = file["raw/var" if self.part == "raw/X" else "var"]
                 self.ids = [str(name).strip() for name in read_elem(file["obs"][file["obs"].attrs["_index"]])]
-                column = next((name for name in GENE_COLUMNS if name in var), var.attrs["_index"])
-                genes = [str(gene).split(".")[0] for gene in read_elem(var[column])]
+                column = genes or next((name for name in GENE_COLUMNS if name in var), var.attrs["_index"])
+                if column not in var:
+                    raise UserError(f"{path}: no column {column!r} in var with the ids of the genes (key `genes`)")
+                names = [str(gene).split(".")[0] for gene in read_elem(var[column])]
                 self._columns = {name: self._values(file["obs"], name) for name in network.columns}
                 stored = file[self.part]
                 self._whole = None
@@ -153,17 +159,17 @@ class CellFile:
             raise UserError(
                 f"{path}: cannot be read as .h5ad ({one_line(error)}). TranscriptFormer reads the counts of its cells."
             ) from error
-        self._tokens = np.array([network.vocabulary.get(gene, -1) for gene in genes], dtype=np.int64)
-        known = [gene for gene, token in zip(genes, self._tokens, strict=True) if token >= 0]
+        self._tokens = np.array([network.vocabulary.get(gene, -1) for gene in names], dtype=np.int64)
+        known = [gene for gene, token in zip(names, self._tokens, strict=True) if token >= 0]
         where = f"{path}: genes of var ({column})"
         if not known:
             raise UserError(
-                f"{where} are not in the vocabulary of {network.name}, such as {genes[0]!r}. Expected Ensembl ids in a "
-                f"column of var, one of {', '.join(GENE_COLUMNS)}, or in its index."
+                f"{where} are not in the vocabulary of {network.name}, such as {names[0]!r}. Expected Ensembl ids; "
+                "name their column of var in `genes`."
             )
         if len(set(known)) != len(known):
             raise UserError(f"{where} are there twice, without their versions. Keep one of each.")
-        print(f"{where}: {len(known)} of {len(genes)} are in the vocabulary of {network.name}", flush=True)
+        print(f"{where}: {len(known)} of {len(names)} are in the vocabulary of {network.name}", flush=True)
 
     def _values(self, obs: Any, name: str) -> list[str]:
         from anndata.io import read_elem
@@ -205,7 +211,7 @@ class CellFile:
         if not (np.isfinite(values) & (values >= 0) & (values == np.round(values))).all():
             raise UserError(
                 f"{self.path}: cell {name!r}: {self.part} has values that are no counts. TranscriptFormer reads raw "
-                "counts: put them into raw.X, or into X of a file without raw."
+                "counts: name their layer in `counts`, or put them into raw.X, or into X of a file without raw."
             )
         kept = (values > 0) & (self._tokens[columns] >= 0)
         if not kept.any():

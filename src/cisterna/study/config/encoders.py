@@ -99,7 +99,15 @@ class CellEncoder(t.Section):
     )
     package: Annotated[Literal["transcriptformer"], t.Choice] = t.required(
         "what loads it; it has to be installed ([how](../docs/encoders.md#transcriptformer)). It reads the counts in "
-        "the `.h5ad` file of the task: `raw.X`, or X where there is none."
+        "the `.h5ad` file of the task."
+    )
+    counts: t.Text | None = t.default(
+        None, "layer of the file with the raw counts; null is `raw.X`, or X where there is none."
+    )
+    genes: t.Text | None = t.default(
+        None,
+        "column of `var` with the Ensembl ids of the genes; null is `ensembl_id`, `gene_ids`, `feature_id` or the "
+        "index, the first that there is.",
     )
     dtype: Annotated[Literal["auto", "float32"], t.Choice] = t.default(
         "auto", "`auto` is mixed precision on a GPU, as in the package, and float32 on a CPU."
