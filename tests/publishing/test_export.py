@@ -423,6 +423,26 @@ def test_code_of_the_card_asks_through_the_chat_template(tmp_path, monkeypatch, 
     assert printed.strip() == loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def test_prompt_of_the_card_has_the_form_of_a_users_table_and_none_of_its_rows(base, tmp_path):
+    spec = {
+        "file": "/home/someone/secret/patients.csv", "modality": "dna", "labels": ["low", "high"], "ood": ["x"],
+        "columns": {"id": "name", "sequence": {"first": "a", "second": "b"}, "label": "class", "group": "family"},
+        "prompt": "Which is {kind}? {first} or {second}. {options}",
+    }  # fmt: skip
+    inputs = {"task": "mine", "spec": spec, "labels": ["low", "high"], "modality": "dna", "sequences": "tokens"}
+
+    def save(folder):
+        adapted(base).save_pretrained(folder)
+        inputs_file.write(folder, tmp_path / "sft", inputs | {"encoder": None, "bridge": None})
+
+    output = export(publish(base, tmp_path / "sft", save), tmp_path / "out")
+    sequence = "<dna>ACGTACGTACGT</dna>"
+    assert f"prompt = 'Which is [kind]? {sequence} or {sequence}. low, high\\n'" in blocks(output)[0]
+    text = (output / "README.md").read_text()
+    assert "patients.csv" in text
+    assert "/home/someone" not in text
+
+
 def test_perplexity_of_a_model_of_text_is_in_its_card(base, tmp_path):
     folder = shutil.copytree(base, tmp_path / "base" / "checkpoint")
     numbers = {"value": 3.5, "low": 3.25, "high": 3.75, "n": 1000}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from cisterna import __version__, tasks, updates
@@ -20,10 +21,12 @@ from cisterna.publishing.joined import Base
 from cisterna.publishing.merged import Chain
 from cisterna.sequences import conventions
 from cisterna.sequences.tokenization import TAGGED
+from cisterna.tasks import table_prompt
 from cisterna.tasks.catalog import LABELS
 
 MEASURES = ("accuracy", "f1_micro")  # those that the metadata have, of the metrics that a task has
 UNKNOWN = "unknown"
+RESIDUES = {"dna": "ACGTACGTACGT", "rna": "ACGUACGUACGU", "protein": "MKVLAAGIVGLC"}  # of examples
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,19 @@ def _use(facts: Facts) -> str:
 def _example(facts: Facts) -> tuple[str, str]:
     """A prompt, and what there is to say about it."""
     inputs = facts.inputs
-    if inputs and not inputs["spec"].get("adapter") and "file" not in inputs["spec"] and inputs["task"] in LABELS:
-        rows = tasks.read(tasks.load(inputs["task"], inputs["spec"]))  # they ship with Cisterna, and are public
+    spec = inputs["spec"] if inputs else {"adapter": None}
+    if inputs and not spec.get("adapter") and "file" not in spec and inputs["task"] in LABELS:
+        rows = tasks.read(tasks.load(inputs["task"], spec))  # they ship with Cisterna, and are public
         return str(rows["prompt"].iloc[0]), "The prompt is one of the task's."
+    if inputs and not spec.get("adapter"):  # rows of a user's own table are not for everybody
+        form = table_prompt.of_spec(inputs["task"], spec, inputs["labels"])
+        cells = {name: RESIDUES[kind] for name, kind in form.modalities.items()}
+        cells |= {column: f"[{column}]" for column in form.fields}
+        note = "The prompt has the form of the task's, with a made-up sequence"
+        named = " and names of columns in brackets" if form.fields else ""
+        return form.write(pd.DataFrame([cells]))[0], f"{note}{named}. To other questions this model has no answer."
     modality = inputs["modality"] if inputs else "dna"
-    residues = {"dna": "ACGTACGTACGT", "rna": "ACGUACGUACGU", "protein": "MKVLAAGIVGLC"}.get(modality)
-    prompt = f"<{modality}>{residues}</{modality}>" if residues else "Text."
+    prompt = f"<{modality}>{RESIDUES[modality]}</{modality}>" if modality in RESIDUES else "Text."
     return prompt, (
         "The prompt only shows the form of sequences. Write prompts as those of the training data are (column `prompt` "
         "of its Parquet files): to other questions this model has learned no answer."
