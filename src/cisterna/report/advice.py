@@ -24,7 +24,7 @@ from cisterna import study as studies
 from cisterna.artifacts import files
 from cisterna.constants import TEST_SPLITS
 from cisterna.errors import UserError
-from cisterna.report import claims, statistics
+from cisterna.report import budgets, comparisons, statistics
 from cisterna.report.statistics import LEVEL, PRIMARY, RESAMPLES, AnySheet, Array
 from cisterna.study import Model, Study
 
@@ -112,7 +112,7 @@ def weigh(
 def _stages(study: Study, task: str, sheets: Mapping[tuple[str, str], AnySheet], resamples: int) -> Stages:
     groups: dict[tuple[Any, ...], list[Model]] = defaultdict(list)
     answered = {path for split in TEST_SPLITS for path in sheets[task, split].models}
-    for evaluated_on, model in claims.evaluated_models(study):
+    for evaluated_on, model in comparisons.evaluated_models(study):
         if evaluated_on == task and model.path in answered:
             groups[_stage(model)].append(model)
     seeds = sorted({model.seed for models in groups.values() for model in models if model.seed is not None})
@@ -230,7 +230,7 @@ def _known(study: Study, tasks: Mapping[str, Stages]) -> Known:
         for place, models in enumerate(stages.models)
         for model in models
     }
-    for (unit, total, words, (task, *_)), splits in claims.allocations(study).items():
+    for (unit, total, words, (task, *_)), splits in budgets.allocations(study).items():
         if unit == "epochs" and all((task, model.path) in places for model in splits.values()):
             one = task, words, tuple(places[task, model.path] for model in splits.values())
             if one not in known[total][tuple(splits)]:  # the same for every seed
@@ -293,7 +293,7 @@ def _choice(splits: Sequence[tuple[int, int]], estimates: Sequence[Mapping[str, 
     (sft, rl), best = max(zip(splits, estimates, strict=True), key=lambda pair: pair[1]["probability_best"])
     sure = best["probability_best"] >= SURE
     numbers = f"best in {best['probability_best']:.0%} of the resamples, expected regret {best['expected_regret']:.3f}"
-    name = claims.split_words(sft, rl)
+    name = budgets.split_words(sft, rl)
     text = f"{name} ({numbers})" if sure else f"the data cannot tell; {name} leads ({numbers})"
     return {"sure": sure, "sft": sft, "rl": rl, "text": f"{split.upper()}: {text}."}
 
@@ -303,7 +303,7 @@ def _overall(budget: int, comparisons: Sequence[Mapping[str, Any]]) -> str:
     choices = [comparison["verdict"][split] for comparison in comparisons for split in TEST_SPLITS]
     splits = {(choice["sft"], choice["rl"]) for choice in choices if choice["sure"]}
     if all(choice["sure"] for choice in choices) and len(splits) == 1:
-        return f"For {budget} epochs the evidence supports {claims.split_words(*splits.pop())}, for ID and OOD alike."
+        return f"For {budget} epochs the evidence supports {budgets.split_words(*splits.pop())}, for ID and OOD alike."
     if not splits:
         return (
             f"The data cannot tell how to split {budget} epochs: no allocation is the best in {SURE:.0%} of resamples."
@@ -329,8 +329,8 @@ def show(advice: Mapping[str, Any], console: Console) -> None:
     if advice["budget"]:
         _show_budget(advice["budget"], console)
     else:
-        budgets = ", ".join(map(str, advice["budgets"])) or "none"
-        console.print(f"[bold]Budgets[/bold] (--budget-epochs) for which this study compares splits: {budgets}\n")
+        listed = ", ".join(map(str, advice["budgets"])) or "none"
+        console.print(f"[bold]Budgets[/bold] (--budget-epochs) for which this study compares splits: {listed}\n")
     for task, ladders in advice["peaks"].items():
         _show_peaks(task, ladders, console)
     for task, stages in advice["frontier"].items():
@@ -344,7 +344,7 @@ def _show_budget(budget: Mapping[str, Any], console: Console) -> None:
     for comparison in budget["comparisons"]:
         rows = []
         for allocation in comparison["allocations"]:
-            row = [claims.split_words(allocation["sft"], allocation["rl"])]
+            row = [budgets.split_words(allocation["sft"], allocation["rl"])]
             for split in TEST_SPLITS:
                 numbers = allocation[split]
                 row += [_number(numbers), f"{numbers['probability_best']:.0%}", f"{numbers['expected_regret']:.3f}"]

@@ -13,6 +13,7 @@ import pandas as pd
 from cisterna.artifacts import files
 from cisterna.errors import UserError, one_line
 from cisterna.report import published, tables
+from cisterna.report.comparisons import BOTH, GAP
 from cisterna.report.tables import (
     BASELINE_NAMES,
     FORM_NAMES,
@@ -211,7 +212,8 @@ def findings(content: Mapping[str, Any]) -> str:
         **content,
         primary=primary,
         metric_names={metric: METRIC_NAMES[metric] for metric in content["method"]["metrics"]},
-        split_names=SPLIT_NAMES,
+        split_names=SPLIT_NAMES | {BOTH: "mean of ID and OOD", GAP: "OOD minus ID"},
+        short_names={split: split.upper() for split in SPLIT_NAMES} | {BOTH: "ID, OOD", GAP: "OOD - ID"},
         tests=len(measured),
         one_seed=any(part["n"]["seeds"] == 1 for part in measured),
         width=PICTURE,

@@ -258,6 +258,27 @@ def _join(blocks: Sequence[Sequence[Values]]) -> list[Values]:
     return [{metric: np.concatenate([values[metric] for values in part]) for metric in part[0]} for part in parts]
 
 
+def mix(first: Draws, second: Draws, weights: tuple[float, float]) -> Draws:
+    """Weighted sums of the metrics of the same models on two sheets, whose resamples are independent.
+
+    Halves are those of both sheets; there are none if a sheet has none.
+    """
+    if first.columns != second.columns:
+        raise ValueError("the sheets have different models")
+
+    def together(one: Values, other: Values) -> Values:
+        return {metric: weights[0] * one[metric] + weights[1] * other[metric] for metric in one}
+
+    return Draws(
+        first.columns,
+        first.examples + second.examples,
+        together(first.observed, second.observed),
+        together(first.resampled, second.resampled),
+        [together(*pair) for pair in zip(first.halves, second.halves, strict=False)],
+        [together(*pair) for pair in zip(first.resampled_halves, second.resampled_halves, strict=False)],
+    )
+
+
 def _halves(
     gold: NDArray[np.int16], count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -271,23 +292,31 @@ def _halves(
     return first, 1 - first
 
 
-def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
-    """Variance, between training seeds, of the mean over settings of the mean over seeds; and its degrees of freedom.
+def influence(effects: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """How much each training seed moves the mean over settings of the mean over seeds: the values add up to 0.
 
     `effects` has one mapping for each setting, seed -> effect. Seeds are clusters: the effects of one seed in all
-    settings are one observation (the cluster-robust sandwich estimator, with the factor S / (S - 1) for S seeds). If
-    every setting has the same seeds it is the variance of the seeds' means, over S. (0, 0) for a single seed.
+    settings are one observation.
     """
-    influence: dict[int, float] = {}
+    moved: dict[int, float] = {}
     for effect in effects:
         mean = sum(effect.values()) / len(effect)
         for seed, value in effect.items():
-            share = (value - mean) / len(effect) / len(effects)
-            influence[seed] = influence.get(seed, 0.0) + share
-    seeds = len(influence)
+            moved[seed] = moved.get(seed, 0.0) + (value - mean) / len(effect) / len(effects)
+    return moved
+
+
+def seed_variance(effects: Sequence[Mapping[int, float]]) -> tuple[float, int]:
+    """Variance, between training seeds, of the mean over settings of the mean over seeds; and its degrees of freedom.
+
+    From the `influence` of each seed (the cluster-robust sandwich estimator, with the factor S / (S - 1) for S seeds).
+    If every setting has the same seeds it is the variance of the seeds' means, over S. (0, 0) for a single seed.
+    """
+    moved = influence(effects)
+    seeds = len(moved)
     if seeds < 2:
         return 0.0, 0
-    return sum(share**2 for share in influence.values()) * seeds / (seeds - 1), seeds - 1
+    return sum(share**2 for share in moved.values()) * seeds / (seeds - 1), seeds - 1
 
 
 def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Generator) -> Array:
@@ -305,6 +334,20 @@ def noise(variances: Sequence[tuple[float, int]], size: int, rng: np.random.Gene
     total = sum(variance for variance, _ in known)
     freedom = total**2 / sum(variance**2 / freedom for variance, freedom in known)
     return np.sqrt(total) * rng.standard_t(freedom, size)
+
+
+def joint_noise(moved: Sequence[Mapping[int, float]], size: int, rng: np.random.Generator) -> Array:
+    """Draws, shape (size, quantities), of the errors of several quantities of one task that are due to training seeds.
+
+    `moved` has the `influence` of the seeds on each quantity. Each column has the variance of `seed_variance` and the
+    tails of Student's t with S - 1 degrees of freedom; columns are as dependent as the seeds make them.
+    """
+    seeds = sorted({seed for one in moved for seed in one})
+    if len(seeds) < 2:
+        return np.zeros((size, len(moved)))
+    shares = np.array([[one.get(seed, 0.0) for one in moved] for seed in seeds])
+    scale = np.sqrt(len(seeds) / rng.chisquare(len(seeds) - 1, size=(size, 1)))
+    return scale * (rng.standard_normal((size, len(seeds))) @ shares)
 
 
 def seed_weights(seeds: int, size: int, rng: np.random.Generator) -> Array:
