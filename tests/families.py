@@ -13,7 +13,7 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
     "initializer_range": 0.2,  # so that what a model reads matters
-    "pad_token_id": 0,
+    "pad_token_id": 5,  # not that of the tokenizer
     "bos_token_id": None,
 }
 GROUPED = {"num_key_value_heads": 2}
@@ -56,6 +56,6 @@ def make(name: str, folder: Path, **more: Any) -> Any:
         path.unlink()
     # Bytes that no text in English has end an output too, so that random outputs differ in length, and a reward in RL.
     ends = [tokenizer.eos_token_id, *range(100, 140)]
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=0)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends)
     model.save_pretrained(folder)
     return model

@@ -18,6 +18,7 @@ from cisterna.artifacts import checkpoint
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import generate
+from cisterna.publishing import export, feature_model
 from cisterna.sequences import bridge, tokenization
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import connect, source_of
@@ -91,7 +92,7 @@ def test_feature_rows_are_read_as_embeddings_alone_in_a_batch_and_in_generation(
         assert 0.3 * spread < embeddings[is_feature].std() < 2 * spread  # as large as the model's own
         more = {}
         if name == "gemma4":
-            more["per_layer_inputs"] = plain.model.get_per_layer_inputs(ids.masked_fill(is_feature, 0))
+            more["per_layer_inputs"] = plain.model.get_per_layer_inputs(ids.masked_fill(is_feature, 5))
         torch.testing.assert_close(plain(inputs_embeds=embeddings, **more).logits[0], alone[0], atol=1e-5, rtol=0)
         # Padded on the left, as in GRPO, which gives no positions.
         batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
@@ -158,6 +159,26 @@ def test_adapters_and_bridges_of_sft_and_rl_are_published_and_merged(name, bases
         torch.testing.assert_close(found, logits(model, tokenizer, splice, given), **CLOSE)
         with model.disable_adapter():
             assert largest(found, logits(model, tokenizer, splice, given)) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("gemma4", False), ("gemma4", True), ("llama", True)])
+def test_exported_model_reads_features_as_the_checkpoint_does(name, adapter, bases, splice, bank, tmp_path):
+    """Of a pretrained base: Llama's adapter stands on it, with the new tokens; Gemma 4's needs the base beside it."""
+    folder, reads = tmp_path / "models", {"sequences": "features", "bank": bank}
+    made = Run("sft", bases(name), splice, folder, SFT | {"lora": LORA, "examples": 8}, 1, reads=reads).here()
+    export.export(made.output, tmp_path / "out", adapter=adapter)
+    model, tokenizer = feature_model.load(tmp_path / "out")
+    first, given = len(model.get_input_embeddings().weight), source_of(made.output, bank)
+    frame = pd.read_parquet(splice / "id.parquet").head(2)
+    rows = encode_prompts(tokenization.load(bases(name)), list(frame["prompt"]), given, list(frame["segments"]), first)
+    last = max(map(max, rows)) - first
+    model.rows.given = given.features.rows(torch.arange(last + 1)).float()
+    with torch.inference_mode():
+        found = torch.cat([model(torch.tensor([row])).logits[0] for row in rows])
+    torch.testing.assert_close(found, composed(made.output, splice, bank), **CLOSE)
+    some = [[torch.ones(3, model.rows.width)]]
+    encoded = feature_model.encode(model, tokenizer, ["Spliced? <rna>GUA</rna>"], some)["input_ids"]
+    assert (encoded >= first).sum() == 3
 
 
 # --- Gemma 4 ---

@@ -65,7 +65,7 @@ def encode(model: Any, tokenizer: Any, prompts: Sequence[str], features: Sequenc
 
     A row of features is one token id beyond the vocabulary. The model keeps the features until the next call.
     """
-    first = model.get_input_embeddings().num_embeddings
+    first = len(model.get_input_embeddings().weight)
     rows, encoded, done = [torch.zeros(0, model.rows.width)], [], 0
     for prompt, stretches in zip(prompts, features, strict=True):
         if len(stretches) != len(TAGGED.findall(prompt)):

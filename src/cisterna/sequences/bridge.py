@@ -85,7 +85,7 @@ def install(model: Any, features: FeatureRows) -> None:
     Call it once, on the plain model, before adapters, DeepSpeed or DataParallel wrap it. The bridge runs in every
     forward pass, even without a feature row, because all ranks must gather and reduce the same parameters.
     """
-    first = model.get_input_embeddings().num_embeddings
+    first = len(model.get_input_embeddings().weight)  # PEFT's wrapper for new tokens has no `num_embeddings`
     decoder = model.get_decoder()
     names = list(inspect.signature(decoder.forward).parameters)
     if not {"input_ids", "inputs_embeds"} <= set(names):
