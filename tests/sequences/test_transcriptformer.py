@@ -130,7 +130,7 @@ def by_the_package(folder, path, tmp_path, batch_size=4):
     config["data_config"] |= {"aux_vocab_path": str(folder / "vocabs"), "esm2_mappings_path": str(folder / "vocabs")}
     config["model_config"] |= {"compile_block_mask": False}
     config["inference_config"] = {
-        "batch_size": batch_size, "output_keys": ["embeddings"], "obs_keys": ["kind"], "precision": "32",
+        "batch_size": batch_size, "output_keys": ["embeddings"], "obs_keys": ["all"], "precision": "32",
         "load_checkpoint": str(folder / "model_weights.pt"), "pretrained_embedding": None, "emb_type": "cell",
         "num_gpus": 1, "device": "cpu",
     }  # fmt: skip
@@ -157,6 +157,22 @@ def test_embeddings_are_those_of_the_packages_command(folder, tmp_path, form):
     assert np.abs(found[:, None] - found[None]).max(axis=2)[~np.eye(11, dtype=bool)].min() > 1e-2  # cells differ
     np.testing.assert_allclose(found, expected.obsm["embeddings"], rtol=1e-4, atol=1e-5)
     assert list(expected.obs_names) == [str(row) for row in range(11)]  # as docs/encoders.md warns
+
+
+def test_what_the_packages_command_writes_is_read_as_precomputed_features_by_a_column_of_obs(folder, tmp_path):
+    """The way of docs/encoders.md: names of cells are put into a column, because the command drops obs_names."""
+
+    def keep_names(obs, made):
+        obs["cell"] = made.obs_names
+
+    made = by_the_package(folder, cells(tmp_path / "cells.h5ad", obs=keep_names), tmp_path)
+    made.write_h5ad(tmp_path / "embeddings.h5ad")
+    table = precomputed.FeatureTable([tmp_path / "embeddings.h5ad"], "embeddings", "cell")
+    ((name, rows),) = table.read({"cell-7": 0}, {"per": "example", "pool": None, "storage": "float32"})
+    assert name == "cell-7"
+    np.testing.assert_array_equal(rows.numpy(), made.obsm["embeddings"][[7]])
+    with pytest.raises(UserError, match="name no cell"):
+        precomputed.FeatureTable([tmp_path / "embeddings.h5ad"], "embeddings", None)
 
 
 def test_raw_counts_are_read_where_there_are_some(folder, tmp_path):
