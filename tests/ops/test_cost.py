@@ -8,6 +8,7 @@ import pytest
 from cisterna import study
 from cisterna.ops import cost
 from clones import CONFIG, edited
+from studies import featured
 from tiny import backbone
 
 
@@ -23,6 +24,13 @@ def test_passes_are_those_of_a_study_counted_by_hand() -> None:
     found = {row.what: (row.planned, row.alone, row.unshared) for row in cost.passes(study.load(config), lambda *_: 10)}
     assert found["sft epochs"] == (2 * 4, 2 * 7, 2 * (7 + 1 + 4))
     assert found["rl epochs"] == (2 * 4, 2 * 4, 2 * 4)
+
+
+def test_precomputed_features_cost_no_passes_of_an_encoder() -> None:
+    config = featured()
+    assert "encoder passes" in {row.what for row in cost.passes(study.load(config), lambda *_: 10)}
+    config["encoders"]["nano-esm"] = {"features": "features.npz"}
+    assert "encoder passes" not in {row.what for row in cost.passes(study.load(config), lambda *_: 10)}
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def passes(study: Study, size: Size) -> list[Passes]:
         planned = sum(epochs.values())
         again = sum(epochs.get(path, 0) for model in study.models for path in study.lineage(model))
         rows.append(Passes("cpt epochs", planned, planned, planned + again))
-    if study.encoders:
+    if any(_runs(study, encoder) for encoder in study.encoders):
         rows.append(_encoder_passes(study, size))
     return rows
 
@@ -66,16 +66,22 @@ def _sft_epochs_below(study: Study, model: Model) -> int:
     return parent.epochs if parent.kind == "sft" else 0
 
 
+def _runs(study: Study, encoder: str) -> bool:
+    """Whether an encoder runs here: precomputed features cost no passes."""
+    return "features" not in study.config["encoders"][encoder]
+
+
 def _encoder_passes(study: Study, size: Size) -> Passes:
     """Sequences that encoders read.
 
     planned: for a bank each row of its task once, without a bank as in alone. alone: each example of each step, rollout
     and test, as if the encoder were part of the model.
     """
-    planned = float(sum(size(task, split) for _, task in study.banks for split in SPLITS))
+    banks = [task for encoder, task in study.banks if _runs(study, encoder)]
+    planned = float(sum(size(task, split) for task in banks for split in SPLITS))
     alone = unshared = 0.0
     for model in study.models:
-        if model.encoder is None:
+        if model.encoder is None or not _runs(study, model.encoder):
             continue
         recipe, task = study.recipe(model.kind, str(model.recipe)), str(model.task)
         rows = rows_used(recipe, size(task, "train"))
