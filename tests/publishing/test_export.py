@@ -4,6 +4,7 @@ Tolerance of logits as in tests/test_models.py: a merged weight and an adapter b
 must differ is above 1e-2.
 """
 
+import importlib
 import json
 import re
 import shutil
@@ -271,10 +272,9 @@ def loader(monkeypatch):
         for name in ("feature_model", "bridge"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.syspath_prepend(folder)
-        import feature_model
-
-        assert feature_model.__file__ == str(folder / "feature_model.py")
-        return feature_model
+        module = importlib.import_module("feature_model")
+        assert module.__file__ == str(folder / "feature_model.py")
+        return module
 
     return load
 
