@@ -381,3 +381,11 @@ def test_check_of_a_backbone_does_not_take_the_rounding_of_bfloat16_for_another_
     model = Gemma4ForCausalLM(Gemma4TextConfig(**families.COMMON | form | layers | size)).to(torch.bfloat16)
     pretrained.check(model, "backbone")
     pretrained.check_documents(model)
+
+
+def test_model_whose_padding_token_has_an_embedding_of_zeros_is_checked(base):
+    """The text of the checks may have that token, whose logits are all the same."""
+    model = models.compose(base)
+    assert model.get_input_embeddings().weight[1].abs().max() == 0
+    pretrained.check(model, "backbone")
+    pretrained.check_documents(model)

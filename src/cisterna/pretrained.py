@@ -161,6 +161,7 @@ class _Text:
     def _distance(self, read: Callable[[], torch.Tensor]) -> float:
         """How far logits are off, relative to their spread: the median over positions (experts may change at some)."""
         spread = (self.logits - self.logits.mean(dim=-1, keepdim=True)).norm(dim=-1)
+        spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a padding token may have an embedding of zeros
         return float(((self._read(read) - self.logits).norm(dim=-1) / spread).median())
 
     def _read(self, read: Callable[[], torch.Tensor]) -> torch.Tensor:
