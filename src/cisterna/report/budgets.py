@@ -11,7 +11,8 @@ from cisterna.artifacts import files
 from cisterna.report import comparisons
 from cisterna.study import Model, Study
 
-SIZES = ("epochs", "fraction", "examples")  # keys of a recipe that say how much is trained, not how
+# Keys of a recipe that say how much is trained, not how. A warm-up is usually a share of the steps.
+SIZES = ("epochs", "fraction", "examples", "warmup_steps")
 
 Budgets = dict[tuple[Any, ...], dict[tuple[int, int], Model]]
 
