@@ -38,6 +38,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
 }
 
+# Mixtures of experts, of which less is tested.
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+FORMS = FAMILIES | {"qwen3-moe": ("Qwen3MoeForCausalLM", HEADS | EXPERTS)}
+
 
 def make(name: str, folder: Path, **more: Any) -> Any:
     """Save a model of a family with its tokenizer; returns the model. `more` are keys of its config."""
@@ -45,7 +49,7 @@ def make(name: str, folder: Path, **more: Any) -> Any:
     import transformers
 
     _, tokenizer = hub_model(folder, tie=True, spare=0)
-    model_class, shape = FAMILIES[name]
+    model_class, shape = FORMS[name]
     model_class = getattr(transformers, model_class)
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     if name == "gemma4":

@@ -339,6 +339,20 @@ def test_base_of_an_earlier_version_without_rows_for_the_per_layer_embedding_is_
 # --- What a family cannot do ---
 
 
+def test_adapter_on_experts_is_refused_before_training_and_one_on_attention_is_composed(
+    bases, splice, bank, trained, tmp_path
+):
+    base, reads = bases("qwen3-moe"), {"sequences": "features", "bank": bank}
+    recipe = SFT | {"lora": LORA, "examples": 8}
+    with pytest.raises(UserError, match=r"adapters are on experts \(first: model\.layers\.0\.mlp\.experts"):
+        Run("sft", base, splice, tmp_path / "all", recipe, 1, reads=reads).here()
+    assert not list((tmp_path / "all").rglob("checkpoint*"))
+    recipe |= {"lora": LORA | {"target_modules": ["q_proj", "v_proj"]}}
+    made = Run("sft", base, splice, tmp_path / "attention", recipe, 1, reads=reads).here()
+    expected = logits(trained[-1], tokenization.load(base), splice, source_of(made.output, bank))
+    torch.testing.assert_close(composed(made.output, splice, bank), expected, **CLOSE)
+
+
 @every
 def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_blocks(name, bases):
     model = models.compose(bases(name))

@@ -61,6 +61,16 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
             yield name, module
 
 
+def check_adapted(model: nn.Module) -> None:
+    """UserError for an adapter on experts, whose weights are no linear layers: it could not be composed."""
+    experts = [name for name, layer in adapted_layers(model) if not hasattr(layer.get_base_layer(), "weight")]
+    if experts:
+        raise UserError(
+            f"lora: {len(experts)} adapters are on experts (first: {experts[0].removeprefix(PREFIX)}), which is not "
+            "supported. Name the other layers in target_modules, such as [q_proj, k_proj, v_proj, o_proj]"
+        )
+
+
 def can_stack(layer: "LoraLayer") -> bool:
     """Whether the update of a layer's adapter is `up @ down`: not DoRA, not an embedding's, not one with a bias."""
     adapter = layer.active_adapters[0]

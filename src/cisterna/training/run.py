@@ -81,6 +81,7 @@ class OpenRun:
         not part of their state. Raises Stopped after SIGTERM, UserError where the log shows that training failed.
         """
         arguments, main = self._arguments, self._processes.is_main_process
+        updates.check_adapted(trainer.model)
         if main:
             state.discard_stale(arguments, data, self._processes.num_processes)
         self._processes.wait_for_everyone()
