@@ -266,6 +266,17 @@ def test_another_model_in_the_place_of_the_pretrained_one_is_refused(pretrained,
         models.compose(folder)
 
 
+def test_tokens_that_the_pretrained_model_has_no_rows_for_get_rows_that_stay(tmp_path):
+    original, tokenizer = hub_model(tmp_path / "elsewhere", tie=False, spare=0)
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(tmp_path / "elsewhere")
+    models.make_base({"pretrained": str(tmp_path / "elsewhere")}, tmp_path / "base")
+    first, again = (models.compose(tmp_path / "base").state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    row = first["model.embed_tokens.weight"][original.config.vocab_size]
+    assert row.norm() < original.get_input_embeddings().weight.norm(dim=1).mean()  # around the mean of the others
+
+
 def test_the_new_rows_depend_on_the_seed_alone(tmp_path):
     hub_model(tmp_path / "elsewhere", tie=False, spare=0)
     made = [

@@ -120,7 +120,8 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
             "chat_template_kwargs, for most models {enable_thinking: true}",
             file=sys.stderr,
         )
-    before = len(tokenizer)
+    # Some tokenizers have tokens that their model has no rows for; these are new too.
+    before = min(len(tokenizer), *(len(table.weight) for table in pretrained.embeddings(model).values()))
     # Not normalized: a tokenizer that normalizes its text would read <|protein:K|> with a Kelvin sign as the token.
     added = (token for token in tokenization.added_tokens() if token not in tokenizer.get_vocab())
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])

@@ -60,10 +60,13 @@ def ids_of(ours, texts):
     return prompt.encode_prompts(ours, texts, TOKENS, [[]] * len(texts), 0)
 
 
-def test_prompts_are_the_same_tokens(pair):
+def test_prompts_are_the_same_tokens(pair, tmp_path):
     ours, theirs = pair
+    theirs.save_pretrained(tmp_path)  # as after fine-tuning; without a config, as in the folder of an adapter
+    again = AutoTokenizer.from_pretrained(tmp_path)
     for text, expected in zip(TEXTS, ids_of(ours, TEXTS), strict=True):
         assert publishing.encode(theirs, text) == expected, text
+        assert publishing.encode(again, text) == expected, text
 
 
 @pytest.fixture(scope="module")
