@@ -69,6 +69,9 @@ LENIENT = {
     "- melanoma": "melanoma",
     "melanoma\nThe gene is BRAF.": "melanoma",
     "The gene is BRAF.\n\n**Melanoma**": "melanoma",
+    "No splice site is lost.\nMelanoma": "melanoma",
+    "The gene is BRAF, not KRAS.\nMelanoma": "melanoma",
+    "I conclude:\nmelanoma": "melanoma",
     "It is in the eye. The final answer is: uveal melanoma": "uveal melanoma",
     "It may be type 1 or type 10.\nAnswer: melanoma": "melanoma",
     "Answer: melanoma. The gene is BRAF.": "melanoma",
@@ -106,6 +109,17 @@ NEITHER = [
     "Answer: melanoma. It is not melanoma.",
     "It is not melanoma.\nmelanoma",
     "Answer: neither",
+    "Answer: not\nmelanoma",
+    "The answer is not clear.\nmelanoma",
+    "The answer is: unclear\n\nmelanoma",
+    "It is certainly not:\nmelanoma",
+    "This is not\nmelanoma",
+    "The correct answer would not be:\n\nmelanoma",
+    "Which one, I cannot say:\nmelanoma",
+    # a label that is named for another reason
+    "One wrong option is:\nmelanoma",
+    "What can be ruled out:\n- melanoma",
+    "Question: which disease?\nOptions:\n- melanoma",
     "Answer: maybe melanoma",
     # two answers
     "Answer: melanoma or type 1",
@@ -205,6 +219,25 @@ def test_labels_with_marks_of_their_own_and_within_one_another(text: str, label:
 )
 def test_labels_that_are_words_of_others_or_of_a_negation(text: str, label: str | None) -> None:
     assert lenient.read(text, VARIANTS) == label
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "label"),
+    [
+        (["1", ">1"], "The answer is >1", ">1"),
+        (["1", ">1"], "**Final answer:** >1.", ">1"),
+        (["0", "1"], "The answer is >1", None),
+        (["0", "1"], "The answer is > 1", None),
+        (["0", "1"], "The answer is - 1", None),
+        (["0", "1"], "Answer: -1", None),
+        (["0", "1"], "Answer: **1**", "1"),
+        (["-1", "0", "1"], "The answer is -1.", "-1"),
+        (["1", "*1"], "The answer is *1", "*1"),
+        (["1", "$1"], "The answer is $1", "$1"),
+    ],
+)
+def test_marks_of_an_announcement_take_none_from_a_label(labels: list[str], text: str, label: str | None) -> None:
+    assert lenient.read(text, Labels(tuple(labels))) == label
 
 
 def test_labels_that_differ_in_case_alone_need_their_case() -> None:

@@ -36,8 +36,9 @@ METRICS = {"accuracy": "accuracy_lenient", "f1_micro": "f1_micro_lenient"}  # by
 _MARKS = r"[*_`\"'#>$ \t]*"
 _WORDS = r"(?:\b(?:the|my|your|an)\s+)?(?:\b(?:final|correct|best|most likely)\s+)*\banswers?\b"
 _HEADING = re.compile(rf"^{_MARKS}{_WORDS}{_MARKS}\n", re.IGNORECASE | re.MULTILINE)
-_ANNOUNCEMENT = re.compile(
-    rf"{_WORDS}{_MARKS}(?:[:=]|\b(?:is|are)\b\s*:?){_MARKS}|{_HEADING.pattern}", re.IGNORECASE | re.MULTILINE
+_ANNOUNCEMENT = re.compile(  # with the marks that close it, and not those that an answer may begin with, such as >1
+    rf"{_WORDS}{_MARKS}(?:[:=]|\b(?:is|are)\b\s*:?)(?:[*_`\"']+(?=\s))?[ \t]*|{_HEADING.pattern}",
+    re.IGNORECASE | re.MULTILINE,
 )
 # Other ways to write "Answer:": LaTeX's \boxed{donor}, and tags as in <answer>donor</answer>.
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
@@ -47,6 +48,13 @@ _NEGATION = re.compile(r"\b(?:not?|never|neither|nor|wrong|incorrect|false|canno
 _DOUBT = re.compile(
     rf"{_NEGATION.pattern}|\b(?:or|either|if|whether|without|except|excluding|unlike|unlikely|maybe|perhaps|possibly|"
     r"might|could|uncertain|unclear|unknown|none)\b|\?",
+    re.IGNORECASE,
+)
+
+# What an unfinished sentence says that does not give the label of the next line as the answer.
+_UNSETTLED = re.compile(
+    rf"{_DOUBT.pattern}|\b(?:rule[sd]?\s+out|exclude[sd]?|eliminate[sd]?|reject(?:s|ed)?|options?|choices?|"
+    r"candidates?|possibilities|possible|labels?)\b",
     re.IGNORECASE,
 )
 
@@ -151,11 +159,23 @@ def read_label(statement: str, labels: Sequence[str]) -> str | None:
     None if the statement mentions another label anywhere, or denies the label.
     """
     lines = [line for line in statement.splitlines() if line.strip()]
-    heads = [lines[0], lines[-1]] if lines else []
+    heads = lines[:1]
     if lines and not _have_stops(labels):
-        heads.insert(1, re.split(r"(?<=[.!])\s", lines[0].strip())[0])
+        heads.append(re.split(r"(?<=[.!])\s", lines[0].strip())[0])
+    if len(lines) > 1 and not _unsettled(lines):
+        heads.append(lines[-1])
     label = next(filter(None, (match(head, labels) for head in heads)), None)
     return None if label is None or contradicted(statement, label, labels) else label
+
+
+def _unsettled(lines: Sequence[str]) -> bool:
+    """Whether a label in the last line is no answer: the text begins with a doubt, or the line before is open.
+
+    As in "not clear.", and in "It is certainly not:", "Options that can be excluded:", "Options:".
+    """
+    begin = plain(lines[0])
+    doubted = _DOUBT.match(begin) and not re.match(r"no\b", begin, re.IGNORECASE)  # "No splice site is lost."
+    return bool(doubted or _UNSETTLED.search(re.split(r"[.!?;]", lines[-2])[-1]))
 
 
 def contradicted(text: str, label: str, labels: Sequence[str]) -> bool:
@@ -179,7 +199,7 @@ def plain(text: str) -> str:
     text = " ".join(unicodedata.normalize("NFKC", text).split())
     while True:
         inner = text.rstrip(".!,;:").strip(_QUOTES).strip()
-        inner = re.sub(r"^(?:#+|>|[-*\u2022])\s+", "", inner)
+        inner = re.sub(r"^(?:#+|(?:>|[-*\u2022])(?!\s*[0-9]))\s+", "", inner)  # "> 1" and "- 1" may be no 1
         if inner and _BRACKETS.get(inner[0]) == inner[-1] and not re.search(r"[()\[\]{}]", inner[1:-1]):
             inner = inner[1:-1].strip()
         if inner in ("", text):
