@@ -105,6 +105,9 @@ def test_docstring_example_is_true(tmp_path):
         ('pathogenic;["Wilson\'s_disease"]', "pathogenic", ["wilson's disease"]),
         ("pathogenic; []", "pathogenic", []),
         ("['A; type_2']", "a", ["a; type 2"]),
+        ("pathogenic; nan", "pathogenic", []),
+        ("pathogenic; Marfan_syndrome|not_provided", "pathogenic", ["marfan syndrome"]),
+        ("pathogenic; A_b|C_d", "pathogenic", ["a b", "c d"]),
     ],
 )
 def test_answers_are_cleaned(text, label, diseases):

@@ -32,8 +32,8 @@ becomes
 Coding and non-SNV: the answer is the text before `;`, in lower case, without brackets and underscores. Non-SNV answers
 of BioReason keep the list of diseases, which makes hundreds of labels of two. With `target: disease` the question is
 about the disease instead (the last line says so), and the answer above is `marfan syndrome`. Only rows that name one
-disease have one right answer: rows that are benign, that name none (`not_provided` and `not_specified` are none), or
-that name several are left out, and the data card counts them (`dropped`).
+disease have one right answer: rows that are benign, that name none (`not_provided`, `not_specified` and texts such as
+`nan` are none), or that name several are left out, and the data card counts them (`dropped`).
 
 Where `cleaned_pathogenicity` differs from the text before `;`, it is not clear what the label is: such rows are left
 out and counted too. The answer space is all different answers of the data, in order of name. These data have no
@@ -72,7 +72,7 @@ ANSWERS = {
     DISEASE: "the name of the disease in lower case",
 }
 BENIGN = {"benign", "likely benign", "benign/likely benign"}
-NO_DISEASE = {"not provided", "not specified"}  # what ClinVar writes where no disease is named
+NO_DISEASE = {"not provided", "not specified", ".", *tables.MISSING}  # what stands where no disease is named
 
 
 def task(name: str, spec: Mapping[str, Any]) -> Task:
@@ -111,9 +111,12 @@ def answers(raw: pd.DataFrame, *, name: str, target: str) -> pd.DataFrame:
 
 
 def diseases(answer: str) -> list[str]:
-    """The different diseases of an answer, cleaned: a list after `;`, or a list alone. A text there is one disease."""
+    """The different diseases of an answer, cleaned: a list after `;`, or a list alone.
+
+    A text there is one disease, or several with | between them, as in ClinVar.
+    """
     text = answer.partition(";")[2].strip()
-    named = next((found for found in map(tables.listed, (answer, text)) if found is not None), [text])
+    named = next((found for found in map(tables.listed, (answer, text)) if found is not None), text.split("|"))
     cleaned = map(variants.clean_text, named)
     return [name for name in dict.fromkeys(cleaned) if name and name not in NO_DISEASE]
 
