@@ -68,6 +68,18 @@ def hdf5(path, ids, values):
     return path
 
 
+def npy(path):
+    with path.open("wb") as stream:
+        np.save(stream, matrix(2, 3))
+    return path
+
+
+def nullable(path):
+    obs = pd.DataFrame({"cell": pd.array([1, None], dtype="Int64")}, index=["a", "b"])
+    anndata.AnnData(obs=obs, obsm={"embeddings": matrix(2, 3)}).write_h5ad(path)
+    return path
+
+
 WRITERS = {
     "h5ad": (h5ad, ".h5ad"),
     "parquet": (parquet, ".parquet"),
@@ -176,7 +188,7 @@ def test_values_that_are_not_finite_are_refused_if_they_are_needed(tmp_path, for
 
 def test_values_that_do_not_fit_the_storage_are_refused(tmp_path):
     path = written("npz", tmp_path, IDS, matrix(4, WIDTH) + 1e6)
-    with pytest.raises(UserError, match="do not fit float16"):
+    with pytest.raises(UserError, match=r"too large or too small for float16. Set `storage: float32`, or scale them"):
         read(path, {"c1": 0}, READING | {"storage": "float16"})
 
 
@@ -228,6 +240,13 @@ def test_missing_vectors_of_a_table_are_refused(tmp_path):
         (lambda folder: npz(folder / "f.npz", ["a"], matrix(2, 3)), {}, "has 2 entries, but there are 1 ids"),
         (lambda folder: npz(folder / "f.npz", [0.5, 1.5], matrix(2, 3)), {}, "0.5 in ids is not an id"),
         (lambda folder: npz(folder / "f.npz", ["a", "b"], ["x", "y"]), {}, "expected numbers"),
+        (
+            lambda folder: npz(folder / "f.npz", [["a"], ["b"]], matrix(2, 3)),
+            {},
+            r"row 1: \['a'\] in ids is not one id",
+        ),
+        (lambda folder: npy(folder / "f.npz"), {}, "not an archive, as np.savez"),
+        (lambda folder: nullable(folder / "f.h5ad"), {"ids": "cell"}, "row 2: .* in cell is not an id"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path, make, options, message):
@@ -237,10 +256,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, make, options, message)
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".parquet", ".npz", ".safetensors", ".h5"])
-def test_a_damaged_file_is_refused(tmp_path, suffix):
+@pytest.mark.parametrize("content", [b"not what it seems", b""])
+def test_a_damaged_file_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"features{suffix}"
-    path.write_bytes(b"not what it seems")
-    with pytest.raises(UserError, match=f"cannot be read as {suffix}"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Write it again"):
         open_file(path)
 
 
@@ -442,6 +462,21 @@ def test_new_cells_are_answered_with_their_own_embeddings(cells, tmp_path, capsy
     assert cli.main([*words, "--features", str(tmp_path / "new.h5ad")]) == 0
     answers = pd.read_parquet(tmp_path / "answers.parquet")
     assert (answers["predicted"].to_numpy() == made.obs["kind"].to_numpy()).mean() > 0.8
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".csv"])
+def test_new_rows_without_ids_are_not_taken_for_old_ones(cells, tmp_path, capsys, suffix):
+    _, _, model = cells
+    path = tmp_path / f"new{suffix}"
+    made = cells_file(tmp_path / "made.h5ad", 4, seed=5)
+    made.obs_names = [str(row) for row in range(4)]
+    if suffix == ".h5ad":
+        made.write_h5ad(path)
+    else:
+        pd.DataFrame({"sequence": ["G1 G2"] * 4}).to_csv(path, index=False)
+    words = ["predict", str(model), "--input", str(path), "--options", json.dumps(OPTIONS)]
+    assert cli.main([*words, "--output", str(tmp_path / "answers.parquet")]) == 2
+    assert "its rows have no ids but their numbers" in capsys.readouterr().err
 
 
 def test_features_are_refused_where_a_model_reads_none(solved, tmp_path):

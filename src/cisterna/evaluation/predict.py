@@ -20,7 +20,7 @@ from cisterna.errors import UserError
 from cisterna.evaluation import generate, scores
 from cisterna.scoring import answers, metrics
 from cisterna.scoring.answers import Labels
-from cisterna.sequences import inputs_file
+from cisterna.sequences import inputs_file, precomputed
 
 READ = ["predicted", "well_formed", "tokens", "finished"]
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
@@ -54,7 +54,7 @@ def predict(
     predicted.
 
     Raises UserError for a checkpoint that was not trained on a task, for an ending or a column that there is not, and
-    with the row for one that the task cannot ask about.
+    with the row for one that the task cannot ask about, and for a table without ids where features belong to ids.
     """
     write = WRITERS.get(output.suffix.lower())
     if write is None:
@@ -76,6 +76,12 @@ def predict(
     encoder = inputs["encoder"]
     if encoder is not None and "batch_size" in encoder["reading"] and not features:  # an encoder of cells
         features = [table]
+    by_id = encoder is not None and precomputed.by_id(encoder["reading"])
+    if by_id and not features and questions.attrs.get("numbered"):
+        raise UserError(
+            f"{table}: its rows have no ids but their numbers, which may be ids of other examples in the files of the "
+            "encoder. Add ids, or give the features of these rows (--features)."
+        )
     loaded = generate.load(folder, features=features)
     prompts = loaded.encode(questions)
     generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)

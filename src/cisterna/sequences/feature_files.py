@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from cisterna.errors import UserError, one_line
 
@@ -64,7 +65,7 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
         suffix = path.suffix.lower()
         raise UserError(f"{path}: cannot be read as {suffix} ({one_line(error)}). Write it again.") from error
 
@@ -146,6 +147,8 @@ def _open_parquet(path: Path, key: str | None, ids: str | None) -> FeatureFile:
 
 
 def _open_npz(path: Path, key: str | None, ids: str | None) -> FeatureFile:
+    if not zipfile.is_zipfile(path):  # np.load would also take a .npy file of this name
+        raise UserError(f"{path}: cannot be read as .npz (not an archive, as np.savez writes it). Write it again.")
     with np.load(path, allow_pickle=False) as file:
         parts = list(file.files)
         column = ids or "ids"
@@ -236,7 +239,11 @@ def _texts(values: Iterable[Any], path: Path, what: str) -> list[str]:
     names = []
     for row, value in enumerate(values, 1):
         text = value.decode() if isinstance(value, bytes) else str(value)
-        if value is None or value != value or isinstance(value, float | np.floating) or not text.strip():
+        if pd.api.types.is_list_like(value):
+            raise UserError(
+                f"{path}: row {row}: {text[:40]} in {what} is not one id. Expected one text or number a row."
+            )
+        if pd.isna(value) or isinstance(value, float | np.floating) or not text.strip():
             raise UserError(f"{path}: row {row}: {value!r} in {what} is not an id. Expected texts or whole numbers.")
         names.append(text.strip())
     return names

@@ -94,8 +94,8 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     The table is csv, tsv, Parquet or JSON lines. A user's table has the columns that its task's prompts are made of;
     for other tasks the sequence is in the column `sequence`. An id is optional (else the number of the row). Where
     prompts have no sequence, or several, there is no column of the sequence. The attribute `letters` says what was read
-    otherwise than it was written (`cisterna.sequences.letters`). Raises UserError for an unreadable table
-    and, naming the row, for one that the task cannot ask about.
+    otherwise than it was written (`cisterna.sequences.letters`), `numbered` whether ids are only numbers of rows.
+    Raises UserError for an unreadable table and, naming the row, for one that the task cannot ask about.
     """
     if task.ask is not None:
         return task.ask(path)
@@ -108,7 +108,7 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
 
     raw = tables.open_table(path)
     rows = tables.row_names(path, len(raw))
-    ids = tables.texts(raw, "id", path) if "id" in raw.columns else [str(row + 1) for row in range(len(raw))]
+    ids = tables.texts(raw, "id", path) if "id" in raw.columns else tables.numbers(raw)
     sequences = tables.texts(raw, "sequence", path, " with the sequences")
     reader = None if task.letters is None else letters.Reader(task.modality)
     if reader is not None:
@@ -121,7 +121,7 @@ def questions(task: Task, path: Path) -> pd.DataFrame:
     prompts, segments = map(task.prompt, sequences), map(task.segments, sequences)
     questions = {"id": ids, "sequence": sequences, "prompt": list(prompts), "segments": list(segments)}
     frame = pd.DataFrame(questions)
-    frame.attrs = {"letters": reader.report() if reader else {}}
+    frame.attrs = {"letters": reader.report() if reader else {}, "numbered": "id" not in raw.columns}
     return frame
 
 

@@ -164,6 +164,11 @@ def row_names(place: object, count: int) -> list[str]:
     return [f"{place}: row {row}" for row in range(1, count + 1)]
 
 
+def numbers(raw: pd.DataFrame) -> list[str]:
+    """The numbers of the rows, from 1: ids of a table that has none."""
+    return [str(row + 1) for row in range(len(raw))]
+
+
 def shown(names: Iterable[object]) -> str:
     """The first ten names, and how many more there are."""
     listed = list(map(str, names))

@@ -229,9 +229,9 @@ def ask(path: Path, *, prompt: TablePrompt, identifier: str) -> pd.DataFrame:
     raw = tables.open_table(path)
     cells = prompt.read(raw, path, new=True)
     column = identifier if identifier in raw.columns else "id"
-    ids = tables.texts(raw, column, path) if column in raw.columns else [str(row + 1) for row in range(len(raw))]
+    ids = tables.texts(raw, column, path) if column in raw.columns else tables.numbers(raw)
     sequence = {"sequence": cells["sequence"]} if prompt.simple else {}
     prompts = {"prompt": prompt.write(cells), "segments": prompt.segments(cells, raw, path, new=True)}
     questions = pd.DataFrame({"id": ids} | sequence | prompts)
-    questions.attrs = {"letters": cells.attrs["letters"]}
+    questions.attrs = {"letters": cells.attrs["letters"], "numbered": column not in raw.columns}
     return questions

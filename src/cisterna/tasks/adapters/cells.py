@@ -421,4 +421,5 @@ def _ask(made: Task, options: Mapping[str, Any], path: Path) -> pd.DataFrame:
     frame = read(path, {**options, "sample": None}, 0, labelled=False)
     frame["prompt"] = frame["sequence"].map(made.prompt)
     frame["segments"] = frame["sequence"].map(made.segments)
+    frame.attrs["numbered"] = list(frame["id"]) == [str(row) for row in range(len(frame))]  # AnnData's default
     return frame

@@ -108,8 +108,8 @@ def ask(path: Path, *, options: Mapping[str, Any], form: str = "", rule: str | N
     rows = tables.row_names(path, len(frame))
     reader = letters.Reader("dna", rule)
     asked = _questions(frame, rows, options, form, reader)
-    asked.insert(0, "id", frame.get("id", pd.Series([str(row) for row in range(1, len(frame) + 1)])))
-    asked.attrs = {"letters": reader.report()}
+    asked.insert(0, "id", frame.get("id", pd.Series(tables.numbers(frame))))
+    asked.attrs = {"letters": reader.report(), "numbered": "id" not in frame}
     return asked
 
 
