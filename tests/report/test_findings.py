@@ -127,6 +127,24 @@ def test_variance_between_seeds_is_that_of_the_mean_of_seeds() -> None:
     assert statistics.seed_variance([{0: 0.1}, {0: 0.7}]) == (0.0, 0)
 
 
+def test_noise_of_several_quantities_has_the_variance_and_the_dependence_of_their_seeds() -> None:
+    seeds = range(8)
+    rng = np.random.default_rng(1)
+    first, other = dict(enumerate(rng.normal(size=8))), dict(enumerate(rng.normal(size=8)))
+    twice = {seed: 2 * first[seed] for seed in seeds}
+    moved = [statistics.influence([one]) for one in (first, twice, other)]
+    draws = statistics.joint_noise(moved, 200_000, rng)
+    heavy = 7 / 5  # variance of Student's t with 7 degrees of freedom
+    for column, effect in enumerate((first, twice, other)):
+        variance, freedom = statistics.seed_variance([effect])
+        assert freedom == 7
+        assert draws[:, column].var() == pytest.approx(heavy * variance, rel=0.03)
+    assert draws[:, 1] == pytest.approx(2 * draws[:, 0])
+    observed = np.corrcoef(list(first.values()), list(other.values()))[0, 1]
+    assert np.corrcoef(draws[:, 0], draws[:, 2])[0, 1] == pytest.approx(observed, abs=0.02)
+    assert not statistics.joint_noise([{0: 0.0}], 3, rng).any()
+
+
 @pytest.mark.parametrize("examples", [0.0, 0.5, 2.0])
 def test_intervals_of_three_seeds_cover_whatever_their_share_of_the_error(examples: float) -> None:
     """95% to 98% where 95% is meant; ``examples`` is the error that all seeds share."""
