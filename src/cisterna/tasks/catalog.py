@@ -141,8 +141,8 @@ ADAPTERS: dict[str, Adapter] = {
             "reasoning": Option(
                 "str | null",
                 "genes",
-                "reasoning to learn before the answer: `genes` names the first five of the sentence; null answers at "
-                "once, which suits models that read features alone and see no genes; else a column of `obs`",
+                "reasoning to learn before the answer: `genes` names the first five of the sentence (refused for the "
+                "form `features`, which does not show them); null answers at once; else a column of `obs`",
             ),
             "layer": Option("str | null", None, "layer with the expression; `raw.X`, or null for `X`"),
             "names": Option("str | null", None, "column of `var` with the names of the genes; null is its index"),

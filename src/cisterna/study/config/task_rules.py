@@ -191,6 +191,9 @@ def check_forms(
             problems.expected((*key, "encoder"), encoder, expected)
         elif not catalog.cells(task) and "batch_size" in encoders.get(encoder, {}):
             problems.expected((*key, "encoder"), encoder, "one that reads sequences: this one reads cells")
+    if catalog.cells(task) and "features" in task["sequences"] and task["options"].get("reasoning") == "genes":
+        expected = "null, or a column of `obs`: models of the form features see no genes that they could name"
+        problems.expected((*key, "options", "reasoning"), "genes", expected)
     forms = " and ".join(form for form in task["sequences"] if form != "tokens")
     if forms and not catalog.residues(name, task) and not catalog.cells(task):
         kinds = sorted(set(catalog.sequences(task).values())) if "file" in task and "adapter" not in task else []
