@@ -53,9 +53,7 @@ def claims(study: Study, present: Collection[tuple[str, str]]) -> list[Claim]:
     evaluated = evaluated_models(study)
 
     def whole(contrasts: Iterable[Contrast]) -> tuple[Contrast, ...]:
-        return tuple(
-            one for one in contrasts if all((one.task, path) in present for arm in one.arms for path, _ in arm)
-        )
+        return tuple(c for c in contrasts if all((c.task, path) in present for arm in c.arms for path, _ in arm))
 
     return [
         _sft_specializes(evaluated, whole),
@@ -374,7 +372,7 @@ def _ranks(study: Study, evaluated: Evaluated) -> Iterable[Contrast]:
         if all(ranks)
     )
     for (task, seed, *_), models in cells.items():
-        sft, rl = (sorted({ranks[stage] for ranks in models}) for stage in (0, 1))
+        sft, rl = (sorted({ranks[place] for ranks in models}) for place in (0, 1))
         high, low = sft[-1], rl[0]
         corners = {"low-high": (sft[0], rl[-1]), "low-low": (sft[0], low), "high-high": (high, rl[-1])}
         kinds = {"low-high": sft[0] < high and low < rl[-1], "low-low": sft[0] < high, "high-high": low < rl[-1]}
