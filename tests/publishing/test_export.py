@@ -151,8 +151,9 @@ def test_other_families_of_decoders_are_exported(tmp_path, family, monkeypatch):
         ({"modules_to_save": ["embed_tokens", "lm_head"]}, False, 100),
         ({"modules_to_save": ["lm_head"]}, True, 0),
         ({"target_modules": ["embed_tokens", "q_proj"]}, True, 0),
+        ({"target_modules": ["lm_head", "q_proj"]}, False, 0),
     ],
-    ids=["untied", "tied-with-room", "both-embeddings", "tied-output", "embedding"],
+    ids=["untied", "tied-with-room", "both-embeddings", "tied-output", "embedding", "output-layer"],
 )
 def test_adapters_of_all_stages_are_one_on_the_published_base(tmp_path, tie, spare, lora):
     hub_model(tmp_path / "hub", tie, spare)

@@ -115,16 +115,16 @@ def _collect(model: "PreTrainedModel", adapters: Sequence[Path]) -> Update:
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         for full, layer in list(updates.adapted_layers(adapted)):
             name = full.removeprefix(updates.PREFIX)
-            if updates.can_stack(layer):
+            if layer in ends:  # PEFT has no rows of new tokens beside another adapter of the layer
+                whole[name] = None
+            elif updates.can_stack(layer):
                 down, up = updates.factors(layer)
                 earlier = factors.get(name, (down[:0], up[:, :0]))
                 factors[name] = torch.cat([earlier[0], down]), torch.cat([earlier[1], up], dim=1)
-            elif layer in ends:
-                whole[name] = None
             else:
                 raise UserError(
-                    f"{path}: its adapter (of DoRA, or with a bias) is no plain LoRA, which could be joined with "
-                    "others or put on a published base. Export it without --adapter"
+                    f"{path}: its adapter (DoRA, of experts, or with a bias) is no plain LoRA, which could be joined "
+                    "with others or put on a published base. Export it without --adapter"
                 )
         for full, module in adapted.named_modules():
             if isinstance(module, ModulesToSaveWrapper):
