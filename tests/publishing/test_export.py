@@ -247,6 +247,18 @@ def test_weights_are_in_the_dtype_of_the_base_only_where_it_keeps_the_update(tmp
         )
 
 
+def test_weights_that_float16_does_not_reach_are_said_to_be_lost(base, tmp_path, capsys):
+    def save(folder):
+        model = models.compose(base)
+        with torch.no_grad():
+            model.lm_head.weight[3, 3] = 1e6
+        model.save_pretrained(folder)
+
+    child = publish(base, tmp_path / "child", save)
+    export(child, tmp_path / "out", "--dtype", "float16")
+    assert f"warning: weights in float16 have 0.00 of the update of {child}" in capsys.readouterr().err
+
+
 # Features
 
 

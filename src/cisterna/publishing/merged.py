@@ -1,5 +1,6 @@
 """The whole weights of a lineage as safetensors, in a dtype that keeps what was trained."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def _shares(chain: Chain, dtype: torch.dtype) -> dict[str, float]:
             old, new = before[name].float(), after[name].float()
             cast = new.to(dtype).float() - old.to(dtype).float()
             there, trained = there + float((cast * (new - old)).sum()), trained + float((new - old).square().sum())
-        found[str(path)] = updates.share(there, trained)
+        found[str(path)] = updates.share(there, trained) if math.isfinite(there) else 0.0  # too large for float16
         before = after
     return found
 
