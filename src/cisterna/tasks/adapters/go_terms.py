@@ -48,7 +48,6 @@ Source: BioReason-Pro (github.com/bowang-lab/BioReason-Pro). The row above is no
 
 from __future__ import annotations
 
-import ast
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -218,14 +217,16 @@ def ask(path: Path, *, options: Mapping[str, Any], rule: str | None = None) -> p
 def ids(cell: object) -> list[str]:
     """The ids in a cell: a list, the text of one, or ids separated by commas, semicolons or blanks.
 
-    Raises ValueError or SyntaxError for anything that is not a GO id.
+    Raises ValueError for anything that is not a GO id.
     """
     listed: Any = cell
     if cell is None or (isinstance(cell, float) and cell != cell):
         listed = []
     elif isinstance(cell, str):
         text = cell.strip()
-        listed = ast.literal_eval(text) if text.startswith("[") else filter(None, re.split(r"[,;\s]+", text))
+        listed = tables.listed(text) if text.startswith("[") else filter(None, re.split(r"[,;\s]+", text))
+        if listed is None:
+            raise ValueError(f"{text[:60]!r} is not a list of texts")
     elif not isinstance(cell, list | tuple | np.ndarray):
         raise ValueError(f"{cell!r} is not a list of GO ids")
     identifiers = list(listed)
@@ -286,7 +287,7 @@ def _frame(
         for role, cell in zip(TERMS, cells, strict=True):
             try:
                 identifiers += ids(cell)
-            except (ValueError, SyntaxError) as error:
+            except ValueError as error:
                 raise UserError(
                     f"{where}: column {options[role]!r}: {error}. Give a list of GO ids, or ids with commas between "
                     "them."
