@@ -219,6 +219,21 @@ def test_given_splits_are_never_mixed(frames):
         draw_splits(whole, {**sizes, "id": 11}, 0, "t")
 
 
+@pytest.mark.parametrize("given_id", [True, False])
+def test_a_sequence_of_two_questions_is_on_one_side_of_what_is_drawn_from_train(given_id):
+    sequences = [f"s{n % 40}" for n in range(80)] + [f"other{n}" for n in range(20)]
+    names = ["train"] * 80 + ["id" if given_id else "ood"] * 10 + ["ood"] * 10
+    whole = given_splits(sequences, [f"p{n}" for n in range(100)], names)
+    drawn = draw_splits(whole, {"train": "all", "validation": 6, "id": 6, "ood": "all"}, 0, "t")
+    audit(drawn)
+    left_out = drawn["train"].attrs["dropped"]
+    counts = {entry["reason"].split(",")[1].split()[-1]: entry["rows"] for entry in left_out}
+    from_train = 80 - sum(counts.values()) - 6 - (0 if given_id else 6)
+    assert set(counts) == ({"validation"} if given_id else {"id", "validation"})
+    assert len(drawn["train"]) == from_train
+    assert len(drawn["validation"]) == len(drawn["id"]) == 6
+
+
 @pytest.mark.parametrize("which", SIZES)
 def test_audit_finds_a_row_that_is_twice_in_one_split(frames, which):
     doubled = frames | {which: pd.concat([frames[which], frames[which].head(1)], ignore_index=True)}

@@ -26,7 +26,9 @@ def draw_splits(
     They have the columns COLUMNS and those of `cisterna.tasks.unseen`, if there are any.
 
     If the examples come with splits (the column `tasks.SPLIT`), ood and id are drawn from theirs and validation from
-    their train; without an id split of theirs, id is drawn from train too.
+    their train; without an id split of theirs, id is drawn from train too. Rows of their train that share a sequence or
+    a prompt with what was drawn from it, such as one variant in two questions, are left out: `dropped` in the
+    attributes of train lists them.
 
     Rows are ordered by the sha256 of seed and id, so the draw does not depend on the random numbers of a library. `id`
     is drawn first, then `validation`, then `train`: another size of train leaves the two others unchanged. With
@@ -52,6 +54,7 @@ def draw_splits(
         )
     drawn_from = {"ood": "ood", "id": "train" if left["id"].empty else "id", "validation": "train", "train": "train"}
     frames = {}
+    dropped: list[dict[str, Any]] = []
     for split, source in drawn_from.items():
         pool = left[source]
         if quoted and split in ("id", "validation"):
@@ -66,8 +69,21 @@ def draw_splits(
             )
         frames[split] = pool.iloc[:size]
         left[source] = left[source].drop(frames[split].index)
+        if tasks.SPLIT in ordered.columns and source == "train":
+            shared = _shared(left[source], frames[split])
+            dropped += tables.dropped(
+                f"train, sequence or prompt also in {split}, which was drawn from it", list(left[source]["id"][shared])
+            )
+            left[source] = left[source][~shared]
     columns = [*COLUMNS, *(name for name in examples.columns if name.startswith(unseen.PREFIX))]
-    return {split: frames[split][columns].reset_index(drop=True) for split in SPLITS}
+    drawn = {split: frames[split][columns].reset_index(drop=True) for split in SPLITS}
+    drawn["train"].attrs = {"dropped": dropped}
+    return drawn
+
+
+def _shared(rows: pd.DataFrame, others: pd.DataFrame) -> pd.Series:
+    """Which rows have a sequence or a prompt of the others."""
+    return rows["sequence"].isin(others["sequence"]) | rows["prompt"].isin(others["prompt"])
 
 
 def describe_draw(examples: pd.DataFrame) -> str:
@@ -98,7 +114,7 @@ def without_repeats(examples: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str
         for tested in ("ood", "id"):
             if tested == split:
                 break
-            shared = once["sequence"].isin(kept[tested]["sequence"]) | once["prompt"].isin(kept[tested]["prompt"])
+            shared = _shared(once, kept[tested])
             if shared.any():
                 dropped += tables.dropped(f"{split}, sequence or prompt also in {tested}", list(once["id"][shared]))
                 once = once[~shared]

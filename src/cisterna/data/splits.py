@@ -59,6 +59,7 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         examples, repeats = without_repeats(examples)
         dropped += repeats
     frames = draw_splits(examples, sizes, seed, name, task.quoted)
+    dropped += frames["train"].attrs["dropped"]
     labels = tuple(sorted(set(examples["answer"]))) if task.labels is None else task.labels
     if MALFORMED in labels:
         raise UserError(f"{name}: an answer is {MALFORMED!r}, which tables of results call outputs without an answer")
