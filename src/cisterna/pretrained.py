@@ -135,7 +135,7 @@ def _continued(model: PreTrainedModel, ids: torch.Tensor, begin: int) -> torch.T
         cache = copy.deepcopy(begun.past_key_values)
         rest = model(ids[:, begin:], past_key_values=cache, use_cache=True)
     except (AttributeError, TypeError, ValueError, NotImplementedError):
-        return torch.full((1, ids.shape[1], 1), torch.nan)
+        return torch.full((1, ids.shape[1], 1), torch.nan, device=ids.device)
     return torch.cat([begun.logits, rest.logits], dim=1)
 
 
