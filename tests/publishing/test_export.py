@@ -423,7 +423,7 @@ def test_card_says_data_lineage_recipe_results_limits_and_licence(results, tmp_p
 
 def test_code_of_the_card_asks_through_the_chat_template(tmp_path, monkeypatch, capsys):
     _, tokenizer = hub_model(tmp_path / "hub", tie=False, spare=0)
-    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\\n{% endfor %}A: "
+    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A: "
     tokenizer.save_pretrained(tmp_path / "hub")
     base = tmp_path / "base"
     models.make_base({"pretrained": str(tmp_path / "hub")}, base)
@@ -455,6 +455,23 @@ def test_prompt_of_the_card_has_the_form_of_a_users_table_and_none_of_its_rows(b
     text = (output / "README.md").read_text()
     assert "patients.csv" in text
     assert "/home/someone" not in text
+
+
+def test_card_says_what_the_chat_template_has_written_of_an_output(tmp_path):
+    _, tokenizer = hub_model(tmp_path / "hub", tie=False, spare=0)
+    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A: <think>\n"
+    tokenizer.save_pretrained(tmp_path / "hub")
+    base = tmp_path / "base"
+    models.make_base({"pretrained": str(tmp_path / "hub")}, base)
+    inputs = {"task": "splice-donor", "spec": {}, "labels": ["spliced", "skipped"], "modality": "rna"}
+
+    def save(folder):
+        adapted(base).save_pretrained(folder)
+        inputs_file.write(folder, tmp_path / "sft", inputs | {"sequences": "tokens", "encoder": None, "bridge": None})
+
+    text = (export(publish(base, tmp_path / "sft", save), tmp_path / "out") / "README.md").read_text()
+    form = "An output is `<think>REASONING</think>Answer: ANSWER`. The chat template has written its beginning."
+    assert form in text
 
 
 def test_perplexity_of_a_model_of_text_is_in_its_card(base, tmp_path):
