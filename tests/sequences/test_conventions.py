@@ -140,6 +140,20 @@ def test_a_template_that_cannot_write_a_question_is_refused(base: Callable[..., 
         base(templated(template))
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["|e", "|tojson", "|upper", "|lower", "|striptags", "|replace('<', '')", "[:12]", ".split('\n')[0]", " * 2"],
+)
+def test_a_template_that_changes_a_question_is_refused(base: Callable[..., Path], change: str) -> None:
+    template = f"{{% for m in messages %}}<|turn|>{{{{ m.content{change} }}}}{{% endfor %}}<|turn|>"
+    with pytest.raises(UserError, match="changes the question of the user or repeats it"):
+        base(templated(template))
+
+
+def test_a_template_may_cut_blanks_around_a_question(base: Callable[..., Path]) -> None:
+    assert base(templated("{% for m in messages %}<|turn|>{{ m.content | trim }}{% endfor %}<|turn|>")).is_dir()
+
+
 def test_a_backbone_without_an_end_token_is_refused_with_nothing_left(
     base: Callable[..., Path], tmp_path: Path
 ) -> None:

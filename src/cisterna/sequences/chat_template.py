@@ -26,6 +26,7 @@ THINK = ("<think>", "</think>")
 GEMMA = ("<|channel>thought\n", "\n<channel|>")
 DATE = datetime.date(2025, 1, 1)
 PROBE = "0123456789"  # a text that no template changes
+QUESTION = "Is <dna>ACGT</dna> 'spliced' & \"short\" (1 < 2)?\nSay X or y."  # what a question may have
 THOUGHT = "9876543210"
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what templates call the thought of a message
 SWITCHES = ("enable_thinking", "thinking")  # what they call the option that switches thoughts on and off
@@ -69,6 +70,11 @@ def thoughts(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -
     prompt = render(tokenizer, [PROBE], options)[0]
     if PROBE not in prompt:
         raise ValueError("Its chat template does not write the question of the user.")
+    if render(tokenizer, [QUESTION], options)[0].count(QUESTION) != 1:
+        raise ValueError(
+            "Its chat template changes the question of the user or repeats it. Tags, letters, line breaks and marks of "
+            "a question have to stay as they are: correct the template."
+        )
     marks = _marks(tokenizer, options)
     first, last = (mark.strip() for mark in marks)
     turn = prompt.rpartition(PROBE)[2]

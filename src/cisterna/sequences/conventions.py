@@ -68,8 +68,8 @@ def derive(
     """The conventions of a pretrained model, whose chat template gets `options` (chat_template_kwargs).
 
     A clock in the chat template of `tokenizer` is replaced by a fixed date. ValueError for a model without an end
-    token, a clock that cannot be replaced, a template without questions or with thoughts in a form that cannot be read,
-    and an option that the template does not have.
+    token, a clock that cannot be replaced, a template without questions, or that changes them, or
+    with thoughts in a form that cannot be read, and an option that the template does not have.
     """
     import jinja2  # here, so that light commands do not pay for it
 
