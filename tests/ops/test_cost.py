@@ -47,6 +47,13 @@ def test_parameters_of_a_pretrained_model_are_those_of_its_name(model: dict[str,
     assert cost.parameters(model) == expected
 
 
+def test_parameters_of_a_gpt2_are_counted_and_those_of_an_architecture_without_a_width_are_unknown() -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12}
+    assert cost.parameters({"architecture": gpt2, "tokenizer": {"vocab_size": 50257}}) == pytest.approx(124e6, rel=0.01)
+    assert cost.width({"architecture": gpt2}, 124e6) == 768
+    assert cost.parameters({"architecture": {"model_type": "other", "d_model": 64}}) is None
+
+
 def test_parameters_of_a_model_made_here_are_those_it_has(base: Path) -> None:
     from cisterna import models
 

@@ -100,17 +100,19 @@ def _encoder_passes(study: Study, size: Size) -> Passes:
 
 def parameters(model: Mapping[str, Any]) -> float | None:
     """The number of parameters of a backbone or encoder of the config: from its architecture, or from a size in its
-    name such as 1.7B, 500m or E2B (the effective size of a Gemma); None if it has neither.
+    name such as 1.7B, 500m or E2B (the effective size of a Gemma); None if neither says it.
     """
     architecture = model.get("architecture")
     if architecture:
-        width, layers = architecture["hidden_size"], architecture["num_hidden_layers"]
-        heads = architecture.get("num_attention_heads", 1)
+        width, layers = _hidden_size(architecture), architecture.get("num_hidden_layers") or architecture.get("n_layer")
+        if width is None or layers is None:
+            return None
+        heads = architecture.get("num_attention_heads") or architecture.get("n_head") or 1
         head_dim = architecture.get("head_dim") or width // heads
         key_value_heads = architecture.get("num_key_value_heads") or heads
         attention = 2 * width * head_dim * (heads + key_value_heads)
-        intermediate = architecture.get("intermediate_size", 4 * width)
-        feed_forward = (2 if architecture.get("model_type") == "esm" else 3) * width * intermediate
+        intermediate = architecture.get("intermediate_size") or architecture.get("n_inner") or 4 * width
+        feed_forward = (2 if architecture.get("model_type") in ("esm", "gpt2") else 3) * width * intermediate
         vocabulary = model.get("tokenizer", {}).get("vocab_size", 0)
         embeddings = 1 if architecture.get("tie_word_embeddings", True) else 2  # of the input, and of the output
         return float(layers * (attention + feed_forward) + embeddings * vocabulary * width)
@@ -121,7 +123,13 @@ def parameters(model: Mapping[str, Any]) -> float | None:
 def width(model: Mapping[str, Any], size: float) -> float:
     """Hidden size of a backbone: from its architecture, or of a usual model with `size` parameters."""
     architecture = model.get("architecture")
-    return float(architecture["hidden_size"]) if architecture else float((size * ASPECT / 12) ** (1 / 3))
+    known = _hidden_size(architecture) if architecture else None
+    return float(known) if known else float((size * ASPECT / 12) ** (1 / 3))
+
+
+def _hidden_size(architecture: Mapping[str, Any]) -> int | None:
+    """By either of the names that transformers configs have for it."""
+    return architecture.get("hidden_size") or architecture.get("n_embd")
 
 
 class Estimate(NamedTuple):
