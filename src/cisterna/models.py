@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from cisterna import pretrained, updates
+from cisterna import imported, pretrained, updates
 from cisterna.artifacts import adapter, checkpoint, files, weights
 from cisterna.errors import UserError, one_line
 from cisterna.sequences import conventions, inputs_file, tokenization
@@ -64,7 +64,13 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the files that a base is made from: the tokenizer's text, or a local pretrained model."""
     if "pretrained" not in spec:
         return {str(path): files.sha256(files.locate(path)) for path in spec["tokenizer"]["files"]}
-    folder = Path(spec["pretrained"])
+    hashes = _hashes(Path(spec["pretrained"]))
+    if part := _published_adapter(spec):
+        hashes |= {f"base {name}": digest for name, digest in _hashes(Path(part.base)).items()}
+    return hashes
+
+
+def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: files.sha256(path) for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])}
 
 
@@ -106,9 +112,10 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
             flush=True,
         )
     with _loading(spec):
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec["pretrained"], revision=spec.get("revision"), trust_remote_code=False
-        )
+        part, name, revision = _published_adapter(spec), spec["pretrained"], spec.get("revision")
+        if part and not (part.folder / "tokenizer_config.json").is_file():
+            name, revision = part.base, part.revision
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
         known = conventions.derive(tokenizer, model, spec.get("chat_template_kwargs"))
@@ -157,18 +164,40 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
         ) from None
 
 
-def _pretrained(spec: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+def _published_adapter(spec: Mapping[str, Any]) -> imported.Adapter | None:
+    """The adapter that a backbone is, with its base; None for a whole model."""
     with _loading(spec):
-        model, unused = pretrained.load(spec["pretrained"], spec.get("revision"), spec.get("dtype", "float32"))
+        return imported.find(spec["pretrained"], spec.get("revision")) if "pretrained" in spec else None
+
+
+def _pretrained(
+    spec: Mapping[str, Any], dtype: torch.dtype | None = None, merged: bool = True
+) -> tuple[PreTrainedModel, list[str]]:
+    part = _published_adapter(spec)
+    with _loading(spec):
+        name, revision = (part.base, part.revision) if part else (spec["pretrained"], spec.get("revision"))
+        model, unused = pretrained.load(name, revision, spec.get("dtype", "float32"))
+    if part:
+        if dtype is not None:
+            cast(model, dtype)
+        try:
+            model = _load_adapter(model, part.folder, merged)
+        except TypeError as error:
+            raise UserError(f"{part.folder}: PEFT cannot read this adapter: {one_line(error)}") from None
     pretrained.number_positions(model)
     return model, unused
 
 
-def _load_base(folder: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
-    """The model of a base checkpoint. UserError if the files of a pretrained model have changed since it was made."""
+def _load_base(
+    folder: Path, manifest: Mapping[str, Any], dtype: torch.dtype | None = None, merged: bool = True
+) -> PreTrainedModel:
+    """The model of a base checkpoint. UserError if the files of a pretrained model have changed since it was made.
+
+    `dtype` and `merged` are for the adapter of a published model, as in `compose`.
+    """
     spec = manifest["recipe"]
     if "pretrained" in spec:
-        model, _ = _pretrained(spec)
+        model, _ = _pretrained(spec, dtype, merged)
         if _sources(spec) != manifest["data"]:
             raise UserError(
                 f"backbone {spec['pretrained']}: its files have changed since {folder} was made from them. Restore "
@@ -225,8 +254,10 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
     base, manifest = chain[0]
     if manifest["kind"] != "base":
         raise UserError(f"{base}: a lineage has to begin with a base checkpoint, and this one is {manifest['kind']}")
-    model = _load_base(base, manifest)
     full = max(number for number, (path, _) in enumerate(chain) if not is_adapter(path))  # these replace all before
+    # An adapter of others is put on the model after the cast, as the adapters of stages are.
+    lower = dtype if full == 0 and _published_adapter(manifest["recipe"]) else None
+    model = _load_base(base, manifest, lower, merged)
     for number, (path, _) in enumerate(chain):
         if sequence_inputs := inputs_file.read(path):
             restore(model, sequence_inputs)
@@ -235,7 +266,7 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
             model = attach(model, path).merge_and_unload() if replaced else _load_adapter(model, path, merged)
         elif number > 0:
             weights.load_full(model, path)
-        if number == full and dtype is not None:
+        if number == full and dtype is not None and lower is None:
             cast(model, dtype)
     if any(hasattr(module, "update_down") for module in model.modules()):
         model.save_pretrained = _refuse_to_save

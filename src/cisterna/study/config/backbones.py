@@ -39,7 +39,9 @@ class MadeBackbone(t.Section):
 class PretrainedBackbone(t.Section):
     """A pretrained backbone (`pretrained`)."""
 
-    pretrained: t.Text = t.required("hub id (`Qwen/Qwen3-1.7B`) or local folder.")
+    pretrained: t.Text = t.required(
+        "hub id (`Qwen/Qwen3-1.7B`) or local folder; of a model, or of a LoRA adapter of PEFT, which names its base."
+    )
     revision: t.Text | None = t.default(
         None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
     )

@@ -1,0 +1,54 @@
+"""Adapters of PEFT that others have trained: what is in such a folder or repository, and which model it belongs to.
+
+Not for the adapters of lineages (`cisterna.models`), which are on the checkpoints of their parents.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cisterna.artifacts import adapter, files
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The folder of an adapter, and the hub id or folder of its base with a revision."""
+
+    folder: Path
+    base: str
+    revision: str | None
+
+
+def find(name: str, revision: str | None) -> Adapter | None:
+    """The adapter that a folder or a repository of the hub has; None if it has a whole model.
+
+    ValueError for one that cannot be used: pickled weights, weights of a whole model beside it, another method than
+    LoRA, and a base that is not named or not a model.
+    """
+    from transformers.utils import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    config = find_adapter_config_file(name, revision=revision)
+    if config is None:
+        return None
+    folder = Path(config).parent
+    if not Path(name).is_dir():  # the hub: fetched into the same folder of its cache
+        cached_file(name, WEIGHTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if any(folder.glob("model*.safetensors")):
+        raise ValueError(f"It has an adapter ({adapter.FILE}) and the weights of a whole model. Remove one of them.")
+    if not (folder / WEIGHTS).is_file():
+        found = f", and {PICKLE} is a pickle, which can run code" if (folder / PICKLE).is_file() else ""
+        raise ValueError(f"It has {adapter.FILE} and no {WEIGHTS}{found}. Save the adapter again with PEFT.")
+    stored = files.read_json(folder / adapter.FILE)
+    if stored.get("peft_type") != "LORA":
+        raise ValueError(f"Its adapter is of the kind {stored.get('peft_type')}; expected LORA.")
+    base = stored.get("base_model_name_or_path")
+    if adapter.NOTE in stored:
+        raise ValueError("Its adapter belongs to a checkpoint of a lineage. Write a whole one with `cisterna export`.")
+    if not base:
+        raise ValueError(f"{adapter.FILE} does not name its base (base_model_name_or_path).")
+    beside = folder / base  # a path in it may be relative to the folder of the adapter
+    local = str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+    return Adapter(folder, local, stored.get("revision"))
