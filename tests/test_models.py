@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from cisterna import models
@@ -298,6 +299,30 @@ def test_a_pretrained_folder_that_cannot_be_loaded_is_the_users_error(tmp_path, 
     with pytest.raises(UserError, match=f"backbone {folder}: cannot be loaded"):
         models.make_base({"pretrained": str(folder)}, tmp_path / "models" / "checkpoint")
     assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("adapter", "An adapter lies beside its weights"),
+        ("shape", r"1 weights of other shapes .* model.layers.0.mlp.up_proj.weight: \(10, 32\), expected \(64, 32\)"),
+        ("nan", "computes values that are not finite"),
+    ],
+)
+def test_a_pretrained_folder_with_other_weights_than_those_of_the_model_is_refused(tmp_path, fault, message):
+    folder, name = tmp_path / "hub", "model.layers.0.mlp.up_proj.weight"
+    model, _ = hub_model(folder, tie=False, spare=0)
+    if fault == "adapter":
+        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+        settings = files.read_json(folder / "adapter_config.json") | {"base_model_name_or_path": str(folder)}
+        files.write_json(folder / "adapter_config.json", settings)
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = tensors[name][:10].clone() if fault == "shape" else tensors[name] * torch.nan
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        models.make_base({"pretrained": str(folder)}, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
 
 
 def test_a_pretrained_folder_that_went_away_is_named_when_its_lineage_is_composed(tmp_path):

@@ -21,8 +21,9 @@ _LENGTH = 12  # tokens of the text with which a model is checked
 def load(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedModel, list[str]]:
     """The text model of a hub id or a folder, and the names of stored weights that are not in it.
 
-    ValueError if a weight of the model is not stored (the library would draw it at random), or if a multimodal model
-    has no text model of a class of its own; OSError and others as `from_pretrained`.
+    ValueError if a weight of the model is not stored or has another shape (the library would draw it at random), if
+    there is an adapter beside the weights, or if a multimodal model has no text model of a class of its own; OSError
+    and others as `from_pretrained`.
     """
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     text_only = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -33,8 +34,17 @@ def load(name: str, revision: str | None, dtype: str) -> tuple[PreTrainedModel, 
         dtype=dtype,
         use_safetensors=True,  # never the pickles of pytorch_model.bin, which can run code
         trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # refused below
         output_loading_info=True,
     )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("An adapter lies beside its weights (adapter_config.json), and would be a part of the model.")
+    if other := sorted(found["mismatched_keys"]):
+        name, stored, expected = other[0]
+        raise ValueError(
+            f"Its files have {len(other)} weights of other shapes than its config.json says, the first of them {name}: "
+            f"{tuple(stored)}, expected {tuple(expected)}."
+        )
     text = _text_model(model)
     kept = {id(tensor) for tensor in text.state_dict(keep_vars=True).values()}
     unused = {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in kept}
@@ -104,8 +114,13 @@ def _give_positions(model: Any, arguments: tuple[Any, ...], options: dict[str, A
 
 
 def check(model: PreTrainedModel, name: str) -> None:
-    """UserError for a model that reads padded texts, or the rest of a text after its cache, otherwise than a text."""
+    """UserError for a model that reads padded texts, or the rest of a text after its cache, otherwise than a text.
+
+    Also for one whose output is not finite.
+    """
     text = _Text(model)
+    if not torch.isfinite(text.logits).all():
+        raise UserError(f"{name}: {type(model).__name__} computes values that are not finite. Check its weights")
     ids, mask = text.ids, torch.ones_like(text.ids)
     padded = torch.cat([mask[:, :5], ids], dim=1), torch.cat([mask[:, :5] * 0, mask], dim=1)
     if text.read_otherwise(lambda: model(padded[0], attention_mask=padded[1]).logits[:, 5:]):
