@@ -363,6 +363,18 @@ def test_columns_of_obs_that_are_not_read_are_listed(tmp_path):
     assert "columns of obs that are not read: age, batch, percent_mito" in notes
 
 
+def test_genes_that_are_called_by_ensembl_ids_are_said(tmp_path):
+    found = annotated(counts())
+    found.var["feature_name"] = found.var_names
+    found.var_names = [f"ENSG{number:011}.2" for number in range(GENES)]
+    found.write_h5ad(tmp_path / "a.h5ad")
+    said = "genes have Ensembl ids as names in prompts"
+    notes = tasks.read(tasks.load("cells", entry(tmp_path / "a.h5ad"))).attrs["notes"]
+    assert [note for note in notes if note.startswith(said) and "feature_name" in note]
+    named = entry(tmp_path / "a.h5ad", options=OPTIONS | {"names": "feature_name"})
+    assert not [note for note in tasks.read(tasks.load("cells", named)).attrs["notes"] if note.startswith(said)]
+
+
 def test_labels_that_are_the_text_nan_are_said(tmp_path):
     found = annotated(counts())
     found.obs["kind"] = ["nan", "T cell"] * (CELLS // 2)

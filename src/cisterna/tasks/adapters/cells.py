@@ -41,6 +41,7 @@ import dataclasses
 import functools
 import hashlib
 import heapq
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ ANSWER = "nothing but the answer"
 TRACED = 5  # genes in a trace
 NAMED = "genes"  # the value of the option `reasoning` for such a trace
 RAW = "raw.X"  # the value of the option `layer` for AnnData's `raw`
+ENSEMBL = re.compile(r"ENS[A-Z]*G[0-9]{6,}")  # how an Ensembl id of a gene begins
 TIES = 42  # `random_state` of cell2sentence.utils.generate_sentences
 ENTRIES = 4_000_000  # stored values in memory at a time: 32 to 64 MB
 PASS = 8192  # cells for which a matrix that is stored by genes (CSC) is read from end to end
@@ -209,6 +211,13 @@ def read(
             unread = [column for column in file["obs"] if column not in {*read, "__categories"}]
             frame.attrs["notes"] = published.not_read(unread, " of obs")
         genes = _genes(file, path, options)
+        if labelled and all(map(ENSEMBL.match, genes)):
+            part = file["raw/var" if options["layer"] == RAW else "var"]
+            others = [name for name in part if name not in (part.attrs["_index"], options["names"], "__categories")]
+            frame.attrs["notes"].append(
+                "genes have Ensembl ids as names in prompts; a column of var with symbols can be named in "
+                f"options.names (there are: {tables.shown(others) or 'none'})"
+            )
         matrix = _matrix(file, path, options["layer"], (len(ids), len(genes)))
         rows = np.arange(len(ids))
         if options["sample"] is not None:  # by the hash that orders the rows when they are split
