@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tracemalloc
 
 import numpy as np
@@ -15,6 +16,8 @@ import yaml
 from Bio import SeqIO
 from Bio.Seq import Seq
 from Bio.SeqRecord import SeqRecord
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cisterna import cli, models, study
 from cisterna.artifacts import files
@@ -91,6 +94,32 @@ def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path, name, text):
         modality = "dna" if name == "a.fasta" else "text"
         documents.append([document for _, document, _ in corpus.select_documents(tmp_path / name, modality, {})])
     assert documents[0] == documents[1] != []
+
+
+def by_lines(text):
+    """The records of a FASTA file, read as slowly and plainly as possible."""
+    found = []
+    for line in re.split("\r\n|\r|\n", text):
+        if line.startswith(">"):
+            found.append("")
+        elif line.strip():
+            found[-1] += line.strip()
+    return [sequence for sequence in found if sequence]
+
+
+FASTA_LINES = st.sampled_from(
+    [">", ">a >b", "> c", "ACGT", "acgtn" * 9, " AC", "AC \t", "A C", "A>", " >", "", "  ", "é"]
+)
+
+
+@given(st.lists(st.tuples(FASTA_LINES, st.sampled_from(["\n", "\r\n", "\r"])), max_size=20), st.integers(1, 50))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_fasta_file_has_the_same_records_whatever_the_size_of_a_block(tmp_path, lines, size):
+    text = ">first\nA\n" + "".join(map("".join, lines))
+    (tmp_path / "a.fasta").write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "BLOCK", size)
+        assert list(corpus.documents(tmp_path / "a.fasta", "dna")) == by_lines(text)
 
 
 def test_text_cannot_write_a_token_of_structure(base, tmp_path):
@@ -390,15 +419,16 @@ def test_a_cap_that_the_file_cannot_fill_is_refused(base, tmp_path, cap):
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("modality", ["text", "dna"])
-def test_memory_does_not_grow_with_the_number_of_documents(base, tmp_path, monkeypatch, modality):
+@pytest.mark.parametrize(("modality", "ending"), [("text", "jsonl"), ("dna", "jsonl"), ("dna", "fasta")])
+def test_memory_does_not_grow_with_the_number_of_documents(base, tmp_path, monkeypatch, modality, ending):
     monkeypatch.setattr(tokenized, "BATCH", 20_000)
     tokenization.load(base)
     peaks = []
     for count in (500, 5000):
-        path = tmp_path / f"{count}.jsonl"
+        path = tmp_path / f"{count}.{ending}"
         letters = (f"{'ACGT' * 50}{'G' * (number % 97)}" for number in range(count))
-        path.write_bytes(json_lines(letters))
+        write = json_lines if ending == "jsonl" else lambda rows: "".join(f">a\n{row}\n" for row in rows).encode()
+        path.write_bytes(write(letters))
         tracemalloc.start()
         try:
             tokenize_corpus(path, modality, base, tmp_path / f"tokens-{count}")

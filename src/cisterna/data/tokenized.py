@@ -14,7 +14,7 @@ Documents are read, tokenized and written a batch at a time. Training cuts block
 
 import array
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from cisterna.sequences import conventions, letters, tokenization
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 1_000_000  # characters of text that are tokenized at a time
+BATCH = 1_000_000  # characters that are tokenized at a time
 
 
 def tokenize_corpus(
@@ -36,13 +36,12 @@ def tokenize_corpus(
 ) -> dict[str, object]:
     """Tokenize the corpus file `source` with the tokenizer of the checkpoint `base` into the folder `output`.
 
-    Returns the card. `options` as in `cisterna.data.corpus.select_documents`. Sequences are converted by one table
-    look-up each, text in batches of BATCH characters; memory holds at most one batch, or one sequence. Raises UserError
-    as `select_documents` does, for a letter outside the modality, and for a part without documents; then nothing is
-    written.
+    Returns the card. `options` as in `cisterna.data.corpus.select_documents`. Documents are converted in batches
+    of BATCH characters, sequences by one table look-up a batch; memory holds at most one batch, or one document. Raises
+    UserError as `select_documents` does, for a letter outside the modality, and for a part without documents; then
+    nothing is written.
     """
-    tokenizer = tokenization.load(base)
-    start, end = np.asarray(conventions.start_ids(tokenizer)), np.asarray([tokenizer.eos_token_id])
+    encode = _encoder(tokenization.load(base), modality)
     options = dict(options or {})
     card: dict[str, object] = {"modality": modality, "source": source.name}
     if options:
@@ -52,8 +51,10 @@ def tokenize_corpus(
         names = {False: "train", True: "heldout"}
         streams = {heldout: stack.enter_context(_Stream(folder / f"{name}.npy")) for heldout, name in names.items()}
         reader = None if modality == "text" else letters.Reader(modality, options.get("unusual_letters"))
-        for heldout, ids in _token_ids(source, modality, tokenizer, options, reader):
-            streams[heldout].add([start, *ids, end])
+        for batch in _batches(select_documents(source, modality, options, reader)):
+            for heldout, stream in streams.items():
+                if documents := [document for document, part in batch if part is heldout]:
+                    stream.add(*encode(documents))
         for heldout, name in names.items():
             lengths = np.asarray(streams[heldout].lengths)
             if not len(lengths):
@@ -69,28 +70,35 @@ def tokenize_corpus(
     return card
 
 
-def _token_ids(
-    source: Path,
-    modality: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    options: Mapping[str, Any],
-    reader: letters.Reader | None,
-) -> Iterator[tuple[bool, list[np.ndarray]]]:
-    """For each document in the order of the file: whether it is held out, and its token ids in parts."""
+def _encoder(
+    tokenizer: "PreTrainedTokenizerBase", modality: str
+) -> Callable[[list[str]], tuple[list[int], np.ndarray]]:
+    """A function from documents to the length of each in tokens, and the token ids of all of them in one array."""
+    start, end = conventions.start_ids(tokenizer), [tokenizer.eos_token_id]
+
+    def encode_text(documents: list[str]) -> tuple[list[int], np.ndarray]:
+        rows = [[*start, *ids, *end] for ids in tokenization.encode_text(tokenizer, documents)]
+        return list(map(len, rows)), np.concatenate(rows)
+
     if modality == "text":
-        for batch in _batches(select_documents(source, modality, options)):
-            rows = tokenization.encode_text(tokenizer, [document for document, _ in batch])
-            for (_, heldout), row in zip(batch, rows, strict=True):
-                yield heldout, [np.asarray(row)]
-        return
+        return encode_text
+    opening, closing = tokenizer.convert_tokens_to_ids([f"<{modality}>", f"</{modality}>"])
+    around = [*start, opening, closing, *end]
     table = tokenization.residue_table(tokenizer, modality)
-    opening, closing = (np.asarray([tokenizer.convert_tokens_to_ids(f"<{slash}{modality}>")]) for slash in ("", "/"))
-    for _, document, heldout in select_documents(source, modality, options, reader):
-        yield heldout, [opening, tokenization.residue_ids(table, document.encode(), modality), closing]
+    table[: len(around)] = around  # control characters, which no sequence has, stand for these tokens
+    marks = "".join(map(chr, range(len(around))))
+    before, after = marks[: len(start) + 1], marks[len(start) + 1 :]
+
+    def encode_sequences(documents: list[str]) -> tuple[list[int], np.ndarray]:
+        text = before + (after + before).join(documents) + after
+        ids = tokenization.residue_ids(table, text.encode(), modality)
+        return [len(document) + len(around) for document in documents], ids
+
+    return encode_sequences
 
 
 def _batches(documents: Iterable[tuple[int, str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Documents of text, and whether they are held out, in batches of at least BATCH characters."""
+    """Documents, and whether they are held out, in batches of at least BATCH characters, or of what is left."""
     batch: list[tuple[str, bool]] = []
     size = 0
     for _, document, heldout in documents:
@@ -130,10 +138,7 @@ class _Stream:
         header = {"descr": "<u4", "fortran_order": False, "shape": (length,)}
         np.lib.format.write_array_header_1_0(self.file, header)
 
-    def add(self, parts: Iterable[np.ndarray]) -> None:
-        """Append the token ids of one document."""
-        length = 0
-        for part in parts:
-            self.file.write(part.astype("<u4", copy=False).data)
-            length += len(part)
-        self.lengths.append(length)
+    def add(self, lengths: Iterable[int], ids: np.ndarray) -> None:
+        """Append documents of so many tokens each, whose token ids follow each other."""
+        self.file.write(ids.astype("<u4", copy=False).data)
+        self.lengths.extend(lengths)
