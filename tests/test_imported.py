@@ -93,6 +93,7 @@ def test_a_base_beside_the_adapter_may_be_named_from_its_folder(published: Path,
         ({"peft_type": "IA3"}, "of the kind IA3; expected LORA"),
         ({"base_model_name_or_path": None}, "does not name its base"),
         ({adapter.NOTE: True}, "cisterna export"),
+        ({"lora_bias": True}, "cannot be merged"),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_refused(

@@ -313,9 +313,12 @@ def test_a_pretrained_folder_with_other_weights_than_those_of_the_model_is_refus
     folder, name = tmp_path / "hub", "model.layers.0.mlp.up_proj.weight"
     model, _ = hub_model(folder, tie=False, spare=0)
     if fault == "adapter":
-        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
-        settings = files.read_json(folder / "adapter_config.json") | {"base_model_name_or_path": str(folder)}
-        files.write_json(folder / "adapter_config.json", settings)
+        adapter = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+        for place in (folder, tmp_path / "adapter"):  # of a whole model, and of one that is such a folder
+            adapter.save_pretrained(place)
+            settings = files.read_json(place / "adapter_config.json") | {"base_model_name_or_path": str(folder)}
+            files.write_json(place / "adapter_config.json", settings)
+        folder = tmp_path / "adapter"
     else:
         tensors = load_file(folder / "model.safetensors")
         tensors[name] = tensors[name][:10].clone() if fault == "shape" else tensors[name] * torch.nan

@@ -44,6 +44,8 @@ def find(name: str, revision: str | None) -> Adapter | None:
     stored = files.read_json(folder / adapter.FILE)
     if stored.get("peft_type") != "LORA":
         raise ValueError(f"Its adapter is of the kind {stored.get('peft_type')}; expected LORA.")
+    if stored.get("lora_bias"):
+        raise ValueError("Its adapter has biases of its own (lora_bias), which cannot be merged into its base.")
     base = stored.get("base_model_name_or_path")
     if adapter.NOTE in stored:
         raise ValueError("Its adapter belongs to a checkpoint of a lineage. Write a whole one with `cisterna export`.")
