@@ -1,17 +1,24 @@
-"""Tests of adapters that others have trained as the start of a lineage."""
+"""Tests of adapters and bridges that others have trained as the start of a lineage."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from cisterna import imported, models
+from cisterna import imported, models, study
 from cisterna.artifacts import adapter
 from cisterna.errors import UserError
+from cisterna.evaluation import evaluate, generate
+from cisterna.sequences import tokenization
+from cisterna.study import jobs
+from cisterna.study.config import evaluation_options
+from runs import SFT, Run
+from studies import featured
 from tiny import adapted, hub_model, publish
 
 IDS = torch.arange(5, 25)[None]
@@ -115,3 +122,112 @@ def test_an_adapter_beside_a_whole_model_is_refused(published: Path, tmp_path: P
     (tmp_path / "base" / "model.safetensors").rename(published / "model.safetensors")
     with pytest.raises(UserError, match=r"an adapter .* and the weights of a whole model"):
         base_of(published, tmp_path / "models")
+
+
+# --- Bridges ---
+
+WIDTH = 16  # of the features of the encoder of these tests
+LAYER = {"weight": torch.linspace(-0.05, 0.05, 32 * WIDTH).reshape(32, WIDTH), "bias": torch.linspace(-1, 1, 32)}
+BRIDGE = {"bridge": {"file": "dna_projection.pt", "encoder": "evo2"}}
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    """A text model with a projection beside it, and the tokens that it has around features."""
+    folder = tmp_path / "merged"
+    _, tokenizer = hub_model(folder, tie=True, spare=64)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|rna_start|>", "<|rna_pad|>", "<|rna_end|>"]})
+    tokenizer.save_pretrained(folder)
+    torch.save(LAYER, folder / "dna_projection.pt")
+    return folder
+
+
+def test_a_published_projection_is_the_bridge_with_its_weights_and_on_features_as_they_are(
+    merged: Path, tmp_path: Path
+) -> None:
+    model = models.compose(base_of(merged, tmp_path / "models", **BRIDGE))
+    assert torch.equal(model.bridge.weight, LAYER["weight"])
+    assert torch.equal(model.bridge.bias, LAYER["bias"])
+    features = 100 * torch.randn(3, WIDTH) + 7
+    torch.testing.assert_close(model.bridge(features), features @ LAYER["weight"].T + LAYER["bias"])
+
+
+def test_tags_have_the_embeddings_of_the_tokens_that_the_model_has_around_features(
+    merged: Path, tmp_path: Path
+) -> None:
+    base = base_of(merged, tmp_path / "models", **BRIDGE)
+    table, tokenizer = models.compose(base).get_input_embeddings().weight, tokenization.load(base)
+    for own, theirs in (("<rna>", "<|rna_start|>"), ("</rna>", "<|rna_end|>")):
+        first, second = tokenizer.convert_tokens_to_ids([own, theirs])
+        assert torch.equal(table[first], table[second])
+
+
+def test_a_published_model_with_a_projection_is_evaluated_and_training_goes_on_from_it(
+    merged: Path, tmp_path: Path, splice: Path, bank: Path
+) -> None:
+    base = base_of(merged, tmp_path / "models", **BRIDGE)
+    options = evaluation_options({"max_new_tokens": 4, "bootstrap": 10})
+    evaluate.evaluate(base, splice, tmp_path / "eval", options, bank)
+    asked = pd.read_parquet(splice / "id.parquet").head(3)
+    first = [generate.load(base, bank)]
+    for path in merged.glob("*.pt"):
+        torch.save({name: -tensor for name, tensor in LAYER.items()}, path)
+    other = base_of(merged, tmp_path / "other", **BRIDGE)
+    first.append(generate.load(other, bank))
+    ids = torch.tensor(first[0].encode(asked)[:1])
+    read = [loaded.model(ids).logits for loaded in first]
+    assert (read[0] - read[1]).abs().max() > 0.01  # features are read, through this layer
+    reads = {"sequences": "features", "bank": bank}
+    child = Run(
+        "sft",
+        other,
+        splice,
+        tmp_path / "sft",
+        {key: value for key, value in SFT.items() if key != "fraction"} | {"examples": 8},
+        reads=reads,
+    ).here()
+    trained = models.compose(child.output)
+    assert trained.bridge.kind == "projection"
+    assert 0 < (trained.bridge.weight + LAYER["weight"]).abs().max() < 0.5
+    generate.load(child.output, bank)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"weight": torch.zeros(8, WIDTH), "bias": torch.zeros(8)}, "of width 8; expected 32"),
+        (LAYER | {"more": torch.zeros(1)}, "no single linear layer"),
+        (torch.nn.Linear(WIDTH, 32), "no file of tensors alone"),
+    ],
+)
+def test_a_file_that_is_no_bridge_of_the_model_is_refused(
+    merged: Path, tmp_path: Path, stored: Any, message: str
+) -> None:
+    torch.save(stored, merged / "dna_projection.pt")
+    with pytest.raises(UserError, match=message):
+        base_of(merged, tmp_path / "models", **BRIDGE)
+
+
+def test_features_of_another_width_and_a_changed_projection_are_errors(
+    merged: Path, tmp_path: Path, splice: Path, bank: Path
+) -> None:
+    torch.save({"weight": torch.zeros(32, 8), "bias": torch.zeros(32)}, merged / "dna_projection.pt")
+    base = base_of(merged, tmp_path / "models", **BRIDGE)
+    with pytest.raises(UserError, match="features of width 8, not 16"):
+        generate.load(base, bank)
+    torch.save(LAYER, merged / "dna_projection.pt")
+    with pytest.raises(UserError, match="its files have changed"):
+        models.compose(base)
+
+
+def test_a_base_with_a_bridge_is_evaluated_on_features_and_another_encoder_is_refused() -> None:
+    given = featured()
+    given["backbones"]["theirs"] = {"pretrained": "hub/model", "bridge": {"file": "x.pt", "encoder": "nano-esm"}}
+    given["lineages"] = [{"backbones": ["theirs"], "tasks": ["splice-donor"], "sequences": ["features"]}]
+    known = study.load(given)
+    (job,) = (job for job in jobs.jobs(known) if job.kind == "evaluate")
+    assert "features/nano-esm/splice-donor" in job.needs
+    assert any(job.kind == "features" for job in jobs.jobs(known))
+    given["backbones"]["theirs"]["bridge"]["encoder"] = "esm2"
+    with pytest.raises(UserError, match=r"backbones.theirs.bridge.encoder"):
+        study.load(given)

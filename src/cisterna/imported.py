@@ -1,10 +1,13 @@
-"""Adapters of PEFT that others have trained: what is in such a folder or repository, and which model it belongs to.
+"""Parts of models that others have trained: an adapter of PEFT with its base, and a linear bridge from features.
 
 Not for the adapters of lineages (`cisterna.models`), which are on the checkpoints of their parents.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 from cisterna.artifacts import adapter, files
 
@@ -54,3 +57,27 @@ def find(name: str, revision: str | None) -> Adapter | None:
     beside = folder / base  # a path in it may be relative to the folder of the adapter
     local = str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
     return Adapter(folder, local, stored.get("revision"))
+
+
+def read_bridge(name: str, revision: str | None, file: str) -> dict[str, torch.Tensor]:
+    """`weight` (hidden, width) and `bias` (hidden) of the linear layer in a file of a folder or a repository, float32.
+
+    A pickle (.pt) is read with weights only. ValueError for a file that is something else.
+    """
+    from transformers.utils import cached_file
+
+    path = Path(name) / file if Path(name).is_dir() else Path(str(cached_file(name, file, revision=revision)))
+    if not path.is_file():
+        raise ValueError(f"It has no file {file}, which `bridge` names.")
+    try:
+        safe = path.suffix == ".safetensors"
+        stored = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file} is no file of tensors alone: {str(error).splitlines()[0]}") from None
+    tensors = stored if isinstance(stored, dict) else {}
+    found = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+    weight = found.get("weight")
+    bias = found.get("bias", torch.zeros(len(weight)) if weight is not None else None)
+    if weight is None or bias is None or len(tensors) > 2 or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise ValueError(f"{file} is no single linear layer (weight, bias): it has {sorted(map(str, tensors))}.")
+    return {"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cisterna import imported, pretrained, updates
 from cisterna.artifacts import adapter, checkpoint, files, weights
 from cisterna.errors import UserError, one_line
-from cisterna.sequences import conventions, inputs_file, tokenization
+from cisterna.sequences import bridge, conventions, inputs_file, tokenization
 from cisterna.sequences.source import restore
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NEW_ROWS = "new_embeddings.safetensors"
 ADAPTER = "adapter_model.safetensors"
+BRIDGE = "bridge.safetensors"
 
 
 def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     if "pretrained" not in spec:
         return {str(path): files.sha256(files.locate(path)) for path in spec["tokenizer"]["files"]}
     hashes = _hashes(Path(spec["pretrained"]))
+    if "bridge" in spec and (file := Path(spec["pretrained"]) / spec["bridge"]["file"]).is_file():
+        hashes[file.name] = files.sha256(file)
     if part := _published_adapter(spec):
         hashes |= {f"base {name}": digest for name, digest in _hashes(Path(part.base)).items()}
     return hashes
@@ -143,8 +146,32 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         rows = module.weight.detach().float()[:before]
         noise = torch.randn(len(tokenizer) - before, rows.shape[1]) * rows.std(dim=0) * 0.1
         tensors[name] = (rows.mean(dim=0) + noise).to(module.weight.dtype).contiguous()
+    if "bridge" in spec:
+        with _loading(spec):
+            layer = imported.read_bridge(spec["pretrained"], spec.get("revision"), spec["bridge"]["file"])
+            hidden = model.get_input_embeddings().weight.shape[1]
+            if len(layer["weight"]) != hidden:
+                raise ValueError(
+                    f"{spec['bridge']['file']} writes embeddings of width {len(layer['weight'])}; expected {hidden}, "
+                    "that of the model."
+                )
+        save_file(layer, folder / BRIDGE)
+        _take_marks(tokenizer, model, tensors, before)
     save_file(tensors, folder / NEW_ROWS)
     files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
+
+
+def _take_marks(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tensors: dict[str, torch.Tensor], before: int
+) -> None:
+    """Give the tags around a sequence the rows of the tokens that the model has around features (BioReason's names)."""
+    vocabulary = tokenizer.get_vocab()
+    for modality in tokenization.ALPHABETS:
+        for own, theirs in ((f"<{modality}>", "start"), (f"</{modality}>", "end")):
+            row, known = vocabulary[own], vocabulary.get(f"<|{modality}_{theirs}|>")
+            if known is not None and known < before <= row:
+                for name, table in pretrained.embeddings(model).items():
+                    tensors[name][row - before] = table.weight.detach()[known]
 
 
 def _parts(names: list[str]) -> str:
@@ -217,6 +244,10 @@ def _load_base(
         with torch.no_grad():
             for name, table in tables.items():
                 table.weight[sizes["before"] : sizes["after"]] = new[name]
+        if (folder / BRIDGE).is_file():
+            layer = load_file(folder / BRIDGE)
+            bridge.attach(model, "projection", layer["weight"].shape[1])
+            model.bridge.load_state_dict(layer)
         return model
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     weights.load_full(model, folder)

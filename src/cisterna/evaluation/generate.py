@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cisterna import models, updates
 from cisterna.artifacts import files
+from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import conventions, tokenization
 from cisterna.sequences.prompt import encode_prompts
@@ -65,6 +66,8 @@ def load_on_device(folder: Path, source: SequenceSource = TOKENS) -> "tuple[PreT
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     model = models.compose(folder, gpu_dtype(folder) if gpu and torch.cuda.is_bf16_supported() else None)
+    if source.features is not None and not hasattr(model, "bridge"):
+        raise UserError(f"{folder}: the model has no bridge and reads no features; leave out --bank")
     connect(model, source)
     return model.to(device), device
 

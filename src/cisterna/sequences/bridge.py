@@ -37,7 +37,8 @@ class Bridge(nn.Module):
     Each feature row is first standardised to mean 0 and variance 1 (layer norm without weights), because the scale of
     hidden states differs by orders of magnitude between encoders. With the initial weights, outputs have the standard
     deviation `std` of the model's own embeddings. The weights are plain parameters and not `nn.Linear`, so that PEFT's
-    `all-linear` does not adapt them.
+    `all-linear` does not adapt them. A bridge of the kind `projection` was trained elsewhere: a linear layer on the
+    features as they are.
     """
 
     def __init__(self, kind: str, width: int, hidden: int, std: float) -> None:
@@ -52,6 +53,8 @@ class Bridge(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Embeddings of features: (n, width) to (n, hidden)."""
+        if self.kind == "projection":
+            return functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
         inner = functional.layer_norm(features.to(self.weight.dtype), (self.width,))
         if self.kind == "mlp":
             inner = functional.gelu(functional.linear(inner, self.inner_weight, self.inner_bias))

@@ -110,13 +110,16 @@ def source_of(folder: Path, bank: Path | None = None, features: Sequence[Path] =
     """The source that a checkpoint was trained with: from `bank`, or else live from its encoder.
 
     Precomputed features are read from the files in `features`, or else from those of the encoder; an encoder of cells
-    reads the `.h5ad` files in `features`. UserError for such files where the checkpoint reads sequences or tokens.
+    reads the `.h5ad` files in `features`. A base has no inputs.json: with a `bank` it reads that, through the bridge
+    that it was published with. UserError for such files where the checkpoint reads sequences or tokens.
     """
     inputs = inputs_file.read(folder)
     encoder = inputs and inputs["encoder"]
     given = encoder is not None and by_id(encoder["reading"])
     if features and not given:
         raise UserError(f"{folder}: reads no precomputed features, so that files with such features are not supported")
+    if inputs is None and bank is not None:
+        return open_source("features", Bank(bank).modality, bank)
     if inputs is None or encoder is None:
         return TOKENS
     if given and bank is None:

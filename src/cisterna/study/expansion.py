@@ -11,7 +11,7 @@ models takes a fraction of a second, because every Snakemake job does it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cisterna.study import config as configs
 from cisterna.study.config import recipe_keys
 from cisterna.study.config.problems import Problems, suggest
 from cisterna.study.config.yaml_lines import parse
-from cisterna.study.lineages import Lineage, Model, is_ladder
+from cisterna.study.lineages import Lineage, Model, encoders_of, is_ladder
 from cisterna.tasks import catalog
 
 # The keys of an encoder that say how its features are read; all others but `bank` say what it is.
@@ -72,13 +72,13 @@ class Study:
     @cached_property
     def encoders(self) -> tuple[str, ...]:
         """The encoders that some model in use reads, in the order of the config."""
-        used = {model.encoder for model in self.models}
+        used = {model.encoder for model in (*self.models, *self._tested_starts)}
         return tuple(encoder for encoder in self.config["encoders"] if encoder in used)
 
     @cached_property
     def banks(self) -> tuple[tuple[str, str], ...]:
         """(encoder, task) for every feature bank that some model in use reads, in the order of the config."""
-        used = {(model.encoder, model.task) for model in self.models}
+        used = {(model.encoder, model.task) for model in (*self.models, *self._tested_starts)}
         pairs = ((encoder, task) for encoder in self.encoders for task in self.tasks)
         return tuple(pair for pair in pairs if pair in used and self.config["encoders"][pair[0]].get("bank", True))
 
@@ -171,6 +171,23 @@ class Study:
                 tasks = [task for task in self.tasks if (model.path, task) in self.tested]
                 pairs.extend((f"{model.path}/{task}/eval", model.path, task) for task in tasks)
         return tuple(pairs)
+
+    @cached_property
+    def _tested_starts(self) -> tuple[Model, ...]:
+        """Base and CPT models as they are evaluated on each of their tasks."""
+        return tuple(self.as_evaluated(self.model(path), task) for path, task in self.tested)
+
+    def as_evaluated(self, model: Model, task: str) -> Model:
+        """A model with the task and the form in which it is evaluated.
+
+        A base or CPT model reads features where its backbone has a bridge for them, and tokens otherwise.
+        """
+        if model.task is not None:
+            return model
+        bridge, spec = self.config["backbones"][model.backbone].get("bridge"), self.config["tasks"][task]
+        if bridge and "features" in spec["sequences"] and bridge["encoder"] in encoders_of(spec):
+            return replace(model, task=task, sequences="features", encoder=bridge["encoder"])
+        return replace(model, task=task)
 
     def is_rung(self, model: Model) -> bool:
         """Whether a model is a checkpoint of a ladder (`is_ladder`)."""

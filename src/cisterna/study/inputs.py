@@ -31,7 +31,8 @@ def of_model(study: Study, model: Model) -> dict[str, str]:
 
 def of_evaluation(study: Study, model: Model, task: str) -> dict[str, str]:
     """What the evaluation of a model on a task reads."""
-    return {"checkpoint": checkpoint(model.path), "data": f"results/data/{task}", **features(study, model)}
+    named = {"checkpoint": checkpoint(model.path), "data": f"results/data/{task}"}
+    return named | features(study, study.as_evaluated(model, task))
 
 
 def features(study: Study, model: Model) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _corpus_jobs(study: Study) -> Iterator[Job]:
 def _evaluation_jobs(study: Study) -> Iterator[Job]:
     for folder, path, task in study.evaluations():
         name = folder.removeprefix("models/").removesuffix("/eval")
-        needs = (f"data/{task}", f"{path}/checkpoint", *_features(study, study.model(path)))
+        needs = (f"data/{task}", f"{path}/checkpoint", *_features(study, study.as_evaluated(study.model(path), task)))
         yield _folder_job("evaluate", name, folder, "metrics.json", *needs, resumes=True)
 
 

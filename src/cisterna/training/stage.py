@@ -125,7 +125,7 @@ def load_parent(
             "train_bridge: true in the RL recipe, or start from SFT with features"
         )
     connect(model, source, arguments.recipe.get("bridge", "linear"))
-    if frozen:
+    if hasattr(model, "bridge") and (frozen or source.features is None):
         model.bridge.requires_grad_(False)
     return tokenizer, model
 

@@ -36,6 +36,13 @@ class MadeBackbone(t.Section):
     seed: t.Natural = t.default(0, "of the random initial weights.")
 
 
+class ImportedBridge(t.Section):
+    """`bridge` of a backbone."""
+
+    file: t.Text = t.required("file beside the model with one linear layer: `dna_projection.pt`, or `.safetensors`.")
+    encoder: t.PlainName = t.required("the encoder (`encoders`) on whose features it was trained.")
+
+
 class PretrainedBackbone(t.Section):
     """A pretrained backbone (`pretrained`)."""
 
@@ -49,6 +56,9 @@ class PretrainedBackbone(t.Section):
         "options of its chat template, by their names there: `{enable_thinking: true}`. See "
         "[backbones.md](../docs/backbones.md#thinking).",
         "those of the template",
+    )
+    bridge: ImportedBridge = t.optional(
+        "a bridge that was published with the model ([how](../docs/backbones.md#bridges-of-others)).", "none"
     )
     dtype: t.Dtype = t.default(
         "float32", "type of the loaded weights. What is trained is kept in float32, beside them or in their place."

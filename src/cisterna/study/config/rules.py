@@ -14,7 +14,7 @@ from cisterna.study.config.encoders import EncoderTraining
 from cisterna.study.config.problems import Key, Problems, check_either, check_known, one_of
 from cisterna.study.config.recipes import CptRecipe, Recipe, Rewards, RlRecipe, SftRecipe
 from cisterna.study.config.types import PATH_RULE, is_path
-from cisterna.study.lineages import sized, spending, unit
+from cisterna.study.lineages import encoders_of, sized, spending, unit
 from cisterna.tasks import catalog
 
 RECIPES: dict[str, type[Recipe]] = {"cpt": CptRecipe, "sft": SftRecipe, "rl": RlRecipe}
@@ -214,7 +214,7 @@ class _Lineage:
         backbones = config["backbones"]
         self.backbones = {name: backbones[name] for name in lineage["backbones"] if name in backbones}
         chosen = {"cpt": lineage["cpt"], "sft": lineage["sft"], "rl": [entry["recipe"] for entry in lineage["rl"]]}
-        recipes = config["recipes"]
+        self.encoders, recipes = config["encoders"], config["recipes"]
         self.recipes = {
             kind: {name: recipes[kind][name] for name in chosen[kind] if name in recipes[kind]} for kind in STAGES
         }
@@ -226,6 +226,7 @@ class _Lineage:
         check_known((*key, "cpt"), lineage["cpt"], ["none", *names["cpt"]], self.problems)
         check_known((*key, "sft"), lineage["sft"], names["sft"], self.problems)
         reads_features = self._check_forms()
+        self._check_bridges()
         self._check_block_size()
         self._check_examples()
         self._check_terms()
@@ -245,6 +246,7 @@ class _Lineage:
                 cold = "cold" in entry.get("from", []) or any(
                     sft == 0 and rl != 0 for sft, rl in (budget or {"split": []})["split"]
                 )
+                cold = cold and any("bridge" not in entry for entry in self.backbones.values())
                 _check_features(("recipes", "rl", name), self.recipes["rl"][name], cold, self.problems)
         if budget is not None:
             self._check_budget(budget)
@@ -261,6 +263,20 @@ class _Lineage:
                     self.problems.expected((*self.key, "sequences", index), form, expected)
             reads = reads or any(form != "tokens" for form in picked)
         return reads
+
+    def _check_bridges(self) -> None:
+        """A bridge of others reads the features of its own encoder, from a bank."""
+        for backbone, entry in self.backbones.items():
+            if "bridge" not in entry:
+                continue
+            name, key = entry["bridge"]["encoder"], ("backbones", backbone, "bridge", "encoder")
+            check_known(key, [name], self.names["encoders"], self.problems)
+            if not self.encoders.get(name, {}).get("bank", True):
+                self.problems.expected(key, name, "an encoder with bank: true")
+            for task, spec in self.tasks.items():
+                if spec["sequences"] != ["tokens"] and (others := sorted(set(encoders_of(spec)) - {name})):
+                    expected = f"the encoder that tasks.{task}.encoder names ({', '.join(others)}), and no other one"
+                    self.problems.expected(key, name, expected)
 
     def _check_block_size(self) -> None:
         """A CPT block must fit the positions of the backbone."""
