@@ -223,6 +223,15 @@ def test_a_study_of_sets_of_terms_alone_has_figures_that_say_what_it_lacks(of_te
     assert "labels" in text(label_prior.draw(alone))
 
 
+def test_a_namespace_that_one_split_has_no_term_of_is_no_gap(of_terms: Planted) -> None:
+    metrics = of_terms.tables.metrics
+    whole = metrics[metrics.metric.str.startswith("f1_micro:")]
+    assert set(whole.split) == {"id", "ood"}
+    lacking = metrics.drop(whole.index[whole.split == "ood"])
+    drawn = [axes.get_title(loc="left") for axes in generalization_gap.draw(lacking).axes]
+    assert drawn == of_terms.titles("generalization_gap")
+
+
 # --- Forms of the sequences ---
 
 

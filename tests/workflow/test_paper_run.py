@@ -143,6 +143,7 @@ def test_the_paper_goes_from_its_files_to_a_report(study: Clone) -> None:
     page = (folder / "figures" / RESULTS_PAGE).read_text()
     assert all(f"<h2>{task} " in page for task in TASKS)
     assert "results that the config asks for are there" in page
+    assert "could not be drawn" not in page
 
 
 def test_labels_and_splits_are_those_of_the_published_data(study: Clone) -> None:

@@ -50,14 +50,15 @@ def draw(metrics: pd.DataFrame) -> Figure:
 
 
 def _gaps(metrics: pd.DataFrame) -> pd.DataFrame:
-    """ID minus OOD of every model.
+    """ID minus OOD of every model, in the metrics that both splits have: a namespace of GO may have no term in one.
 
     The intervals join those of two independent samples by square-and-add (Newcombe 1998, method 10,
     doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I).
     """
     keys = ["model", "kind", "task", "modality", *STAGE_COLUMNS, "metric"]
     a, b = (metrics[metrics.split == split].set_index(keys) for split in TEST_SPLITS)
-    b = b.loc[a.index]
+    both = a.index.intersection(b.index, sort=False)
+    a, b = a.loc[both], b.loc[both]
     gap = a.value - b.value
     frame = pd.DataFrame(
         {
