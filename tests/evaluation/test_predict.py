@@ -134,6 +134,15 @@ def test_columns_and_endings_that_there_are_not_are_refused(models_, tmp_path, c
     assert not (tmp_path / name).exists()
 
 
+def test_output_that_would_replace_the_input_is_refused(models_, tmp_path, capsys):
+    table = tmp_path / "new.csv"
+    table.write_text("sequence\nCAGGUAAGU\n")
+    words = ["predict", str(models_["tokens"]), "--input", str(table), "--output", f"{tmp_path}/./new.csv"]
+    assert cli.main(words) == 2
+    assert "is one of the files that are read" in capsys.readouterr().err
+    assert table.read_text() == "sequence\nCAGGUAAGU\n"
+
+
 def test_label_that_is_also_the_name_of_a_column_is_ambiguous():
     with pytest.raises(UserError, match=r"'output' is a column and a label.*'probability:output'"):
         _sources(["output"], ["id", "output"], ["output", "input"])

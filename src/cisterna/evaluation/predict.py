@@ -53,12 +53,17 @@ def predict(
     With `columns` only these, in this order: a name of the above, a label for its probability, or `answer` for
     predicted.
 
-    Raises UserError for a checkpoint that was not trained on a task, for an ending or a column that there is not, and
-    with the row for one that the task cannot ask about, and for a table without ids where features belong to ids.
+    Raises UserError for a checkpoint that was not trained on a task, for an output that is one of the inputs, for an
+    ending or a column that there is not, and with the row for one that the task cannot ask about, and for a table
+    without ids where features belong to ids.
     """
     write = WRITERS.get(output.suffix.lower())
     if write is None:
         raise UserError(f"{output}: unknown kind of file. Use one of {', '.join(WRITERS)}.")
+    if output.exists() and any(path.exists() and path.samefile(output) for path in (table, *features)):
+        raise UserError(
+            f"--output: {output} is one of the files that are read, and would be replaced. Name another one."
+        )
     inputs = inputs_file.read(folder)
     if inputs is None:
         raise UserError(f"{folder}: not trained on a task; expected a checkpoint of SFT or RL")
