@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -257,6 +257,30 @@ def test_weights_that_float16_does_not_reach_are_said_to_be_lost(base, tmp_path,
     child = publish(base, tmp_path / "child", save)
     export(child, tmp_path / "out", "--dtype", "float16")
     assert f"warning: weights in float16 have 0.00 of the update of {child}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(0.1, "bfloat16"), (2e-5, "float32")], ids=["large", "small"])
+def test_an_adapter_of_others_below_the_stages_is_exported_with_them(tmp_path, size, dtype):
+    model, _ = hub_model(tmp_path / "hub", tie=False, spare=0)
+    theirs = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in filter(lambda one: one.requires_grad, theirs.parameters()):
+        parameter.data += size * torch.randn(parameter.shape, generator=generator)
+    theirs.save_pretrained(tmp_path / "theirs")
+    settings = files.read_json(tmp_path / "theirs" / "adapter_config.json")
+    files.write_json(
+        tmp_path / "theirs" / "adapter_config.json", settings | {"base_model_name_or_path": str(tmp_path / "hub")}
+    )
+    base = tmp_path / "base"
+    models.make_base({"pretrained": str(tmp_path / "theirs"), "dtype": "bfloat16"}, base)
+    sft = publish(base, tmp_path / "sft", adapted(base).save_pretrained)
+    expected = logits(models.compose(sft, torch.float32))
+    for number, folder in enumerate((base, sft)):  # theirs alone, and below a stage
+        output = export(folder, tmp_path / f"out-{number}")
+        tensors = load_file(output / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
+    joined = AutoPeftModelForCausalLM.from_pretrained(export(sft, tmp_path / "joined", "--adapter"), dtype="float32")
+    torch.testing.assert_close(logits(joined), expected, atol=0.05 if dtype == "bfloat16" else 1e-4, rtol=0)
 
 
 # Features

@@ -6,7 +6,8 @@ last weights. So PEFT makes of the base exactly the model that was trained.
 
 The base is the published model that the lineage began with. The rows of the residue tokens, which that model lacks, are
 in the adapter (`trainable_token_indices`). Where the weights below the adapters are not published (a model made here, a
-stage that trained all weights, the text model of a multimodal one), they are written to `base/` in the exported folder.
+stage that trained all weights, a model with the adapter of others, the text model of a multimodal one), they are
+written to `base/` in the exported folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from cisterna import models, updates
+from cisterna import imported, models, updates
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.publishing import merged
@@ -97,6 +98,8 @@ def _is_plain(folder: Path, spec: Mapping[str, Any]) -> bool:
     PEFT cannot lengthen the per-layer embedding of Gemma 4, and a multimodal model has other names.
     """
     if [path.name for path in folder.glob("*.safetensors")] != [models.NEW_ROWS]:
+        return False
+    if imported.find(spec["pretrained"], spec.get("revision")):  # an adapter cannot be on another one
         return False
     with safe_open(folder / models.NEW_ROWS, "pt") as stored:
         tables = set(stored.keys())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cisterna import models, updates
+from cisterna import imported, models, pretrained, updates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,9 +25,12 @@ def choose(chain: Chain, asked: str | None) -> tuple[str, dict[str, float]]:
     """The dtype of exported weights, and the share of the update of each stage that they have, by the stage's folder.
 
     It is `asked`, or else that of the base if this keeps `updates.KEPT` of the update of each stage, or else float32.
+    An adapter of others, with which a lineage may begin, counts as the update of the base.
     """
-    dtype = asked or chain[0][1]["recipe"].get("dtype", "float32")
-    if dtype == "float32" or len(chain) == 1:
+    spec = chain[0][1]["recipe"]
+    dtype = asked or spec.get("dtype", "float32")
+    begun = "pretrained" in spec and imported.find(spec["pretrained"], spec.get("revision")) is not None
+    if dtype == "float32" or (len(chain) == 1 and not begun):
         return dtype, {str(path): 1.0 for path, _ in chain[1:]}
     kept = _shares(chain, torch_dtype(dtype))
     if asked or all(share >= updates.KEPT for share in kept.values()):
@@ -38,12 +41,20 @@ def choose(chain: Chain, asked: str | None) -> tuple[str, dict[str, float]]:
 def _shares(chain: Chain, dtype: torch.dtype) -> dict[str, float]:
     """The share of the update of each stage that a cast of the weights to `dtype` leaves (see `updates.share`)."""
     found = {}
-    before = models.compose(chain[0][0], torch.float32).state_dict()
-    for path, _ in chain[1:]:
+    spec = chain[0][1]["recipe"]
+    part = imported.find(spec["pretrained"], spec.get("revision")) if "pretrained" in spec else None
+    first = (
+        models.compose(chain[0][0], torch.float32)
+        if part is None
+        else pretrained.load(part.base, part.revision, spec.get("dtype", "float32"))[0]
+    )
+    before = first.state_dict()
+    for path, _ in chain[1 if part is None else 0 :]:
         after = models.compose(path, torch.float32).state_dict()
         there = trained = 0.0
         for name in before.keys() & after.keys():
             old, new = before[name].float(), after[name].float()
+            new = new[: len(old)] if new.dim() else new  # without the rows of new tokens
             cast = new.to(dtype).float() - old.to(dtype).float()
             there, trained = there + float((cast * (new - old)).sum()), trained + float((new - old).square().sum())
         found[str(path)] = updates.share(there, trained) if math.isfinite(there) else 0.0  # too large for float16
