@@ -24,6 +24,7 @@ from cisterna.errors import UserError
 from cisterna.evaluation import evaluate, generate
 from cisterna.scoring.answers import Labels
 from cisterna.sequences import bridge, encoders, feature_bank, inputs_file, tokenization
+from cisterna.sequences.feature_bank import Bank
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import SequenceSource, connect, open_source, source_of
 from cisterna.sequences.windows import tagged_stretches
@@ -312,6 +313,34 @@ def test_generation_with_a_cache_equals_generation_without(model, base, bank, fr
     batch = tokenizer.pad({"input_ids": prompt_ids(model, tokenizer, frame.head(4), given)}, return_tensors="pt")
     made = [model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False)]
     assert torch.equal(*made)
+
+
+def test_features_are_read_once_a_batch_and_not_in_decoding_steps(model, base, bank, frame, monkeypatch):
+    tokenizer, given = tokenization.load(base), of_bank(bank)
+    connect(model, given)
+    rows = prompt_ids(model, tokenizer, frame.head(2), given)
+    batch = tokenizer.pad({"input_ids": rows * 4}, return_tensors="pt")  # prompts are repeated, as in GRPO
+    read, projected, embedded = [], [], []
+    monkeypatch.setattr(given.features, "rows", lambda index: read.append(index) or Bank.rows(given.features, index))
+    model.bridge.register_forward_hook(lambda module, arguments, output: projected.append(output))
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, arguments, options: embedded.append(options.get("input_ids") is None), with_kwargs=True
+    )
+    model.generate(**batch, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    first = model.get_input_embeddings().num_embeddings
+    (index,) = read
+    assert index.tolist() == sorted({token - first for ids in rows for token in ids if token >= first})
+    assert len(projected) == 1
+    assert embedded == [True] + [False] * 11
+
+
+def test_a_feature_row_in_a_decoding_step_is_an_error_and_no_token(model, base, bank, frame):
+    tokenizer, given = tokenization.load(base), of_bank(bank)
+    connect(model, given)
+    first = model.get_input_embeddings().num_embeddings
+    begun = model(torch.tensor([tokenizer("A question")["input_ids"]]), use_cache=True)
+    with pytest.raises(IndexError, match="index out of range"):
+        model(torch.tensor([[first]]), past_key_values=begun.past_key_values)
 
 
 def test_features_matter(model, base, bank, frame):

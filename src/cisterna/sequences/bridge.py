@@ -86,7 +86,9 @@ def install(model: Any, features: FeatureRows) -> None:
     """Make a model with a bridge read the rows of `features` at ids beyond its vocabulary.
 
     Call it once, on the plain model, before adapters, DeepSpeed or DataParallel wrap it. The bridge runs in every
-    forward pass, even without a feature row, because all ranks must gather and reduce the same parameters.
+    forward pass, even without a feature row, because all ranks must gather and reduce the same parameters; but not in
+    a decoding step, one id for each row of a batch with a cache. That id is sampled, so it is no feature row (one would
+    be an error in the embedding), and looking at it would make the host wait for the device.
     """
     first = len(model.get_input_embeddings().weight)  # PEFT's wrapper for new tokens has no `num_embeddings`
     decoder = model.get_decoder()
@@ -102,13 +104,14 @@ def install(model: Any, features: FeatureRows) -> None:
     def read(decoder: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         options = dict(zip(names, arguments, strict=False)) | options  # GPT-2 gives them without names
         ids = options.get("input_ids")
-        if ids is None:
+        if ids is None or (ids.shape[-1] == 1 and options.get("past_key_values") is not None):
             return None
         is_feature = ids >= first
         embeddings = model.get_input_embeddings()(ids.masked_fill(is_feature, 0))
-        index = (ids[is_feature] - first).cpu()
-        rows = features.rows(index) if len(index) else torch.zeros(1, features.width)
-        projected = model.bridge(rows.to(embeddings.device)).to(embeddings.dtype)
+        # Each row goes to the device once, however often prompts are repeated in a batch, as in GRPO.
+        index, places = torch.unique(ids[is_feature] - first, return_inverse=True)
+        rows = features.rows(index.cpu()).to(ids.device)[places] if len(index) else ids.new_zeros(1, features.width)
+        projected = model.bridge(rows).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(is_feature.unsqueeze(-1), projected)
         options |= {"input_ids": None, "inputs_embeds": embeddings}
         if by_layer:
