@@ -197,6 +197,8 @@ def test_a_published_model_with_a_projection_is_evaluated_and_training_goes_on_f
     [
         ({"weight": torch.zeros(8, WIDTH), "bias": torch.zeros(8)}, "of width 8; expected 32"),
         (LAYER | {"more": torch.zeros(1)}, "no single linear layer"),
+        ({"0.weight": torch.zeros(32, WIDTH), "2.weight": torch.zeros(32, WIDTH)}, "no single linear layer"),
+        (LAYER | {"weight": torch.full((32, WIDTH), torch.nan)}, "values that are not finite"),
         (torch.nn.Linear(WIDTH, 32), "no file of tensors alone"),
     ],
 )

@@ -78,6 +78,9 @@ def read_bridge(name: str, revision: str | None, file: str) -> dict[str, torch.T
     found = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
     weight = found.get("weight")
     bias = found.get("bias", torch.zeros(len(weight)) if weight is not None else None)
-    if weight is None or bias is None or len(tensors) > 2 or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+    single = len(found) == len(tensors) and found.keys() <= {"weight", "bias"}  # else two layers, or more in the file
+    if not single or weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         raise ValueError(f"{file} is no single linear layer (weight, bias): it has {sorted(map(str, tensors))}.")
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise ValueError(f"{file} has values that are not finite.")
     return {"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}
