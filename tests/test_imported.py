@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cisterna import imported, models, study
 from cisterna.artifacts import adapter
 from cisterna.errors import UserError
 from cisterna.evaluation import evaluate, generate
+from cisterna.publishing import export
 from cisterna.sequences import tokenization
 from cisterna.study import jobs
 from cisterna.study.config import evaluation_options
@@ -190,6 +192,13 @@ def test_a_published_model_with_a_projection_is_evaluated_and_training_goes_on_f
     assert trained.bridge.kind == "projection"
     assert 0 < (trained.bridge.weight + LAYER["weight"]).abs().max() < 0.5
     generate.load(child.output, bank)
+    export.export(child.output, tmp_path / "export")
+    assert json.loads((tmp_path / "export" / "features.json").read_text())["bridge"]["kind"] == "projection"
+    stored = load_file(tmp_path / "export" / "bridge.safetensors")
+    assert torch.equal(stored["weight"], trained.bridge.weight)
+    with pytest.raises(UserError, match="has a bridge, and no task"):
+        export.export(other, tmp_path / "base-export")
+    assert not (tmp_path / "base-export").exists()
 
 
 @pytest.mark.parametrize(

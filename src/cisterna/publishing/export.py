@@ -42,6 +42,11 @@ def export(folder: Path, output: Path, adapter: bool = False, dtype: str | None 
     chain = checkpoint.lineage(folder)
     ours = tokenization.load(chain[0][0])
     inputs = inputs_file.read(folder)
+    if inputs is None and (chain[0][0] / models.BRIDGE).is_file():
+        raise UserError(
+            f"{folder}: has a bridge, and no task that says which features it reads. Export a checkpoint of SFT or RL "
+            "above it, or one of a backbone without the key `bridge`"
+        )
     with files.new_folder(output) as made:
         if adapter:
             model = models.compose(folder, merged.torch_dtype("float32"))
