@@ -1,0 +1,187 @@
+"""What feature rows cost: generation and a GRPO step with features in the prompts against the same with tokens.
+
+    .venv/bin/python benchmarks/bridge.py --output benchmarks/RESULTS.md     # three minutes on one core
+
+Prompts have the same length in both: with features, two thirds of each prompt are rows of a bank (width 64, float16),
+which a linear bridge projects; with tokens there is no bridge. Models have random weights; completions have a fixed
+length. Times are CPU seconds of one process; the two run alternately. benchmarks/README.md defines the columns.
+"""
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from cisterna import models
+from cisterna.sequences import bridge, tokenization
+from dag_scale import write_section
+from gpu import distinct_words, lora, read_backbone, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config" / "config.yaml"
+LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+LARGER |= {"num_key_value_heads": 4, "head_dim": 64}
+MODELS: dict[str, dict[str, Any]] = {"nano": {}, "larger": LARGER}
+WIDTH, BANK_ROWS = 64, 10_000
+COLUMNS = "model, parameters, work, with tokens, with features, ratio".split(", ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Time generation and GRPO steps with features and with tokens; compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--groups", type=int, default=2, help="prompts of a batch")
+    parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--prompt-length", type=int, default=64)
+    parser.add_argument("--completion-length", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="Markdown file to write the section into; without it only print")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    _, spec = read_backbone(CONFIG, "nano")
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for title, shape in MODELS.items():
+            base = Path(name) / title
+            models.make_base(spec | {"architecture": spec["architecture"] | shape}, base)
+            size = sum(weight.numel() for weight in models.compose(base).parameters())
+            for work, measure in (("generation", time_generation), ("GRPO step", time_step)):
+                pairs = []
+                for number in range(options.repeats + 1):  # the first is not counted
+                    folder = Path(name) / f"{title}-{number}"
+                    pairs.append([measure(base, features, folder, options) for features in (False, True)])
+                tokens, features = zip(*pairs[1:], strict=True)
+                ratio = median(mine / other for other, mine in pairs[1:])
+                seconds = [f"{median(values):.3f} s" for values in (tokens, features)]
+                rows.append([title, f"{size / 1e6:.1f} M", work, *seconds, f"{ratio:.3f}"])
+    text = section(rows, options)
+    print(text)
+    if options.output:
+        write_section(options.output, text)
+
+
+class Rows:
+    """Features as a bank of one shard has them."""
+
+    width = WIDTH
+
+    def __init__(self) -> None:
+        self.features = torch.randn(BANK_ROWS, WIDTH, generator=torch.Generator().manual_seed(0)).half()
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        return self.features[index]
+
+
+def prepared(base: Path, features: bool, options: argparse.Namespace) -> tuple[Any, list[list[int]]]:
+    """The model, and the token ids of one batch of prompts, with or without features."""
+    torch.manual_seed(0)
+    model = models.compose(base)
+    draw, first = random.Random(0), model.get_input_embeddings().num_embeddings
+    prompts = [[draw.randrange(300, first) for _ in range(options.prompt_length)] for _ in range(options.groups)]
+    if features:
+        bridge.attach(model, "linear", WIDTH)
+        bridge.install(model, Rows())
+        begin, end = options.prompt_length // 6, options.prompt_length - options.prompt_length // 6
+        for prompt in prompts:
+            row = draw.randrange(BANK_ROWS - end)
+            prompt[begin:end] = range(first + row, first + row + end - begin)
+    return model, prompts
+
+
+def time_generation(base: Path, features: bool, folder: Path, options: argparse.Namespace) -> float:
+    """CPU seconds of sampling completions of a batch."""
+    model, prompts = prepared(base, features, options)
+    ids = torch.tensor(prompts).repeat_interleave(options.group_size, dim=0)
+    length = options.completion_length
+    started = time.process_time()
+    model.eval().generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=length, max_new_tokens=length
+    )
+    return time.process_time() - started
+
+
+class Clock(TrainerCallback):
+    """CPU seconds of every optimizer step, with the sampling of its completions."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.process_time()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.process_time() - self.started)
+
+
+class Trainer(GRPOTrainer):
+    """GRPOTrainer with prompts that are token ids already."""
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        return prompts, None, {}
+
+
+def time_step(base: Path, features: bool, folder: Path, options: argparse.Namespace) -> float:
+    """CPU seconds of the second step of GRPO, which trains an adapter and the bridge, if there is one."""
+    model, prompts = prepared(base, features, options)
+    clock = Clock()
+    adapter = lora(8)
+    if features:
+        adapter.modules_to_save = ["bridge"]
+    trainer = Trainer(
+        model=model,
+        args=GRPOConfig(
+            output_dir=str(folder),
+            num_generations=options.group_size,
+            per_device_train_batch_size=options.groups * options.group_size,
+            max_completion_length=options.completion_length,
+            generation_kwargs={"min_new_tokens": options.completion_length},
+            max_steps=2,
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            logging_steps=1000,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        reward_funcs=distinct_words,
+        train_dataset=Dataset.from_dict({"prompt": prompts * 2}),
+        processing_class=tokenization.load(base),
+        peft_config=adapter,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return clock.seconds[1]
+
+
+def section(rows: list[list[str]], options: argparse.Namespace) -> str:
+    batch = f"{options.groups} x {options.group_size} x ({options.prompt_length} + {options.completion_length})"
+    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    return "\n".join(
+        [
+            "## bridge.py: what feature rows cost",
+            "",
+            f"{time.strftime('%Y-%m-%d')}, CPU, one thread; {versions()}. A batch is {batch} tokens. Medians of "
+            f"{options.repeats} alternating runs.",
+            "",
+            *(f"| {' | '.join(row)} |" for row in table),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
