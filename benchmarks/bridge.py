@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="Markdown file to write the section into; without it only print")
     options = parser.parse_args()
+    output = options.output and options.output.absolute()  # `read_backbone` changes the working directory
     torch.set_num_threads(1)
     _, spec = read_backbone(CONFIG, "nano")
     rows = []
@@ -69,8 +70,8 @@ def main() -> None:
                 rows.append([title, f"{size / 1e6:.1f} M", work, *seconds, f"{ratio:.3f}"])
     text = section(rows, options)
     print(text)
-    if options.output:
-        write_section(options.output, text)
+    if output:
+        write_section(output, text)
 
 
 class Rows:
