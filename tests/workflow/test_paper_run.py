@@ -44,7 +44,11 @@ def miniature() -> Config:
     recipes = config["recipes"]
     config |= {
         "study": "miniature",
-        "backbones": {name: config["backbones"][name] | {"pretrained": f"models/{name}"} for name in TEMPLATES},
+        # Without its thought, the tiny Gemma learns to answer in as few steps as the others.
+        "backbones": {
+            name: config["backbones"][name] | {"pretrained": f"models/{name}", "chat_template_kwargs": {}}
+            for name in TEMPLATES
+        },
         "encoders": {
             "evo2": {"pretrained": "models/nucleotide-transformer", "pool": 6},
             "esm3": {"features": "data/proteins.safetensors", "per": "residue"},
