@@ -181,7 +181,7 @@ def _absence(study: Study, results: Path) -> Callable[[Result], Row]:
 
 def _wanted(study: Study, results: Path) -> Iterator[Result]:
     for folder, path, task in study.evaluations():
-        identity = _identity(study, study.model(path), task, _modality(study, task))
+        identity = _identity(study, study.as_evaluated(study.model(path), task), task, _modality(study, task))
         file = results / folder / "metrics.json"
         rows = functools.partial(_evaluation_rows, identity, file)
         yield Result("evaluation", identity, METRICS_TABLE, (file,), (folder,), rows)
@@ -237,8 +237,8 @@ def _identity(study: Study, model: Model, task: str, modality: str) -> Row:
         "backbone": model.backbone,
         "cpt": model.cpt or "none",
         "seed": model.seed,
-        "sequences": study.as_evaluated(model, task).sequences,
-        "encoder": study.as_evaluated(model, task).encoder,
+        "sequences": model.sequences,
+        "encoder": model.encoder,
         "sft": model.sft or "none",
         "sft_epochs": model.sft_epochs,
         "rl": model.rl or "none",
