@@ -26,8 +26,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import models
 from cisterna.sequences import bridge, tokenization
-from dag_scale import write_section
 from gpu import distinct_words, lora, read_backbone, versions
+from results_file import write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config" / "config.yaml"

@@ -30,6 +30,7 @@ import yaml
 
 from cisterna import study
 from cisterna.study.jobs import count_jobs
+from results_file import write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -284,14 +285,6 @@ def growth(rows: list[Row]) -> Iterator[str]:
             if len(seconds) == 3 and seconds[0] < seconds[1] < seconds[2]:
                 exponent = math.log10((seconds[2] - seconds[1]) / (seconds[1] - seconds[0]))
                 yield f"- {what}{name}: grows as lineages^{exponent:.2f}"
-
-
-def write_section(path: Path, text: str) -> None:
-    """Replace the section of the file that has the title of `text` (its first line), or add `text` at the end."""
-    before = path.read_text() if path.is_file() else "# Measured speeds\n"
-    title = text.partition("\n")[0]
-    kept = re.sub(rf"^{re.escape(title)}\n(?:(?!## ).*\n?)*", "", before, flags=re.MULTILINE).rstrip("\n")
-    path.write_text(f"{kept}\n\n{text}")
 
 
 if __name__ == "__main__":

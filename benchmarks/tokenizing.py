@@ -28,7 +28,7 @@ import transformers
 from cisterna.data import corpus
 from cisterna.data.tokenized import tokenize_corpus
 from cisterna.sequences import tokenization
-from dag_scale import write_section
+from results_file import write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = "corpus, residues, records, stream, datasets.map, ratio".split(", ")

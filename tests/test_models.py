@@ -342,3 +342,10 @@ def test_model_of_the_hub_that_cannot_be_fetched_is_an_error_with_all_that_the_l
         models.make_base({"pretrained": "nobody/no-such-model"}, tmp_path / "base")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()
+
+
+def test_a_cast_leaves_the_frequencies_of_rotary_positions_in_float32(base):
+    """In bfloat16 they have 8 bits, and far positions are turned by other angles."""
+    model = models.compose(base, torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}

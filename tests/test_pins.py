@@ -20,7 +20,7 @@ OPTIONAL = {
     "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3",
     "transcriptformer": "transcriptformer",
 }
-LOCAL = {"cisterna", "gpu", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+LOCAL = {"cisterna", *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))}
 
 
 def normalised(name: str) -> str:

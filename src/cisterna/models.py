@@ -315,10 +315,14 @@ def is_adapter(folder: Path) -> bool:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast the backbone; a bridge, and an encoder that is part of the model, convert what they take and give."""
+    """Cast the weights of the backbone; a bridge, and an encoder that is part of it, convert what they take and give.
+
+    Buffers stay as they are: the frequencies of rotary positions have to be in float32, as `from_pretrained` has them.
+    """
     for name, part in model.named_children():
         if name not in ("bridge", "encoder"):
-            part.to(dtype)
+            for weight in part.parameters():
+                weight.data = weight.data.to(dtype)
 
 
 def _load_adapter(model: PreTrainedModel, folder: Path, merged: bool) -> PreTrainedModel:
