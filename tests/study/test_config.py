@@ -111,6 +111,7 @@ MISTAKES: list[tuple[str, Any]] = [
     ("backbones nano tokenizer files", ["{a}.txt"]),
     ("backbones nano revision", "main"),
     ("backbones hub", {"pretrained": "https://me:secret@host/x"}),
+    ("backbones hub", {"pretrained": "x", "chat_template_kwargs": {"enable_thinking": "False"}}),
     ("backbones nano architecture model_type", "qwen33"),
     ("backbones nano architecture hidden_sise", 8),
     ("backbones nano architecture hidden_size", "wide"),

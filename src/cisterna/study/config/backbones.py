@@ -2,6 +2,8 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import AfterValidator
+
 from cisterna.study.config import types as t
 
 
@@ -43,6 +45,15 @@ class ImportedBridge(t.Section):
     encoder: t.PlainName = t.required("the encoder (`encoders`) on whose features it was trained.")
 
 
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        raise t.rule(f"{value.lower()} without quotes: a chat template takes every text for true")
+    return value
+
+
+TemplateValue = Annotated[Any, AfterValidator(_unquoted)]
+
+
 class PretrainedBackbone(t.Section):
     """A pretrained backbone (`pretrained`)."""
 
@@ -52,7 +63,7 @@ class PretrainedBackbone(t.Section):
     revision: t.Text | None = t.default(
         None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
     )
-    chat_template_kwargs: dict[str, Any] = t.optional(
+    chat_template_kwargs: dict[str, TemplateValue] = t.optional(
         "options of its chat template, by their names there: `{enable_thinking: true}`. See "
         "[backbones.md](../docs/backbones.md#thinking).",
         "those of the template",
