@@ -96,7 +96,8 @@ def hashes(results: Path, root: Path = ROOT) -> dict[str, str]:
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text().replace(str(root), "."))
             if manifest["parent"]:
-                del manifest["parent"]["identity"]
+                del manifest["parent"]["identity"]  # it depends on where the clone is, and README.md names it
+                manifest["files"].pop("README.md", None)
             facts = {key: manifest[key] for key in ("kind", "recipe", "seed", "parent", "data", "trained", "files")}
             found[name] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         elif path.suffix in (".parquet", ".safetensors", ".npy", ".arrow") or path.name in (
