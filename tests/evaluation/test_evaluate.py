@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,9 @@ from cisterna.errors import UserError
 from cisterna.evaluation import evaluate, generate, scores
 from cisterna.scoring import answers, gene_ontology, metrics
 from cisterna.scoring.answers import Labels
-from cisterna.sequences import tokenization
+from cisterna.sequences import engines, tokenization
 from terms import OBO
-from tiny import ROOT, SIZES, publish
+from tiny import ROOT, SIZES, backbone, publish
 
 
 def test_every_example_is_there_once_with_its_gold_answer(evaluated, splice):
@@ -516,3 +517,30 @@ def test_evaluating_a_checkpoint_that_was_touched_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=r"checkpoint/config\.json"):
         evaluate.evaluate(broken, splice, tmp_path / "out" / "eval", OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+def test_vllm_gives_the_answers_of_transformers_and_is_recorded(splice, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
+    models.make_base(backbone(head_dim=32, initializer_range=0.3), tmp_path / "base")
+    options = {"max_new_tokens": 16, "batch_size": 7, "bootstrap": 20, "samples": 1, "calibration": True}
+    tables = {}
+    for name in ("transformers", "vllm"):
+        work, output = tmp_path / f"work-{name}", tmp_path / name
+        evaluate.evaluate(tmp_path / "base", splice, output, options | {"engine": name}, work=work)
+        tables[name] = pd.read_parquet(output / "ood.parquet")
+    pd.testing.assert_frame_equal(*(table.drop(columns="sampled") for table in tables.values()))
+    assert tables["vllm"]["output"].nunique() > 5
+    assert not (tmp_path / "transformers" / evaluate.ENGINE).exists()
+    recorded = files.read_json(tmp_path / "vllm" / evaluate.ENGINE)
+    assert recorded == {"name": "vllm", "version": "0.32.0", "dtype": "float32", "update_kept": 1.0}
+    assert files.read_json(tmp_path / "work-vllm" / "fingerprint.json")["packages"]["vllm"] == "0.32.0"
+
+
+def test_vllm_that_is_not_installed_is_refused_before_anything_is_done(base, splice, tmp_path, monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(engines, "version", absent)
+    with pytest.raises(UserError, match="engine: vllm is not installed; run `make vllm`"):
+        evaluate.evaluate(base, splice, tmp_path / "eval", OPTIONS | {"engine": "vllm"}, work=tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ from cisterna.evaluation import generate, scores
 from cisterna.evaluation.generate import LoadedModel, OnBatch
 from cisterna.scoring import answers, bootstrap, lenient, metrics
 from cisterna.scoring.answers import AnswerSpace
-from cisterna.sequences import inputs_file
+from cisterna.sequences import engines, inputs_file
 
 LOGGED = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # printed, of those that the task has
 # Of the predictions; the last two on request.
@@ -37,6 +37,7 @@ COLUMNS = "id prompt output answer predicted predicted_lenient well_formed token
 COLUMNS += ["confidence", "sampled"]
 # Keys of the options that change no output: outputs saved under other values of these are used.
 CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration"})
+ENGINE = "engine.json"  # in a published evaluation: what another engine than transformers says of itself
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
 
 
@@ -74,9 +75,14 @@ def evaluate(
     and under "groups": split -> group of the data (`scores.pooled`) -> accuracy and balanced accuracy (of terms micro
     F1), with `calibration` AUROC and AUPRC. A metric of no examples has n 0 and null for numbers.
 
+    With another engine than transformers also engine.json: its name, version and dtype, and the share of the updates of
+    adapters that it has (`update_kept`).
+
     Raises UserError for a checkpoint that was trained on other splits of the task, for splits that are not those of
     their card, and if `work` is in use; Stopped after SIGTERM.
     """
+    engine_name = options.get("engine", engines.TRANSFORMERS)
+    of_engine = engines.packages(engine_name)
     card = splits.read_card(data)
     tables = {split: splits.check(data, split, card) for split in TEST_SPLITS}
     space = answers.load_space(card, data)
@@ -88,10 +94,10 @@ def evaluate(
         "options": {key: value for key, value in options.items() if key not in CHANGE_NO_OUTPUT},
         "bank": checkpoint.read_manifest(bank)["identity"] if bank else None,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "packages": checkpoint.packages(),
+        "packages": checkpoint.packages() | of_engine,
     }
     with work_folder.folder(work, output, facts) if work else nullcontext():
-        loaded = generate.load(folder, bank)
+        loaded = generate.load(folder, bank, engine_name=engine_name)
         columns = ["id", "prompt", "segments", "answer", "group"]
         frames = {split: pd.read_parquet(path, columns=columns) for split, path in tables.items()}
         prompts = {split: loaded.encode(frame) for split, frame in frames.items()}
@@ -116,6 +122,8 @@ def evaluate(
                 names = [name for name in (*COLUMNS, *scores.probability_columns(space.labels)) if name in table]
                 table[names].to_parquet(target / f"{split}.parquet", index=False)
             files.write_json(target / "metrics.json", results)
+            if engine := loaded.engine.describe():
+                files.write_json(target / ENGINE, engine)
     return results
 
 

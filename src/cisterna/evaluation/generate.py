@@ -3,12 +3,11 @@
 Not for the metrics of answers (`cisterna.scoring`).
 """
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from cisterna import models, updates
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.scoring import answers
-from cisterna.sequences import conventions, tokenization
+from cisterna.sequences import conventions, engines, tokenization
+from cisterna.sequences.engines import Engine
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource, connect, source_of
 from cisterna.study.config import evaluation_keys
@@ -35,12 +35,18 @@ LABELS_BATCH = 32  # outputs at a time for `label_logs`: more are no faster, and
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint on its device, with its tokenizer and the source of its sequences."""
+    """A checkpoint on its device, with its tokenizer, the source of its sequences, and the name of its engine."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     device: torch.device
     source: SequenceSource = TOKENS
+    engine_name: str = engines.TRANSFORMERS
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers the prompts. It starts when it is first used: after all checks."""
+        return engines.start(self.engine_name, self.model, self.tokenizer, self.device, self.source)
 
     def encode(self, frame: pd.DataFrame) -> list[list[int]]:
         """The `prompt` of each row (with its `segments`) as token ids, with feature rows where the model reads them."""
@@ -54,17 +60,25 @@ class LoadedModel:
         return tokenization.before_end(self.tokenizer, output)
 
 
-def load(folder: Path, bank: Path | None = None, features: Sequence[Path] = ()) -> LoadedModel:
+def load(
+    folder: Path, bank: Path | None = None, features: Sequence[Path] = (), engine_name: str = engines.TRANSFORMERS
+) -> LoadedModel:
     """Load a checkpoint. If it reads features, they come from `bank`, or else live from its encoder, or from files."""
     source = source_of(folder, bank, features)
-    model, device = load_on_device(folder, source)
-    return LoadedModel(model, tokenization.load(models.base_of(folder)), device, source)
+    # vLLM has weights of its own on the GPU; those of the checkpoint stay on the CPU
+    model, device = load_on_device(folder, source, move=engine_name == engines.TRANSFORMERS)
+    return LoadedModel(model, tokenization.load(models.base_of(folder)), device, source, engine_name)
 
 
-def load_on_device(folder: Path, source: SequenceSource = TOKENS) -> "tuple[PreTrainedModel, torch.device]":
-    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can (see `gpu_dtype`)."""
+def load_on_device(
+    folder: Path, source: SequenceSource = TOKENS, move: bool = True
+) -> "tuple[PreTrainedModel, torch.device]":
+    """The model of a checkpoint on the GPU if there is one, there in bfloat16 if it can (see `gpu_dtype`).
+
+    Without `move` it has the same dtype but stays on the CPU.
+    """
     gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = torch.device("cuda" if gpu and move else "cpu")
     model = models.compose(folder, gpu_dtype(folder) if gpu and torch.cuda.is_bf16_supported() else None)
     if source.features is not None and not hasattr(model, "bridge"):
         raise UserError(f"{folder}: the model has no bridge and reads no features; leave out --bank")
@@ -107,7 +121,7 @@ def generate(
     for number, begin in enumerate(range(0, len(order), size)):
         batch = order[begin : begin + size]
         stream = [seed, number, sample] if sample else [seed, number]
-        compute = partial(_generate_batch, loaded, [prompts[index] for index in batch], generation, stream)
+        compute = partial(loaded.engine.generate, [prompts[index] for index in batch], generation, stream)
         outputs.update(zip(batch, saved_batch(saved, number, compute), strict=True))
         print(f"generated {len(outputs)}/{len(order)}", flush=True)
         if on_batch:
@@ -165,16 +179,6 @@ def saved_batch(folder: Path | None, number: int, compute: Callable[[], list]) -
     return result
 
 
-def _generate_batch(
-    loaded: LoadedModel, prompts: list[list[int]], generation: Mapping[str, Any], stream: list[int]
-) -> list[list[int]]:
-    batch = loaded.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(loaded.device)
-    torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
-    with torch.inference_mode():
-        sequences = loaded.model.generate(**batch, **generation)
-    return sequences[:, batch["input_ids"].shape[1] :].tolist()
-
-
 # --- Probabilities of labels ---
 
 
@@ -208,7 +212,7 @@ def label_logs(
     for number, begin in enumerate(range(0, len(order), LABELS_BATCH)):
         batch = order[begin : begin + LABELS_BATCH]
         starts = [reasoned[index] + shared for index in batch]
-        logs[batch] = saved_batch(saved, number, partial(_continuation_logs, loaded, starts, different))
+        logs[batch] = saved_batch(saved, number, partial(loaded.engine.continuation_logs, starts, different))
         if on_batch:
             on_batch(0)
     return logs
@@ -219,35 +223,3 @@ def _endings(tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> lis
     escaped = tokenization.escape(tokenizer, list(labels))
     encoded = tokenization.encode_completions(tokenizer, [answers.completion("", label) for label in escaped])
     return [ids[conventions.thought_end(tokenizer, ids) :] for ids in encoded]
-
-
-def _continuation_logs(loaded: LoadedModel, starts: list[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:
-    """Log-probability of each of the `endings` after each of the `starts`, both token ids: a row a start.
-
-    The starts are read once; each ending is read with a copy of the model's cache of them.
-    """
-    model = loaded.model
-    batch = loaded.tokenizer.pad({"input_ids": starts}, return_tensors="pt").to(loaded.device)
-    mask = batch["attention_mask"]
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    columns = []
-    with torch.inference_mode():
-        begun = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, use_cache=True, **last)
-        first = begun.logits[:, -1].float().log_softmax(dim=-1)
-        for ending in endings:
-            total = first[:, ending[0]].double()
-            ids = torch.tensor(ending, device=loaded.device).expand(len(starts), -1)
-            if len(ending) > 1:
-                steps = torch.arange(1, len(ending), device=loaded.device)
-                read = model(
-                    input_ids=ids[:, :-1],
-                    attention_mask=torch.cat([mask, mask.new_ones(len(starts), len(steps))], dim=1),
-                    position_ids=positions[:, -1:] + steps,
-                    past_key_values=copy.deepcopy(begun.past_key_values),
-                    use_cache=True,
-                )
-                logs = read.logits.float().log_softmax(dim=-1)
-                total = total + logs.gather(2, ids[:, 1:, None]).double().sum(dim=(1, 2))
-            columns.append(total)
-    return torch.stack(columns, dim=1).tolist()

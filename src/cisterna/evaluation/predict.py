@@ -20,7 +20,7 @@ from cisterna.errors import UserError
 from cisterna.evaluation import generate, scores
 from cisterna.scoring import answers, metrics
 from cisterna.scoring.answers import Labels
-from cisterna.sequences import inputs_file, precomputed
+from cisterna.sequences import engines, inputs_file, precomputed
 
 READ = ["predicted", "well_formed", "tokens", "finished"]
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
@@ -57,6 +57,8 @@ def predict(
     ending or a column that there is not, and with the row for one that the task cannot ask about, and for a table
     without ids where features belong to ids.
     """
+    engine_name = options.get("engine", engines.TRANSFORMERS)
+    engines.packages(engine_name)
     write = WRITERS.get(output.suffix.lower())
     if write is None:
         raise UserError(f"{output}: unknown kind of file. Use one of {', '.join(WRITERS)}.")
@@ -87,7 +89,7 @@ def predict(
             f"{table}: its rows have no ids but their numbers, which may be ids of other examples in the files of the "
             "encoder. Add ids, or give the features of these rows (--features)."
         )
-    loaded = generate.load(folder, features=features)
+    loaded = generate.load(folder, features=features, engine_name=engine_name)
     prompts = loaded.encode(questions)
     generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)
     outputs = generate.generate(loaded, prompts, options)

@@ -22,6 +22,11 @@ class Evaluation(t.Section):
     sample_temperature: t.Positive = t.default(
         1.0, "their temperature; they are drawn from the whole distribution (no top-k, no top-p)."
     )
+    engine: Annotated[Literal["transformers", "vllm"], t.Choice] = t.optional(
+        "what generates: `vllm` is faster and is installed by `make vllm`. Greedy outputs are the same from both, "
+        "unless rounding decides between two tokens; samples are other draws.",
+        "`transformers`",
+    )
     calibration: t.Flag = t.default(
         True,
         "whether the probability of each label is measured, after the model's own reasoning: for calibration, AUROC "
