@@ -105,7 +105,7 @@ def test_feature_rows_are_read_as_embeddings_alone_in_a_batch_and_in_generation(
         assert loaded.before_end(single) == loaded.before_end(output)
     # Probabilities of labels are read on from a copied cache.
     endings = [[300, 301, 302], [303, 304]]
-    logs = generate._continuation_logs(loaded, rows, endings)
+    logs = loaded.engine.continuation_logs(rows, endings)
     with torch.inference_mode():
         for row, found in zip(rows, logs, strict=True):
             for ending, log in zip(endings, found, strict=True):
