@@ -269,13 +269,16 @@ def mix(first: Draws, second: Draws, weights: tuple[float, float]) -> Draws:
     def together(one: Values, other: Values) -> Values:
         return {metric: weights[0] * one[metric] + weights[1] * other[metric] for metric in one}
 
+    halved = bool(first.halves and second.halves)
     return Draws(
         first.columns,
         first.examples + second.examples,
         together(first.observed, second.observed),
         together(first.resampled, second.resampled),
-        [together(*pair) for pair in zip(first.halves, second.halves, strict=False)],
-        [together(*pair) for pair in zip(first.resampled_halves, second.resampled_halves, strict=False)],
+        [together(*pair) for pair in zip(first.halves, second.halves, strict=True)] if halved else [],
+        [together(*pair) for pair in zip(first.resampled_halves, second.resampled_halves, strict=True)]
+        if halved
+        else [],
     )
 
 

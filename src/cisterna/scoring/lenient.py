@@ -143,7 +143,7 @@ def statements(text: str, line_reader: Reader) -> tuple[str, list[str]]:
     if not found:
         return "", [text]
     stated = []
-    for last, one, following in zip([None, *found], found, [*found[1:], None], strict=False):
+    for last, one, following in zip([None, *found[:-1]], found, [*found[1:], None], strict=True):
         sentence = re.split(r"[\n.!?;]", text[last.end() if last else 0 : one.start()])[-1]
         begin = one.start() - len(sentence) if _DOUBT.search(sentence) else one.end()
         stated.append(text[begin : following.start() if following else len(text)].strip())
