@@ -26,38 +26,28 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import models
 from cisterna.sequences import bridge, tokenization
-from gpu import distinct_words, lora, read_backbone, versions
-from results_file import write_section
+from gpu import distinct_words, lora
+from shared import LARGER, backbone, parser, publish, section, setting
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "config" / "config.yaml"
-LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
-LARGER |= {"num_key_value_heads": 4, "head_dim": 64}
 MODELS: dict[str, dict[str, Any]] = {"nano": {}, "larger": LARGER}
 WIDTH, BANK_ROWS = 64, 10_000
 COLUMNS = "model, parameters, work, with tokens, with features, ratio".split(", ")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Time generation and GRPO steps with features and with tokens; compare.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--groups", type=int, default=2, help="prompts of a batch")
-    parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--prompt-length", type=int, default=64)
-    parser.add_argument("--completion-length", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="Markdown file to write the section into; without it only print")
-    options = parser.parse_args()
-    output = options.output and options.output.absolute()  # `read_backbone` changes the working directory
+    arguments = parser("Time generation and GRPO steps with features and with tokens; compare.")
+    arguments.add_argument("--groups", type=int, default=2, help="prompts of a batch")
+    arguments.add_argument("--group-size", type=int, default=8, help="completions per prompt")
+    arguments.add_argument("--prompt-length", type=int, default=64)
+    arguments.add_argument("--completion-length", type=int, default=48)
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
-    _, spec = read_backbone(CONFIG, "nano")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for title, shape in MODELS.items():
             base = Path(name) / title
-            models.make_base(spec | {"architecture": spec["architecture"] | shape}, base)
+            models.make_base(backbone(**shape)[1], base)
             size = sum(weight.numel() for weight in models.compose(base).parameters())
             for work, measure in (("generation", time_generation), ("GRPO step", time_step)):
                 pairs = []
@@ -68,10 +58,10 @@ def main() -> None:
                 ratio = median(mine / other for other, mine in pairs[1:])
                 seconds = [f"{median(values):.3f} s" for values in (tokens, features)]
                 rows.append([title, f"{size / 1e6:.1f} M", work, *seconds, f"{ratio:.3f}"])
-    text = section(rows, options)
-    print(text)
-    if output:
-        write_section(output, text)
+    batch = f"{options.groups} x {options.group_size} x ({options.prompt_length} + {options.completion_length})"
+    about = f"{setting('torch', 'transformers', 'trl')}. A batch is {batch} tokens. Medians of {options.repeats} "
+    about += "alternating runs."
+    publish(section("bridge.py: what feature rows cost", about, COLUMNS, rows), options.output)
 
 
 class Rows:
@@ -166,22 +156,6 @@ def time_step(base: Path, features: bool, folder: Path, options: argparse.Namesp
     )
     trainer.train()
     return clock.seconds[1]
-
-
-def section(rows: list[list[str]], options: argparse.Namespace) -> str:
-    batch = f"{options.groups} x {options.group_size} x ({options.prompt_length} + {options.completion_length})"
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "\n".join(
-        [
-            "## bridge.py: what feature rows cost",
-            "",
-            f"{time.strftime('%Y-%m-%d')}, CPU, one thread; {versions()}. A batch is {batch} tokens. Medians of "
-            f"{options.repeats} alternating runs.",
-            "",
-            *(f"| {' | '.join(row)} |" for row in table),
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import yaml
 
 from cisterna import study
 from cisterna.study.jobs import count_jobs
-from results_file import write_section
+from shared import write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"

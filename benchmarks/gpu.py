@@ -12,8 +12,6 @@ Not for several processes or GPUs: it times one.
 """
 
 import argparse
-import os
-import platform
 import resource
 import sys
 import tempfile
@@ -24,16 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from cisterna import models
 from cisterna.sequences import tokenization
-
-ROOT = Path(__file__).resolve().parents[1]
-TEXT = ROOT / "resources" / "corpora" / "text.txt"
+from shared import ROOT, TEXT, backbone, device_name
 
 # Peak dense bf16 rate in FLOP/s, by the name that the driver reports; the first key that is part of the name counts.
 # Sources: NVIDIA's data sheets. Those of the H200, the H100 (SXM, NVL, PCIe), the L40S and the L4 give rates with
@@ -58,9 +53,9 @@ COLUMNS = (
 
 # Defaults of the command line: small on a CPU, a realistic load for one data-centre GPU.
 DEFAULTS = {
-    "cpu": {"config": "config/config.yaml", "steps": 5, "batch": 8, "length": 256}
+    "cpu": {"config": ROOT / "config" / "config.yaml", "steps": 5, "batch": 8, "length": 256}
     | {"groups": 4, "prompt_length": 64, "completion_length": 96},
-    "cuda": {"config": "config/gpu.yaml", "steps": 20, "batch": 16, "length": 2048}
+    "cuda": {"config": ROOT / "config" / "gpu.yaml", "steps": 20, "batch": 16, "length": 2048}
     | {"groups": 8, "prompt_length": 256, "completion_length": 512},
 }
 
@@ -73,7 +68,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--stages", nargs="+", choices=["sft", "grpo"], default=["sft", "grpo"])
-    add("--config", help="config whose backbone is timed")
+    add("--config", type=Path, help="config whose backbone is timed")
     add("--backbone", help="name of a backbone of the config; by default the first")
     add("--steps", type=int, help="optimizer steps that are timed")
     add("--warmup", type=int, default=2, help="optimizer steps before the timed ones")
@@ -93,7 +88,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        name, spec = read_backbone(ROOT / options.config, options.backbone)
+        name, spec = backbone(options.config, options.backbone)
         models.make_base(spec, base)
         rows = []
         for stage in options.stages:
@@ -118,16 +113,6 @@ def main() -> None:
     print("\n".join(header() + lines))
     if options.output:
         append(options.output, lines)
-
-
-def read_backbone(path: Path, name: str | None) -> tuple[str, dict[str, Any]]:
-    """Name and value of a backbone of a config, by default the first one."""
-    os.chdir(ROOT)  # the paths in a config are relative to the clone
-    backbones = yaml.safe_load(path.read_text())["backbones"]
-    name = name or next(iter(backbones))
-    if name not in backbones:
-        sys.exit(f"error: {path} has no backbone {name!r}; it has {', '.join(backbones)}")
-    return name, backbones[name]
 
 
 @dataclass
@@ -330,16 +315,6 @@ def peak_memory() -> str:
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     unit = 1 if sys.platform == "darwin" else 2**10
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
-
-
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.machine()
-    return f"CPU ({name}, {torch.get_num_threads()} threads), no GPU found"
 
 
 def versions() -> str:

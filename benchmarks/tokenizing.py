@@ -8,7 +8,6 @@ each residue written as its token, to the columns of the tokenizer. Times are CP
 alternately. benchmarks/README.md defines the columns.
 """
 
-import argparse
 import os
 import random
 import tempfile
@@ -22,34 +21,27 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets
 import numpy as np
-import tokenizers
-import transformers
 
 from cisterna.data import corpus
 from cisterna.data.tokenized import tokenize_corpus
 from cisterna.sequences import tokenization
-from results_file import write_section
+from shared import TEXT, parser, publish, section, setting
 
-ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = "corpus, residues, records, stream, datasets.map, ratio".split(", ")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Tokenize FASTA files and the same sequences with datasets.map; compare.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--residues", type=int, default=14_000_000, help="residues of each corpus")
-    parser.add_argument("--mapped", type=int, default=1_000_000, help="about so many of them for datasets.map")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="Markdown file to write the section into; without it only print")
-    options = parser.parse_args()
+    arguments = parser("Tokenize FASTA files and the same sequences with datasets.map; compare.")
+    arguments.add_argument("--residues", type=int, default=14_000_000, help="residues of each corpus")
+    arguments.add_argument("--mapped", type=int, default=1_000_000, help="about so many of them for datasets.map")
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
     datasets.disable_progress_bars()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = folder / "base"
-        tokenization.build(600, [ROOT / "resources" / "corpora" / "text.txt"]).save_pretrained(base)
+        tokenization.build(600, [TEXT]).save_pretrained(base)
         for title, modality, lengths in (
             ("proteins of 200 to 1,200 residues", "protein", (200, 1200)),
             ("DNA, records of 20,000 to 200,000 bases", "dna", (20_000, 200_000)),
@@ -64,10 +56,11 @@ def main() -> None:
                 theirs.append(mapped / seconds(map_dataset, part, modality, base, output / "cache.arrow"))
             ratio = median(mine / other for mine, other in zip(ours, theirs, strict=True))
             rows.append([title, f"{count:,}", f"{records:,}", rate(ours), rate(theirs), f"{ratio:.0f}"])
-    text = section(rows, options.repeats)
-    print(text)
-    if options.output:
-        write_section(options.output, text)
+    title = "tokenizing.py: a corpus of sequences becomes a stream of token ids"
+    about = (
+        f"{setting('datasets', 'tokenizers', 'transformers')}. Medians of {options.repeats} alternating runs, CPU time."
+    )
+    publish(section(title, about, COLUMNS, rows), options.output)
 
 
 def write_fasta(path: Path, modality: str, lengths: tuple[int, int], total: int) -> tuple[int, int]:
@@ -107,21 +100,6 @@ def seconds(work: Callable[..., object], *arguments: object) -> float:
 
 def rate(values: list[float]) -> str:
     return f"{median(values) / 1e6:.3g} M/s"
-
-
-def section(rows: list[list[str]], repeats: int) -> str:
-    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (datasets, tokenizers, transformers))
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "\n".join(
-        [
-            "## tokenizing.py: a corpus of sequences becomes a stream of token ids",
-            "",
-            f"{time.strftime('%Y-%m-%d')}, CPU, one thread; {versions}. Medians of {repeats} alternating runs.",
-            "",
-            *(f"| {' | '.join(row)} |" for row in table),
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":

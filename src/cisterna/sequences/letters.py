@@ -41,11 +41,15 @@ class Reader:
         self._unusual: Counter[str] = Counter()
         self._rows = self._lower_case = 0
 
+    def is_usual(self, sequence: str) -> bool:
+        """Whether `read` leaves a sequence as it is, without anything to count."""
+        return not sequence.encode().translate(None, self._usual)
+
     def read(self, sequence: str, where: str) -> str:
         """The sequence in upper case, by the rule. UserError, naming letter and position, for one that is refused."""
         upper = sequence.upper() if sequence.isascii() else sequence  # upper() can change other letters, and the length
         self._lower_case += upper != sequence
-        if not upper.encode().translate(None, self._usual):
+        if self.is_usual(upper):
             return upper
         found = Counter(upper)
         wrong = [letter for letter in found if letter not in ALPHABETS[self.modality]]

@@ -265,7 +265,7 @@ def residue_ids(table: "np.ndarray", sequence: bytes, modality: str) -> "np.ndar
     """
     import numpy as np
 
-    ids = table[np.frombuffer(sequence, dtype=np.uint8)]
+    ids = table.take(np.frombuffer(sequence, dtype=np.uint8))
     if len(ids) and ids.max() == NO_RESIDUE:
         position = int(ids.argmax())
         raise UserError(
