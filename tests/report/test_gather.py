@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from cisterna.artifacts import files
 from cisterna.errors import UserError
-from cisterna.report import GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
+from cisterna.report import GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE, pages, tables
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.scoring import gene_ontology
 from cisterna.tasks import catalog
@@ -217,3 +217,18 @@ def test_a_reward_without_a_spread_is_kept_as_missing(small: Planted) -> None:
     rewards = small.read(REWARDS_TABLE).set_index("model")
     spread = rewards.reward_std[f"{START}/e1/rl-grpo/e1".removeprefix("models/")]
     assert list(spread.isna()) == [True, False]
+
+
+def test_results_page_says_how_many_bits_the_weights_of_a_backbone_were_stored_in(
+    small: Planted, tmp_path: Path
+) -> None:
+    def page() -> str:
+        gather(small.study, small.results, tmp_path)
+        return pages.results(tables.read(small.study, tmp_path), small.study.name)
+
+    assert "were stored in" not in page()
+    manifest = small.results / "models" / "nano" / "base" / "checkpoint" / "manifest.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    stored = {"file": "nano.Q4_1.gguf", "bits": 4, "types": {"F32": 2, "Q4_1": 98}}
+    files.write_json(manifest, {"trained": {"quantization": stored}})
+    assert "<b>nano</b> were stored in 4 bits in nano.Q4_1.gguf (Q4_1 98%, F32 2%)" in page()

@@ -11,7 +11,7 @@ rule gather:
         [f"results/baselines/{task}" for task in STUDY.tasks],
         [f"results/data/{task}" for task in STUDY.of_terms],
         made_by("perplexity"),
-        if_stored(made_by("rl")),  # their logs of rewards
+        if_stored(made_by("rl", "base")),  # their logs of rewards, and what weights were stored in
     output:
         metrics=f"{FOLDER}/metrics.parquet",
         gains=f"{FOLDER}/rl_gains.parquet",

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from cisterna import __version__, tasks, updates
+from cisterna import __version__, gguf_files, tasks, updates
 from cisterna.artifacts import files
 from cisterna.constants import SPLITS, TEST_SPLITS
 from cisterna.publishing.joined import Base
@@ -56,11 +56,11 @@ class Facts:
 def write(facts: Facts) -> str:
     """The text of the card."""
     spec = facts.chain[0][1]["recipe"]
-    licence, of_licence = _licence(spec)
+    licence, of_licence = _licence(facts.chain[0][1])
     metrics = _metrics(facts.folder)
     task = facts.inputs["task"] if facts.inputs else None
     hub = (facts.inputs or {}).get("spec", {}).get("hub")
-    published = "pretrained" in spec and not Path(spec["pretrained"]).is_dir()
+    published = "pretrained" in spec and not Path(spec["pretrained"]).exists()
     data = ModelCardData(
         license=licence,
         base_model=spec["pretrained"] if published else None,
@@ -87,7 +87,7 @@ def write(facts: Facts) -> str:
 
 def of_base(facts: Facts) -> str:
     """The text of the card of the weights that an exported adapter belongs on."""
-    licence, of_licence = _licence(facts.chain[0][1]["recipe"])
+    licence, of_licence = _licence(facts.chain[0][1])
     data = ModelCardData(license=licence, library_name="transformers", tags=["biology", "cisterna"])
     text = (
         f"# Base of {facts.name}\n\nThe weights that the adapter `{facts.name}` belongs on, and nothing of it. "
@@ -109,6 +109,8 @@ def _opening(facts: Facts) -> str:
         if "pretrained" in spec
         else f"a {spec['architecture']['model_type']} model with random weights"
     )
+    if stored := facts.chain[0][1]["trained"].get("quantization"):
+        begun += f", whose weights were stored in {gguf_files.describe(stored)}"
     return (
         f"A language model {what}: {kinds} on {begun}. Exported by Cisterna {__version__} from the checkpoint "
         f"`{facts.chain[-1][1]['identity']}`."
@@ -315,19 +317,21 @@ def _limits(facts: Facts) -> str:
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _licence(spec: Mapping[str, Any]) -> tuple[str, str]:
-    """The licence of the base as its own card has it, and what to say about it."""
+def _licence(base: Mapping[str, Any]) -> tuple[str, str]:
+    """The licence of the base as its own card or GGUF file has it, and what to say about it; `base` is its manifest."""
+    spec = base["recipe"]
     of_data = "The licences of the training data are not recorded: add them before you publish."
     if "pretrained" not in spec:
         return (
             UNKNOWN,
             f"The base was made with random weights and has no licence: choose one, in the metadata above. {of_data}",
         )
-    name, found = str(spec["pretrained"]), None
+    stored = base["trained"].get("quantization", {})
+    name, found = str(spec["pretrained"]), stored.get("licence")
     path: Any = Path(name) / "README.md"
-    if not Path(name).is_dir():
+    if not stored and not Path(name).is_dir():
         path = try_to_load_from_cache(name, "README.md", revision=spec.get("revision"))
-    if isinstance(path, str | Path) and Path(path).is_file():
+    if not found and isinstance(path, str | Path) and Path(path).is_file():
         found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
     if not found:
         return (
@@ -340,7 +344,7 @@ def _licence(spec: Mapping[str, Any]) -> tuple[str, str]:
 
 def _name(name: str) -> str:
     """A hub id, or the last part of a local folder."""
-    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def _without_folders(value: Any) -> Any:

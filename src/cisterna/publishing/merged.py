@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cisterna import imported, models, pretrained, updates
+from cisterna import models, pretrained, updates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def choose(chain: Chain, asked: str | None) -> tuple[str, dict[str, float]]:
     """
     spec = chain[0][1]["recipe"]
     dtype = asked or spec.get("dtype", "float32")
-    begun = "pretrained" in spec and imported.find(spec["pretrained"], spec.get("revision")) is not None
+    begun = models.published_adapter(chain[0][0], spec) is not None
     if dtype == "float32" or (len(chain) == 1 and not begun):
         return dtype, {str(path): 1.0 for path, _ in chain[1:]}
     kept = _shares(chain, torch_dtype(dtype))
@@ -42,7 +42,7 @@ def _shares(chain: Chain, dtype: torch.dtype) -> dict[str, float]:
     """The share of the update of each stage that a cast of the weights to `dtype` leaves (see `updates.share`)."""
     found = {}
     spec = chain[0][1]["recipe"]
-    part = imported.find(spec["pretrained"], spec.get("revision")) if "pretrained" in spec else None
+    part = models.published_adapter(chain[0][0], spec)
     first = (
         models.compose(chain[0][0], torch.float32)
         if part is None

@@ -82,7 +82,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     results/models, or baseline/NAME. A stage that a model did not pass through is "none" with 0 epochs; base, CPT and
     baselines have no seed. `sequences` is the form in which a model gets the sequences (tokens, features or both; a
     base or CPT model tokens, a baseline null), and `encoder` is null for tokens. `group` is null for a metric of all
-    examples of a split, otherwise the group of the data. Where n is 0, value, low and high are null.
+    examples of a split, otherwise the group of the data. Where n is 0, value, low and high are null. The attribute
+    `quantized` (`attrs` of pandas), if there is one, says what the weights of a backbone were stored in.
 
     rl_gains.parquet also has the column `parent`. Its numbers are paired differences
     (`cisterna.scoring.metrics.difference`; if answers are sets of terms, `cisterna.scoring.term_sets.difference`; of
@@ -125,7 +126,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
         first = next((cell["reason"] for cell in cells if cell["state"] == "failed"), "nothing has run")
         raise UserError(f"study {study.name}: none of its {len(cells)} results is there: {first}")
     output.mkdir(parents=True, exist_ok=True)
-    _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE)
+    quantized = _quantized(study, results)
+    _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE, quantized=quantized)
     first_columns = {"study": "string", "model": "string", "parent": "string"}
     _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
     _write(tables[REWARDS_TABLE], IDENTITY | LOGGED, output / REWARDS_TABLE)
@@ -344,7 +346,15 @@ def _predictions(file: Path) -> pd.DataFrame:
     return answers.join(frame[columns])
 
 
-def _write(rows: list[Row], columns: dict[str, str], path: Path) -> None:
+def _quantized(study: Study, results: Path) -> dict[str, Row]:
+    """What the weights of each backbone were stored in, of those whose base checkpoint is there and says so."""
+    manifests = {name: results / f"models/{name}/base/checkpoint/manifest.json" for name in study.backbones}
+    read = {name: files.read_json(path) for name, path in manifests.items() if path.is_file()}
+    return {name: of["trained"]["quantization"] for name, of in read.items() if "quantization" in of["trained"]}
+
+
+def _write(rows: list[Row], columns: dict[str, str], path: Path, **attributes: Any) -> None:
     typed = pd.DataFrame(rows).reindex(columns=list(columns)).astype(columns)
+    typed.attrs = {name: value for name, value in attributes.items() if value}
     with files.replacing(path) as temporary:
         typed.to_parquet(temporary, index=False)

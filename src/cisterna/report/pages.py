@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from cisterna import gguf_files
 from cisterna.artifacts import files
 from cisterna.errors import UserError, one_line
 from cisterna.report import published, tables
@@ -108,6 +109,7 @@ def results(
         "results.html.j2",
         study=study,
         not_drawn=not_drawn or {},
+        quantized={name: gguf_files.describe(stored) for name, stored in of.quantized.items() if stored["bits"] < 16},
         note=tables.intervals(of.metrics, dots=False),
         splits=SPLIT_NAMES,
         lenient=bool(of.metrics.metric.isin(lenient.METRICS.values()).any()),

@@ -5,8 +5,8 @@ that two encoders are never drawn as one line. Not for computing metrics (``cist
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ TERMS_PRIMARY = next(iter(TERM_METRICS))
 class Tables:
     """The tables of a study. ``metrics``, ``groups`` and ``gains`` are means over seeds (``means``).
 
-    The others are as gathered. ``groups`` has the metrics of each group of a split.
+    The others are as gathered. ``groups`` has the metrics of each group of a split, ``quantized`` what the weights of a
+    backbone were stored in (`cisterna.gguf_files`).
     """
 
     metrics: pd.DataFrame
@@ -55,6 +56,7 @@ class Tables:
     rewards: pd.DataFrame
     perplexity: pd.DataFrame
     cells: pd.DataFrame
+    quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read(study: Study, folder: Path) -> Tables:
@@ -64,6 +66,7 @@ def read(study: Study, folder: Path) -> Tables:
         return _with_encoders(pd.read_parquet(folder / name))
 
     metrics = table(report.METRICS_TABLE)
+    quantized, metrics.attrs = metrics.attrs.get("quantized", {}), {}
     groups = metrics[metrics.group.notna()]
     metrics = metrics[metrics.group.isna()]
     of_corpora = metrics.metric == "perplexity"
@@ -74,6 +77,7 @@ def read(study: Study, folder: Path) -> Tables:
         table(report.REWARDS_TABLE),
         metrics[of_corpora],
         pd.read_parquet(folder / report.CELLS_TABLE),
+        quantized,
     )
 
 

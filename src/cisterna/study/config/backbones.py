@@ -58,7 +58,8 @@ class PretrainedBackbone(t.Section):
     """A pretrained backbone (`pretrained`)."""
 
     pretrained: t.Text = t.required(
-        "hub id (`Qwen/Qwen3-1.7B`) or local folder; of a model, or of a LoRA adapter of PEFT, which names its base."
+        "hub id (`Qwen/Qwen3-1.7B`) or local folder; of a model, or of a LoRA adapter of PEFT, which names its base. "
+        "Or a GGUF file, or a folder with one ([how](../docs/backbones.md#gguf))."
     )
     revision: t.Text | None = t.default(
         None, "commit, tag or branch on the hub; null is the newest. Give a commit, so that the study can be repeated."
