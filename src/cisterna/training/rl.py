@@ -31,6 +31,7 @@ from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.study.config import recipe_defaults
 from cisterna.training.run import open_run
 from cisterna.training.stage import StageArguments, check_examples, configure, load_examples, load_parent, lora
+from cisterna.training.token_scores import score_labelled_only
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
@@ -70,6 +71,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             processing_class=tokenizer,
             peft_config=adapter,
         )
+        score_labelled_only(trainer, trainer.temperature)
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         run.train(
             trainer,

@@ -33,6 +33,7 @@ from cisterna.training.stage import (
     load_parent,
     lora,
 )
+from cisterna.training.token_scores import score_labelled_only
 
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
@@ -52,6 +53,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             processing_class=tokenizer,
             peft_config=lora(arguments, source),
         )
+        score_labelled_only(trainer)
         run.train(
             trainer,
             data=examples.hashes | inputs_file.hashes(inputs),
