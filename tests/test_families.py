@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import families
 from cisterna import models, pretrained
@@ -354,13 +355,46 @@ def test_adapter_on_experts_is_refused_before_training_and_one_on_attention_is_c
 
 
 @every
-def test_only_families_that_keep_documents_apart_are_pre_trained_on_packed_blocks(name, bases):
-    model = models.compose(bases(name))
+def test_only_families_that_keep_documents_apart_are_trained_on_packed_blocks(name, bases, splice, tmp_path):
+    """In SFT with feature rows among the others, the logits of each document are those that it has alone."""
+    base = bases(name)
+    model = models.compose(base)
+    packed = SFT | {"packing": True, "max_length": 256, "examples": 8}
+    del packed["fraction"]
     if name == "qwen3.5":  # its linear attention has one state for a whole block
         with pytest.raises(UserError, match="Qwen3_5ForCausalLM reads one document with what it has read of others"):
             pretrained.check_documents(model)
-    else:
+        with pytest.raises(UserError, match=r"can't keep packed sequences apart.* or set packing: false"):
+            Run("sft", base, splice, tmp_path, packed, 1).here()
+        return
+    pretrained.check_documents(model)
+    bridge.attach(model, "linear", Rows.width)
+    bridge.install(model, Rows())
+    rows = texts(model.get_input_embeddings().num_embeddings)
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([{"input_ids": row} for row in rows])
+    del batch["labels"]
+    with torch.inference_mode():
+        together = model(**batch, use_cache=False).logits[0].split([len(row) for row in rows])
+        for row, among_others in zip(rows, together, strict=True):
+            torch.testing.assert_close(among_others, model(torch.tensor([row])).logits[0], **CLOSE)
+
+
+def test_packed_documents_that_a_model_reads_into_each_other_are_told_from_rounding(base):
+    """With weights in float32 and matrices in bfloat16, as in training on a GPU, too."""
+    model = models.compose(base)
+    with torch.autocast("cpu", torch.bfloat16):
         pretrained.check_documents(model)
+
+    def without_restarts(documents):
+        inputs = pretrained.restart_positions(documents)
+        return inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[1])[None]}
+
+    for precision in (torch.float32, torch.bfloat16):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16),
+            pytest.raises(UserError, match=r"SFT packs, and Qwen3ForCausalLM reads one .*, or do not pack"),
+        ):
+            pretrained.check_documents(model, without_restarts, "SFT packs", "do not pack")
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ lineages (`cisterna.models`).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 
 _LENGTH = 12  # tokens of the text with which a model is checked
 
@@ -129,17 +130,33 @@ def check(model: PreTrainedModel, name: str) -> None:
         raise UserError(f"{name}: {type(model).__name__} does not read on from its cache. Use another backbone")
 
 
-def check_documents(model: PreTrainedModel) -> None:
-    """UserError for a model that does not keep the documents of a packed block apart, as layers with a state do not."""
+def restart_positions(documents: list[list[int]]) -> dict[str, torch.Tensor]:
+    """What a model is given for documents in one block of CPT: ids, and positions that restart at each document."""
+    positions = [torch.arange(len(document)) for document in documents]
+    return {"input_ids": torch.tensor([list(chain(*documents))]), "position_ids": torch.cat(positions)[None]}
+
+
+def check_documents(
+    model: PreTrainedModel,
+    pack: Callable[[list[list[int]]], Mapping[str, Any]] = restart_positions,
+    use: str = "continued pre-training packs documents into blocks",
+    advice: str = "leave out cpt",
+) -> None:
+    """UserError for a model that does not keep the documents of a packed block apart, as layers with a state do not.
+
+    `pack` gives the inputs of the model for documents in one row; `use` says who packs, `advice` how to do without.
+    """
     text = _Text(model)
-    twice, positions = (
-        torch.cat([text.ids.flip(1), text.ids], dim=1),
-        torch.arange(_LENGTH, device=model.device).repeat(2)[None],
-    )
-    if text.read_otherwise(lambda: model(twice, position_ids=positions, use_cache=False).logits[:, _LENGTH:]):
+    inputs = pack([text.ids[0].flip(0).tolist(), text.ids[0].tolist()])
+    inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
+    advice = f"Use a backbone with attention in all layers, or {advice}"
+    try:
+        leaks = text.read_otherwise(lambda: model(**inputs, use_cache=False).logits[:, _LENGTH:])
+    except ValueError as error:  # transformers knows that some layers could not keep them apart here
+        raise UserError(f"{use}: {type(model).__name__}: {one_line(error)} {advice}") from None
+    if leaks:
         raise UserError(
-            f"continued pre-training packs documents into blocks, and {type(model).__name__} reads one document with "
-            "what it has read of others. Use a backbone with attention in all layers, or leave out cpt"
+            f"{use}, and {type(model).__name__} reads one document with what it has read of others. {advice}"
         )
 
 
@@ -191,4 +208,6 @@ class _Text:
 
 def _change_last_bit(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
     signs = torch.arange(output.numel(), device=output.device).view_as(output) % 2 * 2 - 1
-    return (output.float() * (1 + torch.finfo(output.dtype).eps * signs)).to(output.dtype)
+    kind = output.device.type
+    computes_in = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype
+    return (output.float() * (1 + torch.finfo(computes_in).eps * signs)).to(output.dtype)

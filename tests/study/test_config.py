@@ -245,6 +245,9 @@ MISTAKES: list[tuple[str, Any]] = [
     ("recipes sft brief nodes", 2),
     ("recipes sft brief bridge", "lineer"),
     ("recipes sft brief train_bridge", True),
+    ("recipes sft brief packing", "bfd"),
+    ("recipes sft brief packing_strategy", "wrapped"),
+    ("recipes sft brief attn_implementation", True),
     ("recipes rl grpo", {}),
     ("recipes rl grpo num_generations", 1),
     ("recipes rl grpo num_generations", 3),
@@ -318,6 +321,14 @@ def test_nodes_of_a_stage_share_its_ranks_and_gpus_evenly():
     config["resources"] = {"sft": {"gpu": 3}}
     assert "resources.sft.gpu" in problems(config)["recipes.sft.brief.nodes"]
     config["resources"]["sft"]["gpu"] = 4
+    assert not problems(config)
+
+
+def test_packed_examples_need_the_size_of_a_block():
+    config = small()
+    config["recipes"]["sft"]["brief"] |= {"packing": True, "max_length": None}
+    assert "packing is true" in problems(config)["recipes.sft.brief.max_length"]
+    del config["recipes"]["sft"]["brief"]["max_length"]  # then it is that of trl.SFTConfig
     assert not problems(config)
 
 
@@ -485,7 +496,8 @@ def test_wrong_options_of_an_evaluation_are_refused(options):
 def test_keys_of_a_recipe_that_are_no_options_of_the_library():
     shared = {"lora", "deepspeed", "processes", "nodes", "save_minutes"}
     assert configs.recipe_keys("cpt") == shared | {"corpora", "block_size", "seed"}
-    assert configs.recipe_keys("sft") == shared | {"epochs", "fraction", "examples", "bridge"}
+    own = {"epochs", "fraction", "examples", "bridge", "attn_implementation"}
+    assert configs.recipe_keys("sft") == shared | own
     assert configs.recipe_keys("rl") == shared | {
         "epochs",
         "fraction",

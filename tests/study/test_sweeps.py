@@ -77,8 +77,6 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("sft", "protein-epochs"): {
         "lora": lora(128, 0.0),
         "learning_rate": 1e-4,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 16,
         "weight_decay": 0.01,
         "epochs": [1, 2, 4, 8, 16, 32],
         "fraction": 0.2,

@@ -34,7 +34,7 @@ SMALL = {
     "gradient_accumulation_steps": 1,
 }
 SFT = {"epochs": [12], "fraction": 1.0, "examples": 16, "learning_rate": 5.0e-3, "warmup_steps": 5}
-SFT |= {"per_device_train_batch_size": 4}
+SFT |= {"max_length": 512}  # three or four examples
 RL = {"epochs": [1], "examples": 8, "max_completion_length": 48, "per_device_train_batch_size": 8}
 
 

@@ -8,6 +8,10 @@ The loss is on the completion only: `<think>{reasoning}</think>Answer: {answer}`
 of the backbone (`cisterna.sequences.conventions`). The trainer is `trl.SFTTrainer`, its options the recipe's. Examples
 are tokenized here, in batched calls, so that residues become residue tokens or feature rows; an example longer than
 `max_length` is an error and is never cut. With features (`--sequences features --bank ...`) the bridge is trained too.
+
+With `packing: true` examples lie side by side in blocks of up to `max_length` tokens, and a batch is one row of blocks
+without padding; with `padding_free: true` the examples of a usual batch lie in one row. Positions restart at each
+example and attention stays inside it, so its loss is what it would be alone.
 """
 
 import math
@@ -15,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+import transformers
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from cisterna import pretrained
 from cisterna.errors import UserError
 from cisterna.scoring import answers
 from cisterna.sequences import inputs_file, tokenization
@@ -28,10 +36,12 @@ from cisterna.training.stage import (
     Examples,
     StageArguments,
     check_examples,
+    computes_in,
     configure,
     load_examples,
     load_parent,
     lora,
+    set_attention,
 )
 from cisterna.training.token_scores import score_labelled_only
 
@@ -46,6 +56,11 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         rows = tokenize(tokenizer, examples.frame, source, model.get_input_embeddings().num_embeddings)
         _check_lengths(rows, examples, config.max_length)
         check_examples(tokenizer, model, rows["input_ids"], examples, more=0)
+        set_attention(model, arguments.recipe)
+        if config.packing or config.padding_free:
+            _check_apart(model, config, arguments)
+        if not config.packing:
+            config.max_length = None  # TRL has nothing to cut; with a number it refuses padding_free
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -54,6 +69,8 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             peft_config=lora(arguments, source),
         )
         score_labelled_only(trainer)
+        if config.packing:
+            _check_packed(trainer.train_dataset, rows["input_ids"], config.max_length)
         run.train(
             trainer,
             data=examples.hashes | inputs_file.hashes(inputs),
@@ -70,6 +87,37 @@ def _check_lengths(rows: dict[str, list[list[int]]], examples: Examples, longest
             f"{examples.path}: {len(too_long)} examples are longer than max_length {longest} (first: {too_long[0]}); "
             "raise max_length in the SFT recipe or shorten the prompts"
         )
+
+
+def _check_apart(model: transformers.PreTrainedModel, config: SFTConfig, arguments: StageArguments) -> None:
+    """UserError for a model that reads an example with what it has read of others in its row."""
+    collate, precision = (
+        DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True),
+        computes_in(arguments.recipe),
+    )
+    flash = arguments.recipe.get("attn_implementation") is not None
+    if flash:  # FlashAttention runs on the device of training alone, and not in float32
+        model.to(config.device)
+    with torch.autocast(model.device.type, precision, enabled=flash and precision != torch.float32):
+        pretrained.check_documents(
+            model,
+            lambda documents: {
+                key: value
+                for key, value in collate([{"input_ids": document} for document in documents]).items()
+                if key != "labels"
+            },
+            "the SFT recipe packs examples into rows",
+            "set packing: false",
+        )
+
+
+def _check_packed(blocks: Any, rows: list[list[int]], size: int) -> None:
+    """Say how full the blocks are; an error if they do not have every example once and whole."""
+    packed = sorted(length for lengths in blocks["seq_lengths"] for length in lengths)
+    if packed != sorted(map(len, rows)):
+        raise RuntimeError(f"packing has changed the examples: {len(rows)} before it, {len(packed)} after it")
+    share = sum(packed) / (len(blocks) * size)
+    print(f"packed {len(packed)} examples into {len(blocks)} blocks of {size} tokens, {share:.0%} full", flush=True)
 
 
 def tokenize(

@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from cisterna import models, updates
 from cisterna.data import splits
-from cisterna.errors import UserError
+from cisterna.errors import UserError, one_line
 from cisterna.scoring import answers
 from cisterna.scoring.answers import AnswerSpace
 from cisterna.sequences import conventions, inputs_file, tokenization
@@ -60,7 +60,7 @@ def configure(config: type[transformers.TrainingArguments], arguments: StageArgu
     own = recipe_keys(arguments.kind) | {"architecture"}  # of an encoder
     options: dict[str, Any] = {
         "logging_steps": 10,
-        "bf16": _computes_in(recipe) == torch.bfloat16,
+        "bf16": computes_in(recipe) == torch.bfloat16,
         "dataloader_pin_memory": gpu,
     }
     options |= {key: value for key, value in recipe.items() if key not in own}
@@ -83,12 +83,31 @@ def configure(config: type[transformers.TrainingArguments], arguments: StageArgu
         raise UserError(f"recipe: {config.__name__} refuses it: {error}") from None
 
 
-def _computes_in(recipe: Mapping[str, Any]) -> torch.dtype:
+def computes_in(recipe: Mapping[str, Any]) -> torch.dtype:
     """What the matrices of a forward pass are cast to: bfloat16 on a GPU that has it, if the recipe says nothing."""
     if recipe.get("fp16", False):
         return torch.float16
     default = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if recipe.get("bf16", default) else torch.float32
+
+
+def set_attention(model: transformers.PreTrainedModel, recipe: Mapping[str, Any]) -> None:
+    """Let a model compute attention as the recipe says, if it says anything.
+
+    UserError where the library refuses it, or would take another implementation in its place.
+    """
+    name = recipe.get("attn_implementation")
+    if name is None:
+        return
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # a resumed run gives the same weights
+    place, advice = f"recipe: attn_implementation {name}", "Install what it needs, or leave it out of the recipe"
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{place}: cannot be used here: {one_line(error)} {advice}") from None
+    if model.config._attn_implementation != name:
+        taken = model.config._attn_implementation
+        raise UserError(f"{place}: {type(model).__name__} would use {taken} in its place. Write what is to be used")
 
 
 def _deepspeed(name: str, gpu: bool) -> str:
@@ -132,18 +151,18 @@ def load_parent(
 
 def _compose_parent(arguments: StageArguments, parent: Path) -> transformers.PreTrainedModel:
     recipe = arguments.recipe
-    adapter, computes_in = recipe.get("lora") or {}, _computes_in(recipe)
-    if computes_in != torch.float32 and (adapter or recipe.get("deepspeed")):  # these cast the weights of the parent
-        stage, kept = models.rounded_stage(parent, computes_in) or (parent, None)
+    adapter, precision = recipe.get("lora") or {}, computes_in(recipe)
+    if precision != torch.float32 and (adapter or recipe.get("deepspeed")):  # these cast the weights of the parent
+        stage, kept = models.rounded_stage(parent, precision) or (parent, None)
         if kept is not None:
             raise UserError(
-                f"{stage}: all weights were trained, and {computes_in}, in which this stage would compute, keeps "
+                f"{stage}: all weights were trained, and {precision}, in which this stage would compute, keeps "
                 f"{kept:.2f} of that change; expected at least {updates.KEPT}. Put bf16: false and fp16: false into "
                 "this recipe"
             )
     if not adapter or not adapter.keys() <= Lora.model_fields.keys():  # DoRA and the like read the whole weights
         return models.compose(parent, torch.float32)
-    model = models.compose(parent, merged=computes_in == torch.float32)
+    model = models.compose(parent, merged=precision == torch.float32)
     for name, module in list(model.named_modules()):
         if any(name.endswith(saved) for saved in adapter.get("modules_to_save") or ()):  # as PEFT finds them
             updates.widen(model, module)

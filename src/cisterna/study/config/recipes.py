@@ -73,6 +73,10 @@ class SftRecipe(Recipe):
     bridge: Bridge = t.default(
         "linear", "the bridge that is made for `features` and `both` if the parent has none: one layer, or two."
     )
+    attn_implementation: t.Text | None = t.optional(
+        "the implementation of attention, by its name in transformers, such as `kernels-community/flash-attn2` on a "
+        "GPU; without it the library's default, `sdpa` ([docs/how-it-works.md](../docs/how-it-works.md#packing))."
+    )
 
 
 class Rewards(t.Section):

@@ -143,6 +143,8 @@ def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], gpus: int, proble
         problems.expected((*key, "nodes"), nodes, f"a divisor of resources.{kind}.gpu ({gpus}, the GPUs on all nodes)")
     if recipe.get("examples") is not None and recipe.get("fraction", 1.0) != 1.0:
         problems.add((*key, "examples"), "both examples and fraction; expected one of the two")
+    if kind == "sft":
+        _check_packing(key, recipe, problems)
     if kind == "rl":
         _check_rewards(key, recipe["rewards"], problems)
         _check_groups(key, recipe, problems)
@@ -156,6 +158,15 @@ def _check_ladder(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
         problems.add(place, "constant has no warm-up; expected lr_scheduler_type: constant_with_warmup")
     if schedule == "constant_with_warmup" and not (trainer_options.fits("int", warmup) and warmup >= 1):
         problems.expected(place, warmup, "an integer >= 1: a share of the run would differ between rungs of a ladder")
+
+
+def _check_packing(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
+    """No example is cut by packing: what TRL allows beyond that is refused."""
+    strategy = recipe.get("packing_strategy", "bfd")
+    if strategy != "bfd":
+        problems.expected((*key, "packing_strategy"), strategy, "bfd: the others cut examples")
+    if recipe.get("packing") is True and recipe.get("max_length", 0) is None:
+        problems.expected((*key, "max_length"), None, "the tokens of a block: packing is true")
 
 
 def _check_rewards(key: Key, rewards: dict[str, float], problems: Problems) -> None:
