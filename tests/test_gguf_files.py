@@ -176,6 +176,23 @@ def test_folder_of_several_gguf_files_and_a_file_that_is_not_there_are_refused(t
         models.make_base({"pretrained": str(tmp_path / "gguf")}, tmp_path / "base")
 
 
+def test_random_weights_are_another_model_with_the_same_tokenizer_that_is_drawn_alike_each_time(tmp_path, llama):
+    model, tokenizer = llama
+    tokenizer.save_pretrained(tmp_path / "hub")
+    spec = {"pretrained": str(tmp_path / "hub"), "random_weights": True}
+    for name in ("one", "two"):
+        manifest = models.make_base(spec, tmp_path / name)
+        assert "quantization" not in manifest["trained"]
+    shutil.rmtree(tmp_path / "hub")  # the checkpoint has its own
+    first, second = (models.compose(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
+    learned = model.state_dict()
+    matrices = [name for name in learned if learned[name].ndim == 2 and "embed" not in name and "lm_head" not in name]
+    assert matrices
+    assert not any(torch.allclose(first[name], learned[name], atol=1e-3) for name in matrices)
+    assert tokenization.load(tmp_path / "one")(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
 real = pytest.mark.skipif(not SMOLLM.is_dir(), reason="needs the models of `make pretrained`")
 
 

@@ -2,6 +2,9 @@
 
 import typing
 
+import pandas as pd
+
+from cisterna.evaluation import few_shot
 from cisterna.report import pages, tables
 from cisterna.scoring import lenient, ranking
 from cisterna.scoring.answers import Labels
@@ -12,7 +15,9 @@ from cisterna.study.config.encoders import CellEncoder, PretrainedEncoder
 def test_metrics_of_the_results_page_are_computed():
     given, space = ["a", "b"], Labels(("a", "b"))
     computed = space.score(given, given, resamples=1).keys() | lenient.score(given, given, space, resamples=1).keys()
-    assert set(tables.LABEL_METRICS) <= computed | set(ranking.METRICS)
+    answered = pd.DataFrame({"answer": given, "predicted": given, "predicted_lenient": given})
+    shots = few_shot.score(answered, space, 0, 1)
+    assert set(tables.LABEL_METRICS) <= computed | set(ranking.METRICS) | shots.keys()
     assert set(pages.GAINS) <= computed | set(ranking.METRICS)
 
 

@@ -42,7 +42,8 @@ def make_base(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
     `revision`), the checkpoint has only what Cisterna adds: the tokenizer with residue tokens, and their embedding
     rows, drawn around the mean of the model's own rows. The pretrained weights stay where they are; files of a local
     folder are hashed, so that a later change of them is an error. Those of a GGUF file are not used as they are: the
-    checkpoint has them all. UserError if the base cannot be made.
+    checkpoint has them all. So it has with `random_weights`, which draws them anew. UserError if the base cannot be
+    made.
     """
     started = time.perf_counter()
     seed = int(spec.get("seed", 0))
@@ -164,13 +165,15 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
                 )
         save_file(layer, folder / BRIDGE)
         _take_marks(tokenizer, model, tensors, before)
-    if gguf:
+    whole = gguf is not None or spec.get("random_weights", False)
+    if whole:
         _put_rows(model, tensors, before, len(tokenizer))
         model.save_pretrained(folder)
     else:
         save_file(tensors, folder / NEW_ROWS)
         files.write_json(folder / "tokens.json", {"before": before, "after": len(tokenizer)})
-    if stored := gguf_files.quantization(gguf) if gguf else gguf_files.read(Path(spec["pretrained"])):
+    stored = gguf_files.quantization(gguf) if gguf else gguf_files.read(Path(spec["pretrained"]))
+    if stored and not spec.get("random_weights"):
         files.write_json(folder / gguf_files.FILE, stored)
 
 
@@ -229,7 +232,7 @@ def published_adapter(base: Path, spec: Mapping[str, Any]) -> imported.Adapter |
 
 
 def has_weights(base: Path) -> bool:
-    """Whether a base checkpoint has all weights: made here, or from a GGUF file. Others refer to a pretrained model."""
+    """Whether a base checkpoint has all weights: made here, or from a GGUF file. Others refer to those of a model."""
     return (base / "config.json").is_file()
 
 
@@ -240,7 +243,8 @@ def _pretrained(
     unused: list[str] = []
     with _loading(spec):
         name, revision = (part.base, part.revision) if part else (spec["pretrained"], spec.get("revision"))
-        if gguf := gguf_files.find(name):
+        gguf = gguf_files.find(name)
+        if gguf:
             model = gguf_files.load(gguf)
             if spec.get("dtype", "auto") != "auto":
                 cast(model, getattr(torch, spec["dtype"]))
@@ -253,6 +257,8 @@ def _pretrained(
             model = _load_adapter(model, part.folder, merged)
         except TypeError as error:
             raise UserError(f"{part.folder}: PEFT cannot read this adapter: {one_line(error)}") from None
+    if spec.get("random_weights"):
+        model, unused = type(model)(model.config).to(model.dtype).eval(), []
     pretrained.number_positions(model)
     return model, unused
 

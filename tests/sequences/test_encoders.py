@@ -596,3 +596,14 @@ def test_architecture_that_cannot_be_made_is_the_users_error(corpora, tmp_path, 
     assert cli.main(command(tmp_path, corpora, ESM | change)) == 2
     assert "encoder architecture" in capsys.readouterr().err
     assert not (tmp_path / "nano-esm").exists()
+
+
+def test_encoder_with_random_weights_is_another_of_the_same_shape_and_always_the_same(folders):
+    sequences = ["MKV", "WWYACD"]
+    learned, first, second = (
+        load(folders.esm, **spec).forward(sequences, "protein") for spec in ({}, *[{"random_weights": True}] * 2)
+    )
+    for own, drawn, again in zip(learned, first, second, strict=True):
+        assert drawn.shape == own.shape
+        assert torch.equal(drawn, again)
+        assert not torch.allclose(drawn, own, atol=0.1)

@@ -508,7 +508,8 @@ def test_keys_of_a_recipe_that_are_no_options_of_the_library():
         "concise_words",
     }
     assert configs.recipe_defaults("rl")["rewards"] == {"correct": 1.0, "well_formed": 0.1}
-    assert configs.evaluation_keys() == set(configs.evaluation_options({})) - {"max_new_tokens"} | {"engine", "seed"}
+    evaluation = {*configs.evaluation_options({}), "engine", "seed", "shots"} - {"max_new_tokens"}
+    assert configs.evaluation_keys() == evaluation
     assert configs.recipe_keys("encoder") == {"corpora", "block_size", "mlm_probability", "seed", "save_minutes"}
 
 

@@ -8,7 +8,8 @@ Every example of `id` and of `ood` is answered, greedily unless the options say 
 are saved batch by batch in the work folder: rerun the same command and a killed evaluation resumes.
 
 On request the options add to this, and change no answer: `samples` draws further answers to each example, for accuracy
-at k, and `calibration` computes the probability of each label after the model's own reasoning.
+at k, `calibration` computes the probability of each label after the model's own reasoning, and `shots` has a model that
+was not trained on the task answer after examples of train too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,18 +26,19 @@ from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.artifacts.progress import Progress
 from cisterna.constants import TEST_SPLITS
 from cisterna.data import splits
-from cisterna.evaluation import generate, scores
+from cisterna.errors import UserError
+from cisterna.evaluation import few_shot, generate, scores
 from cisterna.evaluation.generate import LoadedModel, OnBatch
 from cisterna.scoring import answers, bootstrap, lenient, metrics
 from cisterna.scoring.answers import AnswerSpace
 from cisterna.sequences import engines, inputs_file
 
 LOGGED = ("accuracy", "balanced_accuracy", "f1_micro", "well_formed")  # printed, of those that the task has
-# Of the predictions; the last two on request.
+# Of the predictions; the last five on request.
 COLUMNS = "id prompt output answer predicted predicted_lenient well_formed tokens finished repeated".split()
-COLUMNS += ["confidence", "sampled"]
+COLUMNS += ["confidence", "sampled", *(f"few_shot_{name}" for name in ("output", "predicted", "predicted_lenient"))]
 # Keys of the options that change no output: outputs saved under other values of these are used.
-CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration"})
+CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration", "shots"})
 ENGINE = "engine.json"  # in a published evaluation: what another engine than transformers says of itself
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
 
@@ -60,7 +62,9 @@ def evaluate(
     labels, the probability of each label after the model's own reasoning, a column each (`probability:up`, in the order
     of the task's `labels`; they add up to 1), and confidence: that of `predicted`. They are null where they are not
     known (see `generate.label_logs`). With `samples` also sampled: the answers of that many further outputs, drawn from
-    the model's whole distribution at `sample_temperature`, null where one does not parse.
+    the model's whole distribution at `sample_temperature`, null where one does not parse. With `shots`, for a model
+    that was not trained on the task, also few_shot_output, few_shot_predicted and few_shot_predicted_lenient
+    (`cisterna.evaluation.few_shot`).
 
     metrics.json: split -> metric -> value, low, high, n, with the metrics of the task's answer space
     (`cisterna.scoring.metrics.score` or `term_sets.score`), with `calibration` those of `metrics.score_probabilities`
@@ -101,11 +105,15 @@ def evaluate(
         columns = ["id", "prompt", "segments", "answer", "group"]
         frames = {split: pd.read_parquet(path, columns=columns) for split, path in tables.items()}
         prompts = {split: loaded.encode(frame) for split, frame in frames.items()}
+        with_shots = _with_shots(loaded, folder, data, card, frames, options)
         for split, frame in frames.items():
             scored = space.labels if options.get("calibration") else ()
             generate.check(loaded, prompts[split], frame, scored, options, tables[split])
             answers.check_written(space, frame["answer"], loaded.tokenizer, tables[split])
-        on_batch = _reporter(work, output, options, sum(map(len, frames.values()))) if work else None
+            if split in with_shots:
+                generate.check(loaded, with_shots[split], frame, (), options, f"{tables[split]}, with shots")
+        examples = sum(map(len, frames.values())) + sum(map(len, with_shots.values()))
+        on_batch = _reporter(work, output, options, examples) if work else None
         predictions, results = {}, {}
         groups: dict[str, Any] = {}
         for split, frame in frames.items():
@@ -113,6 +121,12 @@ def evaluate(
             predictions[split], logs = _answer(loaded, frame, prompts[split], space, options, saved, on_batch)
             results[split] = _score(predictions[split], logs, space, options)
             seed, resamples = int(options.get("seed", 0)), int(options["bootstrap"])
+            if split in with_shots:
+                folder_of = work / f"{split}-shots-{options['shots']}" if work else None
+                table = _answer_after_shots(loaded, frame, with_shots[split], space, options, folder_of, on_batch)
+                results[split] |= scores.for_json(few_shot.score(table, space, seed, resamples))
+                shown = table[["output", "predicted", "predicted_lenient"]].add_prefix("few_shot_")
+                predictions[split] = predictions[split].join(shown)
             groups[split] = scores.of_groups(predictions[split], space, seed, resamples)
             logged = (f"{name} {results[split][name]['value']:.3f}" for name in LOGGED if name in results[split])
             print(f"{split}: n {len(frame)} {' '.join(logged)}", flush=True)
@@ -182,6 +196,43 @@ def _answer(
     if samples:
         table["sampled"] = [list(row) for row in zip(*samples, strict=True)]
     return table, logs
+
+
+def _with_shots(
+    loaded: LoadedModel,
+    folder: Path,
+    data: Path,
+    card: Mapping[str, Any],
+    frames: Mapping[str, pd.DataFrame],
+    options: Mapping[str, Any],
+) -> dict[str, list[list[int]]]:
+    """The prompts of each split after examples of train; none unless they are asked for and the model is untrained."""
+    if not options.get("shots") or checkpoint.read_manifest(folder)["kind"] not in ("base", "cpt"):
+        return {}
+    if loaded.source.features is not None:
+        raise UserError(f"{folder}: reads sequences as features, and few-shot prompts have tokens; leave out shots")
+    train = pd.read_parquet(splits.check(data, "train", card))
+    shots = few_shot.choose(train, card["labels"] or (), int(options["shots"]))
+    if len(shots) < int(options["shots"]):
+        raise UserError(f"evaluation.shots: {options['shots']}, and train of {card['task']} has {len(train)} examples")
+    return {split: few_shot.encode(loaded.tokenizer, list(frame["prompt"]), shots) for split, frame in frames.items()}
+
+
+def _answer_after_shots(
+    loaded: LoadedModel,
+    frame: pd.DataFrame,
+    prompts: list[list[int]],
+    space: AnswerSpace,
+    options: Mapping[str, Any],
+    saved: Path | None,
+    on_batch: OnBatch | None,
+) -> pd.DataFrame:
+    """The answers to `prompts`, with the gold ones and what a lenient reader finds."""
+    outputs = generate.generate(loaded, prompts, options, saved, on_batch)
+    table = frame[["answer"]].join(generate.read(loaded, outputs, space.parse))
+    read = zip(table["output"], table["finished"], strict=True)
+    table["predicted_lenient"] = [lenient.read(output, space, finished) for output, finished in read]
+    return table
 
 
 def _score(

@@ -105,7 +105,7 @@ def _opening(facts: Facts) -> str:
     )
     spec = facts.chain[0][1]["recipe"]
     begun = (
-        f"`{_name(spec['pretrained'])}`"
+        f"`{_name(spec['pretrained'])}`" + (" with random weights" if spec.get("random_weights") else "")
         if "pretrained" in spec
         else f"a {spec['architecture']['model_type']} model with random weights"
     )

@@ -27,6 +27,8 @@ LABEL_METRICS = {  # of tasks whose answers are labels
     "macro_f1": "macro-F1",
     "mcc": "MCC",
     "accuracy_lenient": "lenient accuracy",  # of models only
+    "accuracy_few_shot": "few-shot accuracy",  # of base and CPT models, on request
+    "accuracy_lenient_few_shot": "lenient few-shot accuracy",
     "auroc": "AUROC",  # this one and the next where the probabilities of labels were measured
     "auprc": "AUPRC",
 }
@@ -36,6 +38,8 @@ TERM_METRICS = {  # of tasks whose answers are sets of terms
     "recall_micro": "micro recall",
     "accuracy": "exact sets",
     "f1_micro_lenient": "lenient micro F1",
+    "f1_micro_few_shot": "few-shot micro F1",
+    "f1_micro_lenient_few_shot": "lenient few-shot micro F1",
 }
 STAGE_COLUMNS = ["backbone", "sequences", "cpt", "sft", "sft_epochs", "rl", "rl_epochs"]
 """The columns of the tables that identify a trained stage of a task, whatever the seed."""

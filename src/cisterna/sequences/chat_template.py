@@ -34,10 +34,21 @@ CLOCK = "strftime_now"  # what transformers gives to chat templates, and nothing
 # Variables of a template that transformers sets.
 SET = {"messages", "add_generation_prompt", "bos_token", "eos_token", CLOCK, "raise_exception", "namespace", "range"}
 
+ROLES = ("user", "assistant")
 
-def render(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Texts of a user through the chat template with its `options`, up to where the model's turn begins."""
-    messages = [[{"role": "user", "content": text}] for text in texts]
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    options: Mapping[str, Any],
+    before: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """Texts of a user through the chat template with its `options`, up to where the model's turn begins.
+
+    `before` are earlier turns of the user and the model.
+    """
+    turns = [{"role": role, "content": text} for pair in before for role, text in zip(ROLES, pair, strict=True)]
+    messages = [[*turns, {"role": ROLES[0], "content": text}] for text in texts]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
 
 

@@ -169,9 +169,14 @@ def obey(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None
     model.generation_config = GenerationConfig(eos_token_id=end_ids(tokenizer), pad_token_id=tokenizer.pad_token_id)
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
-    """Texts of a user through the chat template, up to where the model's turn begins."""
-    return chat_template.render(tokenizer, texts, of(tokenizer).chat_template_kwargs)
+def render(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], before: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Texts of a user through the chat template, up to where the model's turn begins.
+
+    `before` are earlier turns of the user and the model.
+    """
+    return chat_template.render(tokenizer, texts, of(tokenizer).chat_template_kwargs, before)
 
 
 def written(tokenizer: "PreTrainedTokenizerBase", completion: str) -> str:

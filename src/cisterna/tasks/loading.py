@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.sequences.tokenization import ALPHABETS
+from cisterna.tasks.adapters import answer_form
 from cisterna.tasks.base import COLUMNS, Task
 from cisterna.tasks.catalog import ADAPTERS, LABELS, MODALITIES, SOURCES
 
@@ -47,29 +48,34 @@ def load(name: str, spec: Mapping[str, Any]) -> Task:
             "'columns', 'labels', 'question' and 'ood'."
         )
     module = importlib.import_module(f"cisterna.tasks.builtin.{name.replace('-', '_')}")
+    form = answer_form.line(f"one of {', '.join(LABELS[name])}", stated=spec.get("answer_form", False))
     return Task(
         name=name,
         modality=MODALITIES[name],
         labels=LABELS[name],
-        examples=functools.partial(_examples, module),
+        examples=functools.partial(_examples, module, form),
         open=functools.partial(_open_resource, files.locate(SOURCES[name])),
         meaning=module.MEANING,
         rule=module.RULE,
         sources=(SOURCES[name],),
         quoted=True,
-        prompt=module.prompt,
+        prompt=lambda sequence: module.prompt(sequence) + form,
         segments=module.segments,
         letters=None if module.LENGTH is None else ALPHABETS[MODALITIES[name]],
         length=module.LENGTH,
     )
 
 
-def _examples(module: ModuleType, raw: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a built-in task as examples: what its module says of each row, and the texts that it writes."""
+def _examples(module: ModuleType, form: str, raw: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a built-in task as examples: what its module says of each row, and the texts that it writes.
+
+    `form` ends each prompt.
+    """
     import pandas as pd
 
     rows = module.examples(raw)
     texts = {name: rows["sequence"].map(getattr(module, name)) for name in ("prompt", "segments", "reasoning")}
+    texts["prompt"] += form
     return pd.DataFrame({"id": raw["id"].astype(str)} | texts | dict(rows.items()))[list(COLUMNS)]
 
 

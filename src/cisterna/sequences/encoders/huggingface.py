@@ -143,6 +143,10 @@ def _load(name: str, spec: Mapping[str, Any], layer: int | str, device: torch.de
     wrong += [f"{key} of shape {tuple(shape)}" for key, shape, _ in report["mismatched_keys"]]
     if wrong:
         raise UserError(f"encoder {name}: weights do not fit the model; missing {sorted(wrong)[:5]}")
+    if spec.get("random_weights"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = type(module)(module.config).to(module.dtype)
     return Encoder(name, revision, layer, module.to(device).eval(), tokenizer)
 
 

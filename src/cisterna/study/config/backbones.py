@@ -72,6 +72,10 @@ class PretrainedBackbone(t.Section):
     bridge: ImportedBridge = t.optional(
         "a bridge that was published with the model ([how](../docs/backbones.md#bridges-of-others)).", "none"
     )
+    random_weights: t.Flag = t.optional(
+        "draw all weights anew, as a control: the same architecture, tokenizer and chat template, and nothing learned.",
+        "`false`",
+    )
     dtype: t.Dtype = t.default(
         "float32", "type of the loaded weights. What is trained is kept in float32, beside them or in their place."
     )

@@ -89,6 +89,10 @@ class PretrainedEncoder(Reading):
         "transformers", "what loads it. `evo2` and `esm` have to be installed."
     )
     dtype: t.Dtype = t.default("float32", "type of the loaded weights.")
+    random_weights: t.Flag = t.optional(
+        "draw all weights anew, as a control: the same network with nothing learned. With `package: transformers`.",
+        "`false`",
+    )
 
 
 class CellEncoder(t.Section):

@@ -22,6 +22,11 @@ class Evaluation(t.Section):
     sample_temperature: t.Positive = t.default(
         1.0, "their temperature; they are drawn from the whole distribution (no top-k, no top-p)."
     )
+    shots: t.Natural = t.optional(
+        "examples of train before each question, in further outputs of base and CPT models: few-shot answers, strict "
+        "and lenient ([how](../docs/how-it-works.md#evaluation)).",
+        "0",
+    )
     engine: Annotated[Literal["transformers", "vllm"], t.Choice] = t.optional(
         "what generates: `vllm` is faster and is installed by `make vllm`. Greedy outputs are the same from both, "
         "unless rounding decides between two tokens; samples are other draws.",

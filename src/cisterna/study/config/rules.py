@@ -105,6 +105,8 @@ def _check_encoder(
         problems.missing((*key, "revision"), "the commit whose code you have read: trust_remote_code is true")
     if encoder["trained"] and encoder["bank"]:
         problems.expected((*key, "trained"), True, "bank: false with it: a bank has the features of a frozen encoder")
+    if encoder.get("random_weights") and encoder.get("package", "transformers") != "transformers":
+        problems.expected((*key, "random_weights"), True, "false: only the package transformers makes such encoders")
     if encoder["trained"] and encoder.get("package", "transformers") != "transformers":
         problems.expected((*key, "trained"), True, "false: only encoders of the package transformers can be trained")
     layer, layers = encoder["layer"], encoder.get("architecture", {}).get("num_hidden_layers")

@@ -74,6 +74,11 @@ class BuiltinTask(Task):
     """A built-in task."""
 
     ood: t.Count = t.default(400, "out-of-domain test examples.")
+    answer_form: t.Flag = t.optional(
+        "end each prompt with the form of an answer and the labels, so that a model can answer that was never trained "
+        "on it (base models, RL from `cold`).",
+        "`false`",
+    )
 
 
 class Columns(t.Section):
