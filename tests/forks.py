@@ -23,8 +23,6 @@ _forks.set_forkserver_preload(
         "snakemake_storage_plugin_s3",
         "transformers.models.esm.modeling_esm",
         "transformers.models.qwen3.modeling_qwen3",
-        "trl.trainer.grpo_trainer",
-        "trl.trainer.sft_trainer",
         "cisterna.evaluation.evaluate",
         "cisterna.training.cpt",
         "cisterna.training.rl",

@@ -4,9 +4,6 @@ The updates here are of the size that a learning rate of 1e-5 makes: the second 
 elements move by at most the learning rate a step, so after 10 steps they are about 5e-5.
 """
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -191,22 +188,36 @@ def test_a_model_without_its_last_adapter_is_its_parent_with_all_earlier_ones(ba
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_for_vllm_have_trls_names_and_every_update_and_the_model_does_not_change(bases, dtype, tmp_path):
-    from trl.generation.vllm_generation import VLLMGeneration
-
+def test_parameters_have_the_names_of_the_plain_model_and_every_update_and_the_model_does_not_change(
+    bases, dtype, tmp_path
+):
     sft = publish(bases[dtype], tmp_path / "sft", adapted(bases[dtype], 1).save_pretrained)
     trained = adapted(sft, 2, modules_to_save=["lm_head"])
     rl = publish(sft, tmp_path / "rl", trained.save_pretrained)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    ours = dict(updates.merged_parameters(trained, lambda parameters: nullcontext()))
+    ours = {name: weight.float() + sum(added.values()) for name, weight, added in updates.parameters(trained)}
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
     exact = updates.weights(models.compose(rl))
+    assert ours.keys() == exact.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor.float(), exact[name], atol=1e-6, rtol=torch.finfo(tensor.dtype).eps)
-    generation = object.__new__(VLLMGeneration)  # its own needs vLLM
-    generation.model = trained
-    generation._dist = SimpleNamespace(is_fsdp=False, gather_params=lambda parameters: nullcontext())
-    assert [name for name, _ in generation._iter_named_params()] == list(ours)
+        torch.testing.assert_close(tensor, exact[name], atol=1e-6, rtol=1e-6)
+
+
+def test_tied_layers_come_once_unless_an_adapter_is_on_one_of_them(tmp_path):
+    models.make_base(backbone(tie_word_embeddings=True), tmp_path / "base")
+    plain = [name for name, _, _ in updates.parameters(models.compose(tmp_path / "base"))]
+    assert "lm_head.weight" not in plain
+    adapter = adapted(tmp_path / "base", target_modules=["embed_tokens"])
+    found = {name: sum(added.values()) for name, _, added in updates.parameters(adapter)}
+    assert found.keys() == {*plain, "lm_head.weight"}
+    layer = adapter.get_base_model().model.embed_tokens
+    torch.testing.assert_close(found["model.embed_tokens.weight"], layer.get_delta_weight("default"))
+    assert not found["lm_head.weight"]
+
+
+def test_adapter_that_is_no_sum_has_no_update_for_another_program(bases):
+    with pytest.raises(UserError, match="plain LoRA on linear layers and embeddings only; expected use_vllm: false"):
+        list(updates.parameters(adapted(bases["float32"], use_dora=True)))
 
 
 def test_a_model_is_not_saved_without_the_updates_beside_its_weights(bases, tmp_path):

@@ -14,5 +14,8 @@ TERM_REWARDS = frozenset({"go_f1"})
 # The forms in which a model gets the sequences of a task: as residue tokens, as features of an encoder, or as both.
 FORMS = ("tokens", "features", "both")
 
+# The file of a published evaluation in which another engine than transformers is described.
+ENGINE = "engine.json"
+
 # What tables of results call the outputs that have no answer; no label may have this name.
 MALFORMED = "malformed"

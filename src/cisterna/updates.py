@@ -11,6 +11,7 @@ and without that adapter (the reference of a KL penalty) the layer still has the
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def _dot(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, t
     return ((first[0] @ second[0].T) * (first[1].T @ second[1])).sum()
 
 
-def update(module: Any) -> torch.Tensor | float:
+def update(module: Any) -> Any:
     """What a layer has beside its weight, in the shape of the weight, float32; 0.0 for nothing."""
     if not hasattr(module, "update_down"):
         return 0.0
@@ -120,24 +121,47 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def merged_parameters(model: Any, gather: Callable[[list], Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters of a PEFT model by their names in the plain model, each with its updates merged, in its own dtype.
+def parameters(
+    model: Any, gather: Callable[[list], Any] = lambda parameters: nullcontext()
+) -> Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]:
+    """Every parameter of a model with what its layer adds to it, for a program that has neither adapters nor updates.
 
-    For vLLM, which has neither adapters nor updates beside weights. The model does not change: to merge and to unmerge
-    again, as PEFT does, would leave other weights behind in lower precision. `gather` makes sharded parameters whole.
+    A parameter of a PEFT model has its name in the plain model. The updates are float32: `beside` is the one beside the
+    weight, `adapter` that of the adapter. The model does not change: to merge and to unmerge again, as PEFT does, would
+    leave rounding behind. `gather` makes sharded parameters whole; they are whole until the next one is asked for. What
+    two layers share comes once, unless one of them has updates. UserError for adapters that are no sum, such as DoRA.
     """
-    for name, weight in model.named_parameters():
-        if model.prefix in name or "original_module" in name:
+    from peft import PeftModel
+
+    replaced = (model.prefix, "original_module") if isinstance(model, PeftModel) else ()
+    shared = set()
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if any(part in name for part in replaced):
             continue
         above, _, own = name.rpartition(".")
         module, layer = model.get_submodule(above), model.get_submodule(above.removesuffix(".base_layer"))
-        adapted, plain = module is not layer, name.removeprefix(PREFIX).replace(".base_layer", "")
+        adapted = module is not layer
+        updated = own == "weight" and (adapted or hasattr(module, "update_down"))
+        place = id(weight), id(layer) if updated else None
+        if place in shared:
+            continue
+        shared.add(place)
         with torch.no_grad(), gather(list(layer.parameters()) if adapted else [weight]):
-            value = weight.data
-            if own == "weight" and (adapted or hasattr(module, "update_down")):
-                added = update(module) + (layer.get_delta_weight(layer.active_adapters[0]) if adapted else 0.0)
-                value = (value.float() + added).to(value.dtype)
-            yield plain.replace("modules_to_save.default.", ""), value
+            added = {"beside": update(module)} if updated and hasattr(module, "update_down") else {}
+            added |= {"adapter": _of_adapter(layer)} if updated and adapted else {}
+            plain = name.removeprefix(PREFIX).replace(".base_layer", "").replace("modules_to_save.default.", "")
+            yield plain, weight.detach(), added
+
+
+def _of_adapter(layer: "LoraLayer") -> torch.Tensor:
+    """What an adapter adds to the weight of its layer, float32."""
+    adapter, base = layer.active_adapters[0], layer.get_base_layer()
+    if can_stack(layer):
+        down, up = factors(layer)
+        return (up @ down).T if isinstance(base, Conv1D) else up @ down
+    if not isinstance(base, nn.Embedding) or adapter in layer.lora_variant:
+        raise UserError("lora: vLLM takes plain LoRA on linear layers and embeddings only; expected use_vllm: false")
+    return layer.get_delta_weight(adapter).float()
 
 
 def _add_update(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

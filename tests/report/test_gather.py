@@ -93,6 +93,26 @@ def gathered(of: Planted) -> pd.DataFrame:
     return pd.read_parquet(of.results / "now" / GAINS_TABLE)
 
 
+def test_another_engine_is_named_in_the_cells_and_on_the_page(small: Planted) -> None:
+    assert "engine" not in small.tables.cells
+    assert "Engines:" not in small.page
+    engine = {"name": "vllm", "version": "0.32.0", "dtype": "float32"}
+    files.write_json(small.results / START / "e8/eval/engine.json", engine)
+    files.write_json(small.results / START / "e8/rl-grpo/e1/checkpoint/manifest.json", {"trained": {"engine": engine}})
+    gather(small.study, small.results, small.folder)
+    again = Planted(small.study, small.results)
+    cells = again.tables.cells
+    named = cells[cells.engine.notna()]
+    assert list(zip(named.cell, named.model, named.engine, strict=True)) == [
+        ("evaluation", START.removeprefix("models/") + "/e8", "vllm 0.32.0, float32"),
+        ("rl_rewards", START.removeprefix("models/") + "/e8/rl-grpo/e1", "vllm 0.32.0, float32"),
+    ]
+    runs = sum(model.kind == "rl" for model in small.study.models)
+    evaluations = len(small.study.evaluations())
+    assert f"the answers of evaluations are from vllm 0.32.0, float32 (1 of {evaluations});" in again.page
+    assert f"the completions in RL are from vllm 0.32.0, float32 (1 of {runs});" in again.page
+
+
 def test_a_planted_prior_shift_shows_as_prior_and_planted_knowledge_as_skill(tmp_path: Path) -> None:
     gains = Planted.of(config(cpt=["none"], tasks=["splice-donor"]), tmp_path, size=4000).read(GAINS_TABLE)
     gains = gains[gains.sft_epochs == 8].set_index(["split", "metric"])

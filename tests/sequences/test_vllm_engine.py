@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import GenerationConfig
 
 from cisterna import models, updates
@@ -102,6 +103,17 @@ def test_outputs_and_label_probabilities_are_those_of_transformers_whatever_chec
     assert outputs[0][0] != outputs[0][-1]  # the rows are read, and not found in the cache of others
     assert outputs[0] == outputs[-1]
     assert all(one != other for one, other in itertools.combinations(outputs[:3], 2))
+
+    saved = {"r": 4, "lora_alpha": 8, "modules_to_save": ["bridge", "embed_tokens"]}
+    trained = get_peft_model(reading(models.compose(checkpoints[1]), source), models.lora_config(saved)).eval()
+    with torch.no_grad():
+        for weight in filter(lambda one: one.requires_grad, trained.parameters()):
+            weight += 0.05 * torch.randn(weight.shape)
+    engine.load(trained)
+    outputs.append(greedy(engine, tokenizer, rows))
+    assert outputs[-1] == greedy(engines.Transformers(trained, tokenizer, CPU), tokenizer, rows)
+    assert outputs[-1] not in outputs[:-1]
+    engine.load(loaded[-1])
 
     before = torch.random.get_rng_state()
     sampled = {"do_sample": True, "temperature": 1.5, "top_k": 0, "max_new_tokens": 12}

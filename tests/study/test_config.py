@@ -259,9 +259,11 @@ MISTAKES: list[tuple[str, Any]] = [
     ("recipes rl grpo rewards", {"my.py:9": 1}),
     ("recipes rl grpo examples", 301),
     # reinforcement learning with features
-    ("recipes rl grpo use_vllm", True),
     ("recipes rl grpo repetition_penalty", 1.1),
     ("recipes rl grpo beta", 0.01),
+    # reinforcement learning with vLLM
+    ("recipes rl grpo", {"epochs": [1], "use_vllm": True, "top_p": 0.9, "vllm_mode": "server"}),
+    ("recipes rl grpo vllm_server_port", 8000),
     # lineages
     ("lineages 0 sft", ["breif"]),
     ("lineages 0 cpt", ["boi"]),

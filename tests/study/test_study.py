@@ -338,7 +338,7 @@ def test_weights_of_terms_are_a_file_or_a_word():
 
 def test_rl_without_features_may_do_what_a_bridge_forbids():
     given = featured()
-    given["recipes"]["rl"]["grpo"] |= {"use_vllm": True, "repetition_penalty": 1.1, "beta": 0.01, "train_bridge": False}
+    given["recipes"]["rl"]["grpo"] |= {"repetition_penalty": 1.1, "beta": 0.01, "train_bridge": False}
     given["lineages"][0] |= {"sequences": ["tokens"], "rl": [{"recipe": "grpo", "from": [1, "cold"]}]}
     study.load(given)
 
@@ -346,6 +346,7 @@ def test_rl_without_features_may_do_what_a_bridge_forbids():
 def test_rl_with_features_may_have_a_reference_model_under_lora_and_a_frozen_bridge_after_sft():
     given = featured()
     given["recipes"]["rl"]["grpo"] |= {"beta": 0.01, "lora": {"r": 4, "lora_alpha": 8}, "train_bridge": False}
+    given["recipes"]["rl"]["grpo"] |= {"use_vllm": True, "vllm_mode": "colocate", "min_p": 0.0}
     study.load(given)
 
 

@@ -167,12 +167,13 @@ def asked(base, work):
     return arguments
 
 
-@pytest.mark.parametrize("changed", ["recipe", "data", "seed", "kind", "processes"])
+@pytest.mark.parametrize("changed", ["recipe", "data", "seed", "kind", "processes", "engine"])
 def test_state_of_another_run_is_discarded_and_the_log_says_why(asked, work, capsys, changed):
     edits = {"recipe": SFT | {"learning_rate": 1e-3}, "seed": 1, "kind": "rl"}
     arguments = dataclasses.replace(asked, **{changed: edits[changed]}) if changed in edits else asked
     data = {"train.parquet": "2" * 64} if changed == "data" else DATA
-    state.discard_stale(arguments, data, 2 if changed == "processes" else 1)
+    engine = {"name": "vllm", "version": "0.32.0"} if changed == "engine" else None
+    state.discard_stale(arguments, data, 2 if changed == "processes" else 1, engine)
     assert f"({changed} changed)" in capsys.readouterr().out
     assert state.latest(work, 100) is None
     assert files.read_json(work / FINGERPRINT)["data"] == data

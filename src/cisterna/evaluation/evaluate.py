@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cisterna.artifacts import checkpoint, files, shutdown, work_folder
 from cisterna.artifacts.progress import Progress
-from cisterna.constants import TEST_SPLITS
+from cisterna.constants import ENGINE, TEST_SPLITS
 from cisterna.data import splits
 from cisterna.errors import UserError
 from cisterna.evaluation import few_shot, generate, scores
@@ -39,7 +39,6 @@ COLUMNS = "id prompt output answer predicted predicted_lenient well_formed token
 COLUMNS += ["confidence", "sampled", *(f"few_shot_{name}" for name in ("output", "predicted", "predicted_lenient"))]
 # Keys of the options that change no output: outputs saved under other values of these are used.
 CHANGE_NO_OUTPUT = frozenset({"bootstrap", "samples", "calibration", "shots"})
-ENGINE = "engine.json"  # in a published evaluation: what another engine than transformers says of itself
 GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
 
 

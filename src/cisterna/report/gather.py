@@ -19,8 +19,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cisterna.artifacts import files, logs
-from cisterna.constants import TEST_SPLITS
+from cisterna.artifacts import checkpoint, files, logs
+from cisterna.constants import ENGINE, TEST_SPLITS
 from cisterna.errors import UserError, one_line
 from cisterna.evaluation import scores
 from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
@@ -52,6 +52,7 @@ IDENTITY = {
 NUMBERS = {"split": "string", "metric": "string", "value": "float64", "low": "float64", "high": "float64", "n": "int64"}
 GROUP = {"group": "string"}
 CELL = {"parent": "string", "cell": "string", "state": "string", "reason": "string", "log": "string"}
+ENGINES = {"engine": "string"}
 LOGGED = {
     "step": "int64",
     "epoch": "float64",
@@ -96,7 +97,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     Columns of cells.parquet are IDENTITY and CELL. `cell` is evaluation, baselines, perplexity (a row for each corpus,
     which is the task), rl_gain or rl_rewards. `state` is done, failed (a job that it needs ended with an error, or its
     files cannot be read) or missing. `reason` is the error, or what is missing, and `log` the log, relative to
-    `results`, with the details; both are null if it is done.
+    `results`, with the details; both are null if it is done. Where a study used another engine than transformers, there
+    is a column `engine`, which describes it for evaluations and for rl_rewards; null for transformers.
 
     Rows are in the order of the study, then split, then metric; the same evaluations give the same bytes. Raises
     UserError if results are missing (it lists them) or are not what the jobs of the study write. With `partial` such
@@ -117,6 +119,7 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
         else:
             try:
                 tables[result.table] += list(result.rows())
+                state |= _engine(result)
             except UserError as error:
                 if not partial:
                     raise
@@ -131,7 +134,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     first_columns = {"study": "string", "model": "string", "parent": "string"}
     _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
     _write(tables[REWARDS_TABLE], IDENTITY | LOGGED, output / REWARDS_TABLE)
-    _write(cells, IDENTITY | CELL, output / CELLS_TABLE)
+    engines = ENGINES if any(ENGINES.keys() & cell.keys() for cell in cells) else {}
+    _write(cells, IDENTITY | CELL | engines, output / CELLS_TABLE)
 
 
 def _missing_message(study: Study, paths: list[Path]) -> str:
@@ -323,6 +327,16 @@ def _reward_rows(identity: Row, file: Path) -> Iterator[Row]:
         if not logged:
             raise KeyError("reward")
     yield from (identity | entry for entry in logged)
+
+
+def _engine(result: Result) -> Row:
+    """What wrote the outputs of an evaluation, or the completions of RL; nothing if it was transformers."""
+    folder, engine = result.files[0].parent, None
+    if result.cell == "evaluation" and (folder / ENGINE).is_file():
+        engine = files.read_json(folder / ENGINE)
+    if result.cell == "rl_rewards" and (folder / checkpoint.MANIFEST).is_file():
+        engine = files.read_json(folder / checkpoint.MANIFEST)["trained"].get("engine")
+    return {"engine": f"{engine['name']} {engine['version']}, {engine['dtype']}"} if engine else {}
 
 
 def _labels(file: Path) -> Labels:

@@ -115,6 +115,7 @@ def results(
         lenient=bool(of.metrics.metric.isin(lenient.METRICS.values()).any()),
         expected=len(of.cells),
         missing=_missing(of.cells),
+        engines=_engines(of.cells),
         results=[
             {
                 "task": task,
@@ -193,6 +194,18 @@ def _missing(cells: pd.DataFrame) -> list[dict[str, Any]]:
             "cells": [f"{row.cell} {row.model}, {row.task}" for row in rows.itertuples()],
         }
         for (state, reason), rows in cells[cells.state != "done"].groupby(["state", "reason"], sort=False)
+    ]
+
+
+def _engines(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """What other engines than transformers wrote; none where none did."""
+    if "engine" not in cells:
+        return []
+    parts = {"evaluation": "the answers of evaluations", "rl_rewards": "the completions in RL"}
+    done = cells[(cells.state == "done") & cells.cell.isin(parts)]
+    return [
+        {"what": parts[str(cell)], "engine": engine, "number": len(rows), "of": int((done.cell == cell).sum())}
+        for (cell, engine), rows in done.groupby(["cell", "engine"])
     ]
 
 

@@ -164,8 +164,6 @@ def _import() -> None:
     import transformers.generation.utils
     import transformers.models.qwen3.modeling_qwen3
     import transformers.trainer  # noqa: F401
-    import trl.trainer.grpo_trainer
-    import trl.trainer.sft_trainer  # noqa: F401
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from cisterna.evaluation import baselines, evaluate, perplexity  # noqa: F401

@@ -54,7 +54,9 @@ def packages(name: str) -> dict[str, str]:
             return {VLLM: version(package)}
         except PackageNotFoundError:
             continue
-    raise UserError("engine: vllm is not installed; run `make vllm`, or use engine: transformers")
+    raise UserError(
+        "engine: vllm is not installed; run `make vllm`, or use engine: transformers (in an RL recipe use_vllm: false)"
+    )
 
 
 def start(
@@ -70,7 +72,9 @@ def start(
     installed = packages(name)[name]
     from cisterna.sequences.vllm_engine import Vllm
 
-    return Vllm(model, source, installed)
+    engine = Vllm(model, source, installed)
+    engine.load(model)
+    return engine
 
 
 class Transformers:

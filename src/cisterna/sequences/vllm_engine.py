@@ -1,16 +1,17 @@
 """The engine `vllm`: vLLM in this process, which reads feature rows as embeddings of single positions.
 
-It has weights of its own, with all updates of the lineage in them. It computes in the dtype of the model, or in float32
-where the model has weights of several dtypes or where a merge would round an update away. Installed by `make vllm`.
+It has weights of its own, with all updates of the lineage and those of an adapter in them. It computes in the dtype of
+the model, or in float32 where the model has weights of several dtypes or where a merge would round an update away.
+Installed by `make vllm`.
 """
 
 import copy
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,6 @@ import torch
 from cisterna import updates
 from cisterna.errors import UserError, one_line
 from cisterna.sequences.source import SequenceSource
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 OURS = ("bridge.", "encoder.")  # parts of a model that vLLM does not have
 CPU_CACHE = 2**30  # bytes of the cache of keys and values on a CPU; on a GPU vLLM takes what is free
@@ -43,53 +41,75 @@ ENVIRONMENT = {
 
 
 class Vllm:
-    """See `cisterna.sequences.engines.Engine`. `update_kept` is the share of the updates beside weights that it has."""
+    """See `cisterna.sequences.engines.Engine`. It has no weights until `load`.
 
-    def __init__(self, model: "PreTrainedModel", source: SequenceSource, version: str) -> None:
+    `update_kept` is the smallest share of an update, of one beside the weights or of an adapter, that it has.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        source: SequenceSource,
+        version: str,
+        dtype: torch.dtype | None = None,
+        gather: Callable[[list], Any] = lambda parameters: nullcontext(),
+        **options: Any,
+    ) -> None:
+        """`model` may be a PEFT model. `gather` makes parameters whole that are sharded when weights are loaded, and
+        not here. `options` of vllm.LLM go above the usual ones.
+        """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        if source.features is not None and getattr(model.config, "hidden_size_per_layer_input", None):
+        plain = _plain(model)
+        if source.features is not None and getattr(plain.config, "hidden_size_per_layer_input", None):
             raise UserError("engine: vllm cannot read features with per-layer embeddings; use engine: transformers")
-        self.source, self.version, self.dtype = source, version, _dtype(model)
+        self.source, self.version, self.gather, self.dtype = source, version, gather, dtype or _dtype(model)
+        self.first, self.width = plain.get_input_embeddings().weight.shape
         on_cpu = {} if torch.cuda.is_available() else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
-        # vLLM sets the seeds of torch: what else draws random numbers here must not depend on that
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-            config = copy.deepcopy(model.config)
-            config.architectures, config.tie_word_embeddings = [type(model).__name__], _is_tied(model)
+        usual: dict[str, Any] = {
+            "max_model_len": -1,  # what the model has positions for, or else what fits into memory
+            "logprobs_mode": "raw_logprobs",
+        }
+        with tempfile.TemporaryDirectory() as folder, _own_random_numbers():
+            config = copy.deepcopy(plain.config)
+            config.architectures, config.tie_word_embeddings = [type(plain).__name__], _is_tied(plain)
             config.save_pretrained(folder)
             with _starting():
                 self.llm = LLM(
                     model=folder,
                     load_format="dummy",
-                    dtype=str(self.dtype).removeprefix("torch."),
-                    max_model_len=-1,  # what the model has positions for, or else what fits into memory
+                    dtype=_name(self.dtype),
                     enable_prompt_embeds=source.features is not None,
-                    logprobs_mode="raw_logprobs",
                     generation_config="vllm",
                     skip_tokenizer_init=True,
                     disable_log_stats=True,
                     seed=0,
-                    **on_cpu,
+                    **usual | on_cpu | options,
                 )
-        self.load(model)
         with _starting():  # on a CPU it refuses some sizes of heads only when it runs
             self._run([{"prompt_token_ids": [0]}], [{"max_tokens": 1}])
 
-    def load(self, model: "PreTrainedModel") -> None:
-        """See `Engine`. UserError if less than `updates.KEPT` of the updates beside the weights would be left."""
-        self.update_kept = updates.check(update_kept(model, self.dtype), "engine: vllm")
-        self.model = model
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(model, self.dtype)})
-        if not torch.cuda.is_available() and _is_tied(model):
+    def load(self, model: Any) -> None:
+        """See `Engine`. UserError if less than `updates.KEPT` of an update would be left."""
+        self.model, kept = _plain(model), _Kept()
+        weights = _weights(model, self.dtype, self.gather, kept)
+        with _starting():
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if not torch.cuda.is_available() and _is_tied(self.model):
             _pack_output_layer(self.llm)
         self.llm.reset_prefix_cache()
+        self.update_kept = updates.check(kept.share(), "engine: vllm")
 
     def describe(self) -> dict[str, Any]:
         """See `Engine`."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"name": "vllm", "version": self.version, "dtype": dtype, "update_kept": self.update_kept}
+        return {
+            "name": "vllm",
+            "version": self.version,
+            "dtype": _name(self.dtype),
+            "update_kept": self.update_kept,
+        }
 
     def generate(
         self, prompts: Sequence[list[int]], options: Mapping[str, Any], stream: Sequence[int]
@@ -99,8 +119,18 @@ class Vllm:
         features = self.source.features is not None
         if features and sampling["repetition_penalty"] != 1.0:
             raise UserError("engine: vllm has no repetition_penalty for prompts with features; expected 1.0")
-        seeds = (int(np.random.SeedSequence([*stream, at]).generate_state(1)[0]) for at in range(len(prompts)))
-        return [row for row, _ in self._run(self._prompts(prompts), [sampling | {"seed": seed} for seed in seeds])]
+        return [row for row, _ in self.sample(prompts, sampling, stream, 0)]
+
+    def sample(
+        self, prompts: Sequence[list[int]], sampling: Mapping[str, Any], stream: Sequence[int], first: int
+    ) -> list[tuple[list[int], list[float]]]:
+        """The token ids that the model writes after each prompt, with the log-probability of each.
+
+        `sampling` are options of vllm.SamplingParams. The random numbers of a prompt depend on `stream` and its number,
+        which begins at `first`.
+        """
+        seeds = (np.random.SeedSequence([*stream, first + at]).generate_state(1)[0] for at in range(len(prompts)))
+        return self._run(self._prompts(prompts), [{**sampling, "seed": int(seed)} for seed in seeds])
 
     def continuation_logs(self, starts: Sequence[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:
         """See `Engine`. One request for each token that follows a start and the same tokens before it."""
@@ -117,11 +147,11 @@ class Vllm:
         ]
 
     def _run(self, prompts: list[Any], options: list[dict[str, Any]]) -> list[tuple[list[int], list[float]]]:
-        """Token ids after each prompt, and the log-probability of each in the model's whole distribution."""
+        """Token ids after each prompt, and the log-probability of each (of which distribution: `logprobs_mode`)."""
         from vllm import SamplingParams
 
         parameters = [SamplingParams(**{"temperature": 0.0} | own, logprobs=0, detokenize=False) for own in options]
-        with torch.random.fork_rng(devices=[]):
+        with _own_random_numbers():
             requests = self.llm.generate(prompts, parameters, use_tqdm=False)
         outputs = [request.outputs[0] for request in requests]
         return [
@@ -134,27 +164,33 @@ class Vllm:
 
     def _prompts(self, prompts: Sequence[list[int]]) -> list[Any]:
         """Prompts as vLLM takes them: token ids, and where there are feature rows the embeddings of these positions."""
-        table = self.model.get_input_embeddings().weight
-        first, width = len(table), table.shape[1]
-        rows = [torch.tensor(ids) for ids in prompts]
-        is_feature = [ids >= first for ids in rows]
-        index = torch.cat([ids[chosen] - first for ids, chosen in zip(rows, is_feature, strict=True)])
         features = self.source.features
-        if not len(index) or features is None:
+        if features is None:
             return [{"prompt_token_ids": ids} for ids in prompts]
+        rows = [torch.tensor(ids) for ids in prompts]
+        is_feature = [ids >= self.first for ids in rows]
+        index = torch.cat([ids[chosen] - self.first for ids, chosen in zip(rows, is_feature, strict=True)])
         different, places = index.unique(return_inverse=True)
         bridge: Any = self.model.bridge
-        with torch.inference_mode():
-            projected = bridge(features.rows(different).to(bridge.weight.device)).to("cpu", self.dtype)
+        bridge = bridge.modules_to_save["default"] if hasattr(bridge, "modules_to_save") else bridge
+        projected = torch.zeros(0, self.width, dtype=self.dtype)
+        with torch.no_grad(), self.gather(list(bridge.parameters())):
+            if len(index):  # `forward` itself, because the hooks of DeepSpeed would gather and release the parameters
+                projected = bridge.forward(features.rows(different).to(bridge.weight.device)).to("cpu", self.dtype)
         parts = projected[places].split([int(chosen.sum()) for chosen in is_feature])
         made: list[Any] = []
         for ids, chosen, part in zip(rows, is_feature, parts, strict=True):
-            embeddings = torch.zeros(len(ids), width, dtype=self.dtype)
+            embeddings = torch.zeros(len(ids), self.width, dtype=self.dtype)
             embeddings[chosen] = part
             tokens = {"prompt_token_ids": ids.masked_fill(chosen, 0).tolist()}
             mixed = tokens | {"prompt_embeds": embeddings, "prompt_is_token_ids": (~chosen).tolist()}
             made.append(mixed if chosen.any() else tokens)
         return made
+
+
+def _own_random_numbers() -> Any:
+    """A block in which vLLM may set the seeds of torch: nothing else that draws random numbers may depend on that."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 @contextmanager
@@ -192,36 +228,72 @@ def sampling_options(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return made | ({name: value(name, default) for name, default in SAMPLING.items()} if own["do_sample"] else {})
 
 
-def update_kept(model: "PreTrainedModel", dtype: torch.dtype) -> float:
-    """The share of the updates beside a model's weights that is left where they are merged in `dtype`."""
-    pairs = [(0.0, 0.0)]
-    for module in model.modules():
-        if hasattr(module, "update_down"):
-            weight, added = module.weight.detach().float(), torch.as_tensor(updates.update(module))
-            there = (weight + added).to(dtype).float() - weight
-            pairs.append((float((there * added).sum()), float((added * added).sum())))
-    return updates.share(*(sum(column) for column in zip(*pairs, strict=True)))
+class _Kept:
+    """How much of the updates is left after a cast: those beside the weights, and those of an adapter."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, update: torch.Tensor, error: torch.Tensor) -> None:
+        """One of the updates of a weight, and what all of them together have lost."""
+        there, trained = self.pairs.get(name, (0.0, 0.0))
+        own = float((update * update).sum())
+        self.pairs[name] = there + own + float((update * error).sum()), trained + own
+
+    def share(self) -> float:
+        """The smallest share."""
+        return min((updates.share(*pair) for pair in self.pairs.values()), default=1.0)
 
 
-def _dtype(model: "PreTrainedModel") -> torch.dtype:
+def _weights(
+    model: Any, dtype: torch.dtype, gather: Callable[[list], Any], kept: _Kept
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight that vLLM has, with its updates, one at a time; adds to `kept` what is left of them."""
+    for name, weight, added in updates.parameters(model, gather):
+        if name.startswith(OURS):
+            continue
+        if not added:
+            yield name, weight.to(dtype, copy=True)  # vLLM may keep it until it has the rest of a layer
+            continue
+        exact = weight.double() + sum(one.double() for one in added.values())
+        whole = exact.to(dtype)
+        for which, one in added.items():
+            kept.add(which, one.double(), whole.double() - exact)
+        yield name, whole
+
+
+def update_kept(model: Any, dtype: torch.dtype) -> float:
+    """The smallest share of an update, of those beside weights or of an adapter, that is left where they are merged."""
+    kept = _Kept()
+    for _ in _weights(model, dtype, lambda parameters: nullcontext(), kept):
+        pass
+    return kept.share()
+
+
+def _dtype(model: Any) -> torch.dtype:
     """That of all weights, where it loses no update; else float32."""
     found = {weight.dtype for name, weight in model.named_parameters() if not name.startswith(OURS)}
     (dtype,) = found if len(found) == 1 else (torch.float32,)
-    return dtype if update_kept(model, dtype) >= updates.KEPT else torch.float32
+    low = dtype.itemsize < torch.float32.itemsize
+    return torch.float32 if low and update_kept(model, dtype) < updates.KEPT else dtype
 
 
-def _weights(model: "PreTrainedModel", dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight that vLLM has, with the update beside it, one at a time."""
-    for name, weight in model.named_parameters():
-        if not name.startswith(OURS):
-            added = updates.update(model.get_submodule(name.rpartition(".")[0])) if name.endswith(".weight") else 0.0
-            yield name, (weight.detach().float() + added).to(dtype)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _is_tied(model: "PreTrainedModel") -> bool:
+def _plain(model: Any) -> Any:
+    """The model without the adapter that PEFT has put on it."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _is_tied(model: Any) -> bool:
     """Whether the output layer has the weights of the embeddings; an adapter of one of the two unties them."""
-    output = model.get_output_embeddings()
-    return output is not None and output.weight is model.get_input_embeddings().weight
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = any(hasattr(end, "base_layer") for end in ends)
+    return ends[1] is not None and not adapted and ends[1].weight is ends[0].weight
 
 
 def _pack_output_layer(llm: Any) -> None:

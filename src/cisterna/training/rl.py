@@ -3,32 +3,32 @@
     cisterna rl --parent .../sft-brief/e2/checkpoint --data results/data/splice-donor \
         --output .../e2/rl-grpo/e1/checkpoint --work results/.work/... --recipe '{...}' --seed 0 --epochs 1
 
-The trainer is `trl.GRPOTrainer`, its options the recipe's. The parent's adapters are part of the model (see
-`cisterna.models.compose`) and the RL adapter starts anew, so its rank is free of the SFT rank (asymmetric capacity).
+The trainer is `trl.GRPOTrainer`, its options the recipe's; with `use_vllm` see `cisterna.training.rollouts`. The
+parent's adapters are part of the model (see `cisterna.models.compose`) and the RL adapter starts anew, so its rank is
+free of the SFT rank (asymmetric capacity).
 The run fails, with the numbers, if no group of completions ever had reward variance: such a run has no gradient, and
 its checkpoint would be the parent.
 """
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
-from cisterna import pretrained, updates
+from cisterna import pretrained
 from cisterna.errors import UserError
 from cisterna.scoring import rewards
-from cisterna.sequences import inputs_file
+from cisterna.sequences import engines, inputs_file
 from cisterna.sequences.prompt import encode_prompts
 from cisterna.sequences.source import TOKENS, SequenceSource
 from cisterna.study.config import recipe_defaults
+from cisterna.training import rollouts
 from cisterna.training.run import open_run
 from cisterna.training.stage import StageArguments, check_examples, configure, load_examples, load_parent, lora
 from cisterna.training.token_scores import score_labelled_only
@@ -36,6 +36,8 @@ from cisterna.training.token_scores import score_labelled_only
 
 def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS) -> None:
     """Train on the prompts of `data`/train.parquet, or the part of them that the recipe uses, and publish."""
+    if arguments.recipe.get("use_vllm"):
+        engines.packages(engines.VLLM)
     with open_run(arguments) as run:
         examples = load_examples(arguments, data)
         frame, card = examples.frame, examples.card
@@ -49,6 +51,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         prompts = encode_prompts(tokenizer, columns[0], source, columns[1], first, columns[2])
         adapter = lora(arguments, source)
         config = configure(GRPOConfig, arguments, reward_weights=weights)
+        engine = rollouts.check(config)
         check_examples(tokenizer, model, prompts, examples, more=config.max_completion_length)
         if len(frame) * config.num_generations < config.generation_batch_size:
             raise UserError(
@@ -70,6 +73,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             train_dataset=Dataset.from_dict({"prompt": prompts, "answer": list(frame["answer"])}),
             processing_class=tokenizer,
             peft_config=adapter,
+            source=source,
         )
         score_labelled_only(trainer, trainer.temperature)
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
@@ -77,8 +81,9 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             trainer,
             data=examples.hashes | inputs_file.hashes(inputs) | rewards.hashes(shares, card),
             save_multiple=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
+            engine=engine,
         )
-        run.publish(lambda folder: inputs_file.write(folder, arguments.output, inputs))
+        run.publish(lambda folder: inputs_file.write(folder, arguments.output, inputs), rollouts.measured)
 
 
 class _Order(Sampler):
@@ -102,20 +107,11 @@ class _Order(Sampler):
         return len(self.sampler)
 
 
-class _Trainer(GRPOTrainer):
+class _Trainer(rollouts.Trainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.ref_model is not None:  # TRL has loaded it
             pretrained.number_positions(self.accelerator.unwrap_model(self.ref_model))
-        if self.use_vllm and isinstance(self.model, PeftModel):
-            generation = self.vllm_generation
-            generation._iter_named_params = partial(
-                updates.merged_parameters, self.model, generation._dist.gather_params
-            )
-
-    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
-        """Prompts are token ids already: a feature row has no text."""
-        return prompts, None, {}
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return _Order(super()._get_train_sampler(dataset))

@@ -73,19 +73,22 @@ class OpenRun:
         data: Mapping[str, str],
         tokens_per_epoch: int | None = None,
         save_multiple: int = 1,
+        engine: Mapping[str, str] | None = None,
     ) -> None:
         """Train to the end, from the latest state that this run, or the rung below it, has saved.
 
         `data` has the hashes of what is trained on; `tokens_per_epoch` is None where completions are sampled. State
         is saved at multiples of `save_multiple` steps within an epoch: some trainers keep a batch between steps that is
-        not part of their state. Raises Stopped after SIGTERM, UserError where the log shows that training failed.
+        not part of their state. `engine` is what the manifest says of the engine that generates, None for transformers.
+        Raises Stopped after SIGTERM, UserError where the log shows that training failed.
         """
         arguments, main = self._arguments, self._processes.is_main_process
         updates.check_adapted(trainer.model)
         if main:
-            state.discard_stale(arguments, data, self._processes.num_processes)
+            state.discard_stale(arguments, data, self._processes.num_processes, engine)
         self._processes.wait_for_everyone()
         self._data, self._tokens_per_epoch, self._before = data, tokens_per_epoch, _trained_weights(trainer.model)
+        self._engine = {"engine": dict(engine)} if engine else {}
         self._steps = steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
         resume = state.latest(arguments.work, steps)
         if resume and main:
@@ -100,11 +103,16 @@ class OpenRun:
                     f"saved in {arguments.work}. Rerun the same command: it resumes"
                 )
 
-    def publish(self, write_extra: Callable[[Path], None] = lambda folder: None) -> None:
+    def publish(
+        self,
+        write_extra: Callable[[Path], None] = lambda folder: None,
+        measured: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda history: {},
+    ) -> None:
         """Publish the checkpoint: the trained weights, `history.json` (the reproducible part of the log), the manifest.
 
-        `write_extra` writes what else the checkpoint has into a folder. UserError, and no checkpoint, where the log or
-        the weights show that training failed. Only rank 0 publishes.
+        `write_extra` writes what else the checkpoint has into a folder; `measured` gives further measurements for the
+        manifest, from the log. UserError, and no checkpoint, where the log or the weights show that training failed.
+        Only rank 0 publishes.
         """
         if not self._processes.is_main_process:
             return
@@ -146,13 +154,15 @@ class OpenRun:
                     "epochs": arguments.epochs,
                     "tokens": round(tokens),
                     "largest_weight_change": change,
-                },
+                }
+                | self._engine,
                 measured={
                     "seconds": round(time.perf_counter() - self._started, 3),
                     "peak_memory_bytes": memory,
                     "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
                     "update_kept": kept,
-                },
+                }
+                | measured(history),
             )
         state.keep_rung(arguments.work, self._steps)
 

@@ -65,11 +65,13 @@ def weights(state: Path) -> list[Path]:
     return sorted(state.glob("adapter_model.safetensors")) or sorted(state.glob("model*.safetensors"))
 
 
-def discard_stale(arguments: StageArguments, data: Mapping[str, str], processes: int) -> None:
+def discard_stale(
+    arguments: StageArguments, data: Mapping[str, str], processes: int, engine: Mapping[str, str] | None = None
+) -> None:
     """Remove states that were made by another run, or from which the rung below was not published.
 
-    `data` has the hashes of what is trained on, `processes` is the number of ranks. Incomplete states are always
-    removed: a disk may be full because of them.
+    `data` has the hashes of what is trained on, `processes` is the number of ranks, `engine` describes what generates
+    if it is not transformers. Incomplete states are always removed: a disk may be full because of them.
     """
     for state in arguments.work.glob(STATES):
         if not is_complete(state):
@@ -85,7 +87,7 @@ def discard_stale(arguments: StageArguments, data: Mapping[str, str], processes:
         "data": dict(data),
         "processes": processes,
         "packages": checkpoint.packages(),
-    }
+    } | ({"engine": dict(engine)} if engine else {})
     work_folder.discard_stale(arguments.work, fingerprint, STATES, reason)
 
 

@@ -150,6 +150,7 @@ def _check_recipe(key: Key, kind: str, recipe: dict[str, Any], gpus: int, proble
     if kind == "rl":
         _check_rewards(key, recipe["rewards"], problems)
         _check_groups(key, recipe, problems)
+        _check_engine(key, recipe, problems)
 
 
 def _check_ladder(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
@@ -211,6 +212,14 @@ def _check_groups(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
         made = "per_device_train_batch_size x processes x steps_per_generation (or gradient_accumulation_steps)"
         made = "generation_batch_size" if "generation_batch_size" in recipe else made
         problems.expected((*key, "num_generations"), group, f"a divisor of {made} = {batch}")
+
+
+def _check_engine(key: Key, recipe: dict[str, Any], problems: Problems) -> None:
+    """What an RL recipe must not ask for where vLLM generates."""
+    for name, (allowed, why) in trainer_options.WITH_VLLM.items() if recipe.get("use_vllm") is True else ():
+        if recipe.get(name, allowed[0]) not in allowed:
+            value = "null" if allowed[0] is None else allowed[0]
+            problems.expected((*key, name), recipe[name], f"{value} with use_vllm: {why}")
 
 
 # --- Lineages ---
@@ -361,8 +370,6 @@ class _Lineage:
 def _check_features(key: Key, recipe: dict[str, Any], cold: bool, problems: Problems) -> None:
     """What an RL recipe must not ask for where sequences are features."""
     where = "in a lineage with sequences as features"
-    if recipe.get("use_vllm") is True:
-        problems.expected((*key, "use_vllm"), True, f"false {where}: vLLM has no bridge")
     penalty, beta = recipe.get("repetition_penalty", 1.0), recipe.get("beta", 0.0)
     if trainer_options.fits("float", penalty) and penalty != 1.0:
         expected = f"1.0 {where}: a penalty on tokens of the prompt has no meaning for features"

@@ -44,9 +44,25 @@ _REASONS = {
     "use the environment variable CISTERNA_REPORT_TO (docs/watching.md)": "report_to",
     "a run is called by the path of its model": "run_name",
     "use the environment variable WANDB_PROJECT (docs/watching.md)": "project",
+    "vLLM runs in the processes that train": "vllm_server_* vllm_group_port",
     "use Trackio's environment variables, such as TRACKIO_SPACE_ID (docs/watching.md)": "trackio_*",
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
+# What options have to be in an RL recipe with use_vllm, and why. The first value is the library's default.
+_WHOLE = "the probabilities of engine and trainer are compared, in the whole distribution"
+WITH_VLLM: dict[str, tuple[tuple[Any, ...], str]] = {
+    "vllm_mode": (("colocate",), "it runs in the processes that train"),
+    "vllm_tensor_parallel_size": ((1,), "each rank has an engine of its own"),
+    "vllm_model_impl": (("vllm", "auto"), "weights are handed over by the names of vLLM's own models"),
+    "vllm_max_model_length": ((None,), "it is set to the longest prompt and max_completion_length"),
+    "vllm_structured_outputs_regex": ((None,), "the engine has no tokenizer"),
+    "use_transformers_continuous_batching": ((False,), "one engine generates"),
+    "generation_kwargs": ((None,), _WHOLE),
+    "repetition_penalty": ((1.0,), _WHOLE),
+    "top_p": ((1.0,), _WHOLE),
+    "top_k": ((0,), _WHOLE),
+    "min_p": ((None, 0.0), _WHOLE),
+}
 ALLOWED = {"cpt": {"num_train_epochs"}}  # a CPT recipe is one run and has no rungs
 
 
