@@ -17,6 +17,7 @@ import torch
 
 from cisterna.errors import UserError
 from cisterna.sequences.source import SequenceSource
+from cisterna.sequences.vllm_engine import ELSE, Vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,9 +55,7 @@ def packages(name: str) -> dict[str, str]:
             return {VLLM: version(package)}
         except PackageNotFoundError:
             continue
-    raise UserError(
-        "engine: vllm is not installed; run `make vllm`, or use engine: transformers (in an RL recipe use_vllm: false)"
-    )
+    raise UserError(f"engine: vllm is not installed; run `make vllm`, or {ELSE}")
 
 
 def start(
@@ -69,10 +68,7 @@ def start(
     """The engine `name` with the weights of `model`, which reads the features of `source`."""
     if name == TRANSFORMERS:
         return Transformers(model, tokenizer, device)
-    installed = packages(name)[name]
-    from cisterna.sequences.vllm_engine import Vllm
-
-    engine = Vllm(model, source, installed)
+    engine = Vllm(model, source, packages(name)[name])
     engine.load(model)
     return engine
 

@@ -20,6 +20,7 @@ from cisterna import updates
 from cisterna.errors import UserError, one_line
 from cisterna.sequences.source import SequenceSource
 
+ELSE = "use engine: transformers (in an RL recipe use_vllm: false)"
 OURS = ("bridge.", "encoder.")  # parts of a model that vLLM does not have
 CPU_CACHE = 2**30  # bytes of the cache of keys and values on a CPU; on a GPU vLLM takes what is free
 # Options of transformers.GenerationConfig that are passed on, with their value where they are not set.
@@ -64,7 +65,7 @@ class Vllm:
 
         plain = _plain(model)
         if source.features is not None and getattr(plain.config, "hidden_size_per_layer_input", None):
-            raise UserError("engine: vllm cannot read features with per-layer embeddings; use engine: transformers")
+            raise UserError(f"engine: vllm cannot read features with per-layer embeddings; {ELSE}")
         self.source, self.version, self.gather, self.dtype = source, version, gather, dtype or _dtype(model)
         self.first, self.width = plain.get_input_embeddings().weight.shape
         on_cpu = {} if torch.cuda.is_available() else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
@@ -199,7 +200,7 @@ def _starting() -> Iterator[None]:
     try:
         yield
     except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"engine: vllm cannot run this model; use engine: transformers. {one_line(error)}") from None
+        raise UserError(f"engine: vllm cannot run this model; {ELSE}. {one_line(error)}") from None
 
 
 def sampling_options(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cisterna import updates
 from cisterna.errors import UserError
 from cisterna.sequences import engines
 from cisterna.sequences.source import TOKENS, SequenceSource
+from cisterna.sequences.vllm_engine import Vllm
 from cisterna.study.config.trainer_options import WITH_VLLM
 
 # TRL imports vLLM, 5 seconds, wherever it is installed, for its own engine.
@@ -66,8 +67,6 @@ class Rollouts:
         step: Callable[[], int],
     ) -> None:
         """Start the engine. `length` is that of the longest prompt; `step` says how many steps were trained."""
-        from cisterna.sequences.vllm_engine import Vllm
-
         options, gpu, ranks = self._options, torch.cuda.is_available(), self.accelerator.num_processes
         distributed = DistributedBackend(self.accelerator)
         trained_encoder = source.encoder is not None and source.encoder["reading"].get("trained")
