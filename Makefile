@@ -125,7 +125,7 @@ format: setup  ## rewrite Python and Snakemake files in the common style
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow/rules
 
-bench: setup  ## time SFT and GRPO on the device found here
+bench: setup  ## time SFT, evaluation and GRPO on the device found here
 	$(BIN)/python benchmarks/gpu.py
 
 # Run after a change of pins in pyproject.toml. The lock is what a fresh environment gets on a machine without GPU,

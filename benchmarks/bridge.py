@@ -1,6 +1,6 @@
 """What feature rows cost: generation and a GRPO step with features in the prompts against the same with tokens.
 
-    .venv/bin/python benchmarks/bridge.py --output benchmarks/RESULTS.md     # three minutes on one core
+    .venv/bin/python benchmarks/bridge.py --output benchmarks/RESULTS.md     # six minutes on one core
 
 Prompts have the same length in both: with features, two thirds of each prompt are rows of a bank (width 64, float16),
 which a linear bridge projects; with tokens there is no bridge. Models have random weights; completions have a fixed
@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cisterna import models
 from cisterna.sequences import bridge, tokenization
-from gpu import distinct_words, lora
+from gpu import lora
 from shared import LARGER, backbone, parser, publish, section, setting
 
 MODELS: dict[str, dict[str, Any]] = {"nano": {}, "larger": LARGER}
@@ -40,27 +40,29 @@ def main() -> None:
     arguments.add_argument("--group-size", type=int, default=8, help="completions per prompt")
     arguments.add_argument("--prompt-length", type=int, default=64)
     arguments.add_argument("--completion-length", type=int, default=48)
+    arguments.add_argument("--steps", type=int, default=4, help="of a run, timed after one that is not")
     arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     options = arguments.parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for title, shape in MODELS.items():
+        for title in options.models:
             base = Path(name) / title
-            models.make_base(backbone(**shape)[1], base)
+            models.make_base(backbone(**MODELS[title])[1], base)
             size = sum(weight.numel() for weight in models.compose(base).parameters())
             for work, measure in (("generation", time_generation), ("GRPO step", time_step)):
                 pairs = []
-                for number in range(options.repeats + 1):  # the first is not counted
+                for number in range(options.repeats):
                     folder = Path(name) / f"{title}-{number}"
                     pairs.append([measure(base, features, folder, options) for features in (False, True)])
-                tokens, features = zip(*pairs[1:], strict=True)
-                ratio = median(mine / other for other, mine in pairs[1:])
+                tokens, features = zip(*pairs, strict=True)
+                ratio = median(mine / other for other, mine in pairs)
                 seconds = [f"{median(values):.3f} s" for values in (tokens, features)]
                 rows.append([title, f"{size / 1e6:.1f} M", work, *seconds, f"{ratio:.3f}"])
     batch = f"{options.groups} x {options.group_size} x ({options.prompt_length} + {options.completion_length})"
-    about = f"{setting('torch', 'transformers', 'trl')}. A batch is {batch} tokens. Medians of {options.repeats} "
-    about += "alternating runs."
+    about = f"{setting('torch', 'transformers', 'trl')}. A batch is {batch} tokens. CPU seconds: medians of "
+    about += f"{options.repeats} alternating runs, each the median of {options.steps}."
     publish(section("bridge.py: what feature rows cost", about, COLUMNS, rows), options.output)
 
 
@@ -93,15 +95,19 @@ def prepared(base: Path, features: bool, options: argparse.Namespace) -> tuple[A
 
 
 def time_generation(base: Path, features: bool, folder: Path, options: argparse.Namespace) -> float:
-    """CPU seconds of sampling completions of a batch."""
+    """CPU seconds of sampling the completions of a batch: median of some times."""
     model, prompts = prepared(base, features, options)
     ids = torch.tensor(prompts).repeat_interleave(options.group_size, dim=0)
     length = options.completion_length
-    started = time.process_time()
-    model.eval().generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=length, max_new_tokens=length
-    )
-    return time.process_time() - started
+    model.eval()
+    seconds = []
+    for _ in range(options.steps + 1):
+        started = time.process_time()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, min_new_tokens=length, max_new_tokens=length
+        )
+        seconds.append(time.process_time() - started)
+    return median(seconds[1:])
 
 
 class Clock(TrainerCallback):
@@ -117,6 +123,11 @@ class Clock(TrainerCallback):
         self.seconds.append(time.process_time() - self.started)
 
 
+def distinct_words(completions: list[str], **_: Any) -> list[float]:
+    """A reward that differs between completions, so that every group of completions has a gradient."""
+    return [float(len(set(text.split()))) for text in completions]
+
+
 class Trainer(GRPOTrainer):
     """GRPOTrainer with prompts that are token ids already."""
 
@@ -125,7 +136,7 @@ class Trainer(GRPOTrainer):
 
 
 def time_step(base: Path, features: bool, folder: Path, options: argparse.Namespace) -> float:
-    """CPU seconds of the second step of GRPO, which trains an adapter and the bridge, if there is one."""
+    """CPU seconds of a step of GRPO, which trains an adapter and the bridge, if there is one: median of some steps."""
     model, prompts = prepared(base, features, options)
     clock = Clock()
     adapter = lora(8)
@@ -139,7 +150,7 @@ def time_step(base: Path, features: bool, folder: Path, options: argparse.Namesp
             per_device_train_batch_size=options.groups * options.group_size,
             max_completion_length=options.completion_length,
             generation_kwargs={"min_new_tokens": options.completion_length},
-            max_steps=2,
+            max_steps=options.steps + 1,
             use_cpu=True,
             bf16=False,
             activation_checkpointing=False,
@@ -149,13 +160,13 @@ def time_step(base: Path, features: bool, folder: Path, options: argparse.Namesp
             disable_tqdm=True,
         ),
         reward_funcs=distinct_words,
-        train_dataset=Dataset.from_dict({"prompt": prompts * 2}),
+        train_dataset=Dataset.from_dict({"prompt": prompts * (options.steps + 1)}),
         processing_class=tokenization.load(base),
         peft_config=adapter,
         callbacks=[clock],
     )
     trainer.train()
-    return clock.seconds[1]
+    return median(clock.seconds[1:])
 
 
 if __name__ == "__main__":

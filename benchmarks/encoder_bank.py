@@ -246,8 +246,8 @@ def counted(path: Path, words: list[str]) -> int:
 
     from cisterna import cli
     from cisterna.sequences import encoders
-    from gpu import Clock, versions
-    from shared import device_name
+    from gpu import Clock
+    from shared import device_name, versions
 
     counts = {"calls": 0, "sequences": 0, "parameters": 0}
     load_encoder = encoders.load

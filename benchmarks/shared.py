@@ -53,8 +53,11 @@ def section(title: str, about: str, columns: Sequence[str], rows: Iterable[Seque
 def setting(*packages: str) -> str:
     """Date, device, how busy the machine was, and versions of packages."""
     cores, load = os.cpu_count(), os.getloadavg()[0]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{time.strftime('%Y-%m-%d')}, {device_name()}, load {load:.1f} on {cores} cores; {versions}"
+    return f"{time.strftime('%Y-%m-%d')}, {device_name()}, load {load:.1f} on {cores} cores; {versions(*packages)}"
+
+
+def versions(*packages: str) -> str:
+    return ", ".join(f"{name} {version(name)}" for name in packages or ("torch", "transformers", "trl"))
 
 
 def device_name() -> str:
