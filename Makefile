@@ -87,13 +87,14 @@ run: setup  ## run the default study and write its report
 	$(BIN)/snakemake --report $(REPORT) $(STUDY)
 	@echo "The report is at $(ROOT)/$(REPORT)"
 
-test: setup .venv/.optional  ## run all tests
+test: setup .venv/.optional .venv/.vllm  ## run all tests
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-fast: setup  ## run the tests that train nothing and start no Snakemake
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not snakemake and not cluster"
 
-# Where the package index has none of them, the tests that need them are skipped.
+# Where the package index has none of these packages, the tests that need them are skipped. vLLM for GPUs is several GB: its
+# tests run if `make vllm` has installed it.
 .venv/.optional: .venv/.installed requirements-optional.lock
 	@$(BIN)/python -m pip install -qq --no-deps --retries 2 --timeout 15 -r requirements-optional.lock && touch $@ \
 	|| echo "the packages of requirements-optional.lock are not to be had: their tests are skipped"
