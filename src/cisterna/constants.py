@@ -17,5 +17,8 @@ FORMS = ("tokens", "features", "both")
 # The file of a published evaluation in which another engine than transformers is described.
 ENGINE = "engine.json"
 
+# What to do where vLLM cannot be used.
+ELSE = "use engine: transformers (in an RL recipe use_vllm: false)"
+
 # What tables of results call the outputs that have no answer; no label may have this name.
 MALFORMED = "malformed"

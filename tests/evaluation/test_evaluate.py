@@ -29,7 +29,7 @@ def test_every_example_is_there_once_with_its_gold_answer(evaluated, splice):
         found = pd.read_parquet(evaluated[0] / f"{split}.parquet")
         assert len(found) == SIZES[split]
         pd.testing.assert_frame_equal(found[["id", "prompt", "answer"]], given[["id", "prompt", "answer"]])
-    assert sorted(path.name for path in evaluated[0].iterdir()) == ["id.parquet", "metrics.json", "ood.parquet"]
+    assert names(evaluated[0]) == ["id.parquet", "metrics.json", "ood.parquet"]
 
 
 def test_a_prediction_is_the_strict_reading_of_the_output_that_is_kept(evaluated, splice):
@@ -425,7 +425,7 @@ def test_shares_of_malformed_outputs_are_those_of_unfinished_empty_and_off_forma
     ],
 )
 def test_output_repeats_itself_if_more_than_half_of_its_stretches_are_repetitions(ids, expected):
-    assert evaluate.repeats(ids) is expected
+    assert generate.repeats(ids) is expected
     stretches = [tuple(ids[at : at + 4]) for at in range(len(ids) - 3)]
     again = sum(stretch in stretches[:at] for at, stretch in enumerate(stretches))
     assert expected == (again > len(stretches) / 2)
@@ -435,7 +435,7 @@ def test_gold_reasoning_of_the_tasks_does_not_count_as_repetition(base, splice):
     tokens = tokenization.load(base)
     frame = pd.read_parquet(splice / "train.parquet")
     texts = [answers.completion(row.reasoning, row.answer) for row in frame.itertuples()]
-    assert not any(map(evaluate.repeats, tokens(texts, add_special_tokens=False)["input_ids"]))
+    assert not any(map(generate.repeats, tokens(texts, add_special_tokens=False)["input_ids"]))
 
 
 def test_small_groups_are_one():

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from cisterna import cli
+from cisterna import cli, models
 from cisterna.artifacts import files
 from cisterna.constants import SPLITS
 from cisterna.data import splits
@@ -14,11 +15,11 @@ from cisterna.errors import UserError
 from cisterna.evaluation import evaluate
 from cisterna.evaluation.predict import _sources
 from cisterna.scoring import answers
-from cisterna.sequences import feature_bank
-from cisterna.sequences.source import LiveEncoder
+from cisterna.sequences import feature_bank, tokenization
+from cisterna.sequences.source import TOKENS, LiveEncoder
 from cisterna.tasks import tables
 from runs import SOLVE, Run
-from tiny import READING, ROOT, SIZES, encoder
+from tiny import READING, ROOT, SIZES, backbone, encoder, publish
 
 OPTIONS = {"max_new_tokens": 56, "batch_size": 24, "bootstrap": 100}
 COLUMNS = ["id", "sequence", "prompt", "output", "predicted", "well_formed", "tokens", "finished"]
@@ -295,3 +296,26 @@ def test_a_task_without_sequences_gives_the_file_that_a_challenge_asks_for(base,
     known = found[labels].dropna()
     assert len(known) > 0
     assert known.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_vllm_gives_the_answers_and_probabilities_of_transformers(splice, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
+    models.make_base(backbone(head_dim=32, initializer_range=0.3), tmp_path / "base")
+    model, tokenizer = models.compose(tmp_path / "base"), tokenization.load(tmp_path / "base")
+    with torch.no_grad():  # so that it often ends a thought, after which labels have probabilities
+        model.get_output_embeddings().weight[tokenizer.convert_tokens_to_ids("</think>")] *= 3
+
+    def save(folder):
+        model.save_pretrained(folder)
+        files.write_json(folder / "inputs.json", TOKENS.describe(files.read_json(splice / "card.json"), model))
+
+    folder = publish(tmp_path / "base", tmp_path / "checkpoint", save)
+    pd.DataFrame({"sequence": NEW[:3]}).to_csv(tmp_path / "new.csv", index=False)
+    found = []
+    for engine in ("transformers", "vllm"):
+        options = json.dumps({"max_new_tokens": 16, "engine": engine})
+        more = ["--options", options, "--probabilities"]
+        found.append(predict(folder, tmp_path / "new.csv", tmp_path / f"{engine}.parquet", more=more))
+    assert found[0]["output"].nunique() == 3
+    assert found[0]["probability:spliced"].notna().any()
+    pd.testing.assert_frame_equal(*found, atol=1e-5)

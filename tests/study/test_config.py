@@ -483,7 +483,7 @@ def test_date_of_a_split_needs_no_quotes(tmp_path):
 
 
 def test_no_options_of_an_evaluation_are_its_defaults_and_those_of_a_study_stay_as_they_are():
-    filled = study.load(small()).config["evaluation"]
+    filled = study.load(small()).evaluation
     assert configs.evaluation_options({}) == filled
     assert configs.evaluation_options(filled) == filled
     assert configs.evaluation_options({"seed": 3, "batch_size": 7}) == filled | {"seed": 3, "batch_size": 7}

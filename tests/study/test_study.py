@@ -434,3 +434,33 @@ def test_any_study_has_unique_paths_and_parents_come_first(given):
     assert len(evaluations) == len(set(evaluations))
     assert {path for _, path, _ in loaded.evaluations()} == seen
     assert study.load(loaded.config) == loaded
+
+
+def test_group_of_evaluations_is_a_lineage_or_a_backbone():
+    def groups(how):
+        given = featured() | {"evaluation": {"group": how}}
+        return study.load(given)
+
+    assert groups("none").groups == {}
+    loaded = groups("lineage")
+    start = "models/nano/cpt-bio/splice-donor"
+    assert {f"{start}/s0", f"{start}/features-nano-esm/s0", "models/nano/base/cell-type/s0"} < loaded.groups.keys()
+    tuned = {folder for folder, path, _ in loaded.evaluations() if loaded.model(path).task}
+    assert loaded.group_of.keys() == tuned  # base and CPT models are evaluated alone
+    for group, members in loaded.groups.items():
+        assert all(folder.startswith(f"{group}/") for folder, _, _ in members)
+        assert len(members) == 4 + 4  # rungs of SFT and of RL
+    whole = groups("backbone")
+    assert whole.groups == {"models/nano": whole.evaluations()}
+
+
+def test_group_changes_no_option_of_an_evaluation():
+    alone, together = (study.load(small() | {"evaluation": {"group": how}}) for how in ("none", "lineage"))
+    assert alone.evaluation == together.evaluation
+
+
+def test_one_evaluation_is_no_group():
+    given = small() | {"evaluation": {"group": "lineage"}}
+    given["recipes"]["sft"]["brief"]["epochs"] = [1]
+    given["lineages"] = [{"sft": ["brief"]}]
+    assert study.load(given).groups == {}

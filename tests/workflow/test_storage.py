@@ -22,12 +22,13 @@ SECRET = "Xq7-a-key-that-nobody-may-see"
 COPIES = Path(".snakemake") / "storage"
 CPT = "models/tiny/cpt-bio"
 RL = f"{CPT}/hairpin/s0/sft-brief/e2/rl-grpo/e1"
+ANSWERS = f"{CPT}/hairpin/s0/answers.json"  # of e1, e2 and RL
 FEATURES = "models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1"
 
 
 def study(**changes: Any) -> Config:
-    """A part of the tiny study: every kind of stage once, a ladder, and a model that reads features."""
-    config = edited(recipes__sft__brief__epochs=[1, 2], **changes)
+    """A part of the tiny study: every kind of stage once, a ladder, a group, and a model that reads features."""
+    config = edited(recipes__sft__brief__epochs=[1, 2], evaluation__group="lineage", **changes)
     config["lineages"] = [
         {"tasks": ["hairpin"], "cpt": ["bio"], "sft": ["brief"], "rl": [{"recipe": "grpo", "from": [2]}]},
         {"tasks": ["splice-donor"], "sft": ["short"], "sequences": ["features"]},
@@ -96,7 +97,10 @@ def stored(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
 def test_results_on_s3_are_those_of_a_local_run(stored: tuple[Stored, dict[str, bytes]], finished: Clone) -> None:
     """Also: a second run with the same seed, from nothing, gives the same bytes."""
     _, objects = stored
+    group = f"results/{ANSWERS}"
+    assert set(json.loads(objects[group]).values()) == {"answered"}  # the local run has no groups
     compared = {path: content for path, content in objects.items() if not path.startswith("results/studies/")}
+    del compared[group]
     for path, content in compared.items():
         local = (finished.folder / path).read_bytes()
         if path.endswith("manifest.json"):  # holds seconds and memory
@@ -168,19 +172,21 @@ def test_edited_recipe_fetches_the_lineage_and_runs_only_what_depends_on_it(
     stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
 ) -> None:
     """In another clone, with a copy of Snakemake's metadata, which say what was run."""
-    evaluation = f"results/{RL}/eval"
+    evaluation, rung = f"results/{RL}/eval", RL.split("/rl-")[0]
     first, before = stored
     clone = server.clone(tmp_path / "study")
     shutil.copytree(first.folder / ".snakemake" / "metadata", clone.folder / ".snakemake" / "metadata")
     clone.write(study(recipes__rl__grpo__num_generations=4))
-    assert clone.todo() == sorted([Job("rl", f"{RL}/checkpoint"), Job("evaluate", f"{RL}/eval"), *REPORT])
+    jobs = [Job("rl", f"{RL}/checkpoint"), Job("answers", ANSWERS)]
+    jobs += [Job("evaluate", f"{model}/eval") for model in (RL, rung, f"{rung[:-1]}1")]  # all of the group
+    assert clone.todo() == sorted([*jobs, *REPORT])
 
     output = clone.snakemake(evaluation)
 
     fetched = set(re.findall(r"^Retrieving from storage: s3://bucket/lab/results/(\S+)$", output, re.MULTILINE))
-    rung = RL.split("/rl-")[0]
     assert {path for path in fetched if path.endswith("checkpoint")} == {
-        f"{model}/checkpoint" for model in ("models/tiny/base", CPT, rung)
+        f"{model}/checkpoint"
+        for model in ("models/tiny/base", CPT, rung, f"{rung[:-1]}1")  # e1 is of the group
     }
     changed = {path for path, content in server.objects().items() if before.get(path) != content}
     assert all(path.startswith(f"results/{RL}/") for path in changed)

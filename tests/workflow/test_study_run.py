@@ -283,6 +283,33 @@ def test_killed_training_resumes_to_identical_weights(clone: Clone) -> None:
     assert weights(target) == interrupted
 
 
+def test_evaluations_of_a_group_are_answered_in_one_job_and_stay_results_of_their_own(clone: Clone) -> None:
+    """Answers that are saved are used: those of the run without a group, and then those of the group."""
+    results = {model: clone.results / model / "eval" for model in sft(BASE, 1, 2, 4)}
+    before = {model: (folder / "metrics.json").read_bytes() for model, folder in results.items()}
+    first, second, last = results
+    clone.run("rm", "-r", str(results[first]), str(clone.results / ".work" / first / "eval"))
+    clone.write(edited(evaluation__group="lineage"))
+    answers = [Job("answers", f"{start}/hairpin/s0/answers.json") for start in (BASE, CPT)]
+    assert clone.todo() == sorted([*answers, *map(evaluated, HAIRPINS), *REPORT])
+    clone.snakemake()
+    outcome = files.read_json(clone.results / answers[0].output)
+    assert list(outcome.values()) == ["answered", *["answered already"] * 3]
+    assert "generated" not in (clone.results / "logs" / first / "eval.log").read_text()
+    assert {model: (folder / "metrics.json").read_bytes() for model, folder in results.items()} == before
+    assert "Nothing to be done" in clone.snakemake("--dry-run")
+
+    clone.write(edited(evaluation__group="lineage", evaluation__max_new_tokens=8))
+    assert {*answers, *map(evaluated, HAIRPINS)} < set(clone.todo())
+    clone.write(edited(evaluation__group="lineage"))
+    clone.run("rm", "-r", str(results[second]))
+    assert clone.todo() == sorted([evaluated(second), *REPORT])
+    clone.run("rm", "-r", str(clone.results / last / "checkpoint"))
+    others = [evaluated(model) for model in (first, second, rl(BASE))]
+    assert clone.todo() == sorted([*made(last), *others, answers[0], *REPORT])
+    assert clone.todo(f"results/{second}/eval", "--config", "evaluation={group: none}") == [evaluated(second)]
+
+
 def test_training_by_hand_gives_the_weights_of_the_run(clone: Clone) -> None:
     for model in (sft(CPT, 1)[0], rl(CPT), FEATURES):
         target = clone.results / model / "checkpoint"

@@ -38,6 +38,6 @@ rule baselines:
     resources:
         **resources("baselines"),
     params:
-        options=inputs.as_json(STUDY.config["evaluation"]),
+        options=inputs.as_json(STUDY.evaluation),
     shell:
         "cisterna baselines --data {input:q} --options {params.options:q} --output {output:q} > {log:q} 2>&1"

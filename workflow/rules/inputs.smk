@@ -123,7 +123,28 @@ def evaluated(wildcards):
     if folder not in EVALUATIONS:
         raise snakefile.StudyError(f"study {STUDY.name}: no evaluation {folder}{suggest(folder, EVALUATIONS)}")
     model, task = EVALUATIONS[folder]
-    return with_lineage(inputs.of_evaluation(STUDY, model, task), model)
+    named = with_lineage(inputs.of_evaluation(STUDY, model, task), model)
+    group = STUDY.group_of.get(folder)
+    # Not ancient: Snakemake would then overlook a change of the checkpoint where the group runs too (its issue 4166).
+    return named | ({"answers": f"results/{group}/{jobs.ANSWERS}"} if group else {})
+
+
+def group_of(wildcards):
+    """The group of evaluations at a path."""
+    group = f"models/{wildcards.group}"
+    if group not in STUDY.groups:
+        raise snakefile.StudyError(f"study {STUDY.name}: no group of evaluations {group}{suggest(group, STUDY.groups)}")
+    return group
+
+
+def answered(wildcards):
+    """Input function: what the evaluations of a group read."""
+    group = group_of(wildcards)
+    named = inputs.of_group(STUDY, group)
+    if STORED:
+        members = [STUDY.as_evaluated(STUDY.model(path), task) for _, path, task in STUDY.groups[group]]
+        named["lineage"] = list(dict.fromkeys(path for model in members for path in inputs.lineage(STUDY, model)))
+    return named
 
 
 def measured(wildcards):

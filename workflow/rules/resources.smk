@@ -31,6 +31,12 @@ def resources(job):
     return growing | (placement(job, first["gpu"]) if job in STAGES else {}) | gpu
 
 
+def runtime_of_group(wildcards, attempt):
+    """Minutes of a job for a group of evaluations: as many as its members get one after another."""
+    members = STUDY.groups[group_of(wildcards)]
+    return len(members) * STUDY.resources("evaluate", attempt if CLUSTER else 1)["runtime"]
+
+
 def placement(stage, gpu):
     """Resources that say on how many nodes a stage runs, as Slurm's executor takes them."""
     recipes = STUDY.config["recipes"][stage]

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -21,16 +22,21 @@ class Stopped(Exception):  # noqa: N818  (it is no error)
 
 @contextmanager
 def watch() -> Iterator[None]:
-    """In the block SIGTERM does not end the process, but makes `requested()` true."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+    """In the block SIGTERM does not end the process, but makes `requested()` true; also if the block is in another."""
+    inside = signal.getsignal(signal.SIGTERM) is _ask
+    if inside or threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
         yield
         return
     _asked.clear()
-    earlier = signal.signal(signal.SIGTERM, lambda *_: _asked.set())
+    earlier = signal.signal(signal.SIGTERM, _ask)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def _ask(*_: Any) -> None:
+    _asked.set()
 
 
 def requested() -> bool:

@@ -71,8 +71,10 @@ def mapping(flag: str, **settings: Any) -> Option:
 
 
 def _json(text: str) -> JSON:
+    from cisterna.study import inputs
+
     try:
-        value = json.loads(text)
+        value = inputs.unpack(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -320,6 +322,15 @@ def clean(config: Config, finished: bool, yes: bool) -> None:
 
 
 # --- Run by the rules of the workflow, as `evaluate` above, which also takes a path ---
+
+
+@command(mapping("--members", help="evaluation -> what it reads"), EVALUATION, WORK, OUTPUT, by_rule=True, heavy=True)
+def answers(members: JSON, options: JSON, work: Path, output: Path) -> None:
+    """Answer for several evaluations with one engine; `evaluate` then finds the answers in their work folders."""
+    from cisterna.evaluation import answering
+    from cisterna.study.config import evaluation_options
+
+    answering.answer_group(members, evaluation_options(options), work, output)
 
 
 @command(option("--task"), mapping("--spec", help="the task's block of the config"), SEED, OUTPUT, by_rule=True)

@@ -6,7 +6,7 @@ Not for the metrics of answers (`cisterna.scoring`).
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cisterna import models, updates
 from cisterna.artifacts import files
 from cisterna.errors import UserError
+from cisterna.evaluation import scores
 from cisterna.scoring import answers
 from cisterna.sequences import conventions, engines, tokenization
 from cisterna.sequences.engines import Engine
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OnBatch = Callable[[int], None]  # called after each batch with the number of outputs in it
+GRAM = 4  # tokens of the n-grams whose repetition is counted, as in Welleck et al. 2020
 LABELS_BATCH = 32  # outputs at a time for `label_logs`: more are no faster, and on a CPU a fifth slower (measured)
 
 
@@ -42,11 +44,12 @@ class LoadedModel:
     device: torch.device
     source: SequenceSource = TOKENS
     engine_name: str = engines.TRANSFORMERS
+    shared: engines.Shared = field(default_factory=engines.Shared)
 
     @cached_property
     def engine(self) -> Engine:
-        """What answers the prompts. It starts when it is first used: after all checks."""
-        return engines.start(self.engine_name, self.model, self.tokenizer, self.device, self.source)
+        """What answers the prompts. It starts, or gets the weights, when it is first used: after all checks."""
+        return self.shared.use(self.engine_name, self.model, self.tokenizer, self.device, self.source)
 
     def encode(self, frame: pd.DataFrame) -> list[list[int]]:
         """The `prompt` of each row (with its `segments`) as token ids, with feature rows where the model reads them."""
@@ -61,13 +64,23 @@ class LoadedModel:
 
 
 def load(
-    folder: Path, bank: Path | None = None, features: Sequence[Path] = (), engine_name: str = engines.TRANSFORMERS
+    folder: Path,
+    bank: Path | None = None,
+    features: Sequence[Path] = (),
+    engine_name: str = engines.TRANSFORMERS,
+    shared: engines.Shared | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint. If it reads features, they come from `bank`, or else live from its encoder, or from files."""
+    """Load a checkpoint. If it reads features, they come from `bank`, or else live from its encoder, or from files.
+
+    Its engine is `shared`, if that is given, with other checkpoints of the same backbone, which it does not answer any
+    more from then on.
+    """
     source = source_of(folder, bank, features)
     # vLLM has weights of its own on the GPU; those of the checkpoint stay on the CPU
     model, device = load_on_device(folder, source, move=engine_name == engines.TRANSFORMERS)
-    return LoadedModel(model, tokenization.load(models.base_of(folder)), device, source, engine_name)
+    return LoadedModel(
+        model, tokenization.load(models.base_of(folder)), device, source, engine_name, shared or engines.Shared()
+    )
 
 
 def load_on_device(
@@ -154,17 +167,24 @@ def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options) | whole | {"temperature": float(options.get("sample_temperature", 1.0))}
 
 
-def read(loaded: LoadedModel, outputs: Sequence[list[int]], parse: Callable[[str], str | None]) -> pd.DataFrame:
-    """Outputs as text and their answers: columns output, predicted, well_formed, tokens, finished.
-
-    `parse` is the parser of the task's answer space.
-    """
+def decode(loaded: LoadedModel, outputs: Sequence[list[int]]) -> pd.DataFrame:
+    """Outputs as text: columns output, tokens (generated, the end token included), finished (whether there is one)."""
     rows = []
     for output in outputs:
         text, finished = tokenization.decode_completion(loaded.tokenizer, output)
-        predicted = parse(text) if finished else None
-        rows.append((text, predicted, predicted is not None, len(loaded.before_end(output)) + finished, finished))
-    return pd.DataFrame(rows, columns=["output", "predicted", "well_formed", "tokens", "finished"])
+        rows.append((text, len(loaded.before_end(output)) + finished, finished))
+    return pd.DataFrame(rows, columns=["output", "tokens", "finished"])
+
+
+def read(loaded: LoadedModel, outputs: Sequence[list[int]], parse: Callable[[str], str | None]) -> pd.DataFrame:
+    """Outputs as text and their answers: the columns of `decode`, predicted and well_formed.
+
+    `parse` is the parser of the task's answer space.
+    """
+    frame = decode(loaded, outputs)
+    frame["predicted"] = scores.predicted(frame, parse)
+    frame["well_formed"] = frame["predicted"].notna()
+    return frame
 
 
 def saved_batch(folder: Path | None, number: int, compute: Callable[[], list]) -> list:
@@ -177,6 +197,14 @@ def saved_batch(folder: Path | None, number: int, compute: Callable[[], list]) -
     result = compute()
     files.write_json(path, result)
     return result
+
+
+def repeats(token_ids: Sequence[int]) -> bool:
+    """Whether an output, without the end-of-text token, repeats itself: more than half of its 4-grams of tokens are
+    repetitions of others (seq-rep-4 above 0.5; Welleck et al. 2020, arXiv:1908.04319, section 3).
+    """
+    grams = [tuple(token_ids[start : start + GRAM]) for start in range(len(token_ids) - GRAM + 1)]
+    return 2 * len(set(grams)) < len(grams)
 
 
 # --- Probabilities of labels ---

@@ -93,7 +93,7 @@ def predict(
     prompts = loaded.encode(questions)
     generate.check(loaded, prompts, questions, labels if probabilities else (), options, table)
     outputs = generate.generate(loaded, prompts, options)
-    frame = pd.concat([given, generate.read(loaded, outputs, parse)], axis=1)
+    frame = pd.concat([given, generate.read(loaded, outputs, parse)[["output", *READ]]], axis=1)
     if probabilities:
         logs = generate.label_logs(loaded, prompts, outputs, labels)
         frame = frame.join(scores.probability_table(metrics.probabilities(logs, len(labels)), labels))

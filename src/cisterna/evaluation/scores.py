@@ -7,7 +7,7 @@ share it.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,17 @@ def for_json(summaries: Mapping[str, Summary]) -> dict[str, Any]:
     }
 
 
+def predicted(outputs: pd.DataFrame, parse: Callable[[str], str | None]) -> list[str | None]:
+    """The answers in the columns output and finished of a table; None where there is none, or it was cut."""
+    rows = zip(outputs["output"], outputs["finished"], strict=True)
+    return [parse(output) if finished else None for output, finished in rows]
+
+
 def texts(column: pd.Series) -> list[str | None]:
     """The answers in a column of a table, None where there is none."""
     return [value if isinstance(value, str) else None for value in column]
+
+
+def rows_for_json(table: NDArray[np.float64]) -> list[list[float | None]]:
+    """The rows of a table of numbers, with null for NaN."""
+    return [[None if math.isnan(number) else number for number in row] for row in table.tolist()]

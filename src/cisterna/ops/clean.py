@@ -26,7 +26,7 @@ from cisterna import study as studies
 from cisterna.artifacts import files, work_folder
 from cisterna.errors import UserError
 from cisterna.study import Study
-from cisterna.study.jobs import Job, jobs
+from cisterna.study.jobs import ANSWERS, Job, jobs
 
 RESULTS = Path("results")
 # The folders of results/ that jobs write to. Everything else in results/ belongs to the user.
@@ -42,7 +42,7 @@ UNREFERENCED_LOG = "files of jobs that no config refers to"
 UNREFERENCED_STATE = "state of a stage that no config refers to"
 LEFTOVER = "left by a killed process"
 FINISHED_STAGE = "state of a finished stage, which has no rungs to add"
-FINISHED_LADDER = "state of a finished ladder: of use only to add rungs"
+FINISHED_LADDER = "state of a finished ladder, or answers of a finished group: of use only to add rungs"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _unreferenced(kept: Sequence[Study]) -> Iterator[Removable]:
                 continue
             if path in parents and entry.is_dir():
                 yield from unreferenced_in(entry)
-            elif entry.is_dir() or entry.name == "perplexity.json":  # all other single files are the user's
+            elif entry.is_dir() or entry.name in ("perplexity.json", ANSWERS):  # all other single files are the user's
                 yield entry
 
     for place in _existing(FOLDERS):

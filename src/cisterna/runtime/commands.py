@@ -29,7 +29,8 @@ def run(study: Study, path: Path, *kinds: str) -> NoReturn:
     if (RESULTS / job.proof).exists():
         target = RESULTS / job.output
         raise UserError(f"{target} exists already. To make it again, remove it first: rm -r {target}")
-    missing = [str(RESULTS / need) for need in job.needs if not (RESULTS / need).exists()]
+    needs = [need for need in job.needs if not need.endswith(f"/{jobs.ANSWERS}")]  # it answers without its group too
+    missing = [str(RESULTS / need) for need in needs if not (RESULTS / need).exists()]
     if missing:
         raise UserError(f"{', '.join(missing)}: missing. `snakemake {missing[0]}` makes it")
     words = command(study, job)
@@ -63,7 +64,7 @@ def command(study: Study, job: Job) -> list[str]:
         path, task = next((path, task) for folder, path, task in study.evaluations() if folder == job.output)
         named = inputs.of_evaluation(study, study.model(path), task)
         options = inputs.options(named, "checkpoint", "data", "bank")
-        options += ["--options", as_json(study.config["evaluation"])]
+        options += ["--options", as_json(study.evaluation)]
     else:
         model = study.model(job.output.removesuffix("/checkpoint"))
         recipe = study.recipe(model.kind, str(model.recipe))

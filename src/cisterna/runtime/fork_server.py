@@ -166,7 +166,7 @@ def _import() -> None:
     import transformers.trainer  # noqa: F401
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from cisterna.evaluation import baselines, evaluate, perplexity  # noqa: F401
+    from cisterna.evaluation import answering, baselines, evaluate, perplexity  # noqa: F401
     from cisterna.training import cpt, rl, sft  # noqa: F401
 
     get_checkpoint_conversion_mapping("")  # makes the table that every model is looked up in: 0.2 s

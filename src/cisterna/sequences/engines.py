@@ -8,19 +8,21 @@ Not for batches that are saved, and not for reading outputs (`cisterna.evaluatio
 """
 
 import copy
+import gc
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
+from cisterna.constants import ELSE
 from cisterna.errors import UserError
-from cisterna.sequences.source import SequenceSource
-from cisterna.sequences.vllm_engine import ELSE, Vllm
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cisterna.sequences.source import SequenceSource
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
@@ -28,8 +30,17 @@ TRANSFORMERS, VLLM = "transformers", "vllm"
 class Engine(Protocol):
     """What an engine can do with the model that it has."""
 
-    def load(self, model: "PreTrainedModel") -> None:
-        """Use the weights of another model of the same architecture from now on."""
+    def takes(self, model: "PreTrainedModel", source: "SequenceSource") -> bool:
+        """Whether it can `load` a model that reads the features of `source`, and then answers as if started with it."""
+
+    def load(self, model: "PreTrainedModel", source: "SequenceSource | None" = None) -> None:
+        """Use the weights of another model from now on, and the features of `source` if it is given."""
+
+    def forget(self) -> None:
+        """Let go of the model, so that its memory is free for the next one; what was started goes on."""
+
+    def close(self) -> None:
+        """End it, and free its memory."""
 
     def generate(
         self, prompts: Sequence[list[int]], options: Mapping[str, Any], stream: Sequence[int]
@@ -62,26 +73,75 @@ def start(
     name: str,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    device: torch.device,
-    source: SequenceSource,
+    device: "torch.device",
+    source: "SequenceSource",
 ) -> Engine:
     """The engine `name` with the weights of `model`, which reads the features of `source`."""
     if name == TRANSFORMERS:
         return Transformers(model, tokenizer, device)
-    engine = Vllm(model, source, packages(name)[name])
+    installed = packages(name)[name]
+    from cisterna.sequences.vllm_engine import Vllm
+
+    engine = Vllm(model, source, installed)
     engine.load(model)
     return engine
+
+
+class Shared:
+    """An engine for one model after another. It is started again only for a model that it does not take."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+
+    def use(
+        self,
+        name: str,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        device: "torch.device",
+        source: "SequenceSource",
+    ) -> Engine:
+        """The engine `name` with the weights of `model`, as `start` makes it. All models have one tokenizer."""
+        if self._engine is not None and self._engine.takes(model, source):
+            self._engine.load(model, source)
+            return self._engine
+        self.close()
+        self._engine = start(name, model, tokenizer, device, source)
+        return self._engine
+
+    def forget(self) -> None:
+        """See `Engine`."""
+        if self._engine is not None:
+            self._engine.forget()
+        gc.collect()  # models are parts of circles
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
 
 class Transformers:
     """`generate` and the forward pass of the model itself, with the hook of its bridge."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: torch.device) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", device: "torch.device") -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, device
 
-    def load(self, model: "PreTrainedModel") -> None:
+    def takes(self, model: "PreTrainedModel", source: "SequenceSource") -> bool:
         """See `Engine`."""
+        return True
+
+    def load(self, model: "PreTrainedModel", source: "SequenceSource | None" = None) -> None:
+        """See `Engine`. The model itself reads the features."""
         self.model = model
+
+    def forget(self) -> None:
+        """See `Engine`."""
+        vars(self).pop("model", None)
+
+    def close(self) -> None:
+        """See `Engine`."""
 
     def describe(self) -> dict[str, Any]:
         """See `Engine`."""
@@ -91,6 +151,8 @@ class Transformers:
         self, prompts: Sequence[list[int]], options: Mapping[str, Any], stream: Sequence[int]
     ) -> list[list[int]]:
         """See `Engine`."""
+        import torch
+
         batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.device)
         torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         with torch.inference_mode():
@@ -99,6 +161,8 @@ class Transformers:
 
     def continuation_logs(self, starts: Sequence[list[int]], endings: Sequence[list[int]]) -> list[list[float]]:
         """See `Engine`. The starts are read once; each ending is read with a copy of the model's cache of them."""
+        import torch
+
         model = self.model
         batch = self.tokenizer.pad({"input_ids": starts}, return_tensors="pt").to(self.device)
         mask = batch["attention_mask"]

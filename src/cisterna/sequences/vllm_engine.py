@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from cisterna import updates
+from cisterna.constants import ELSE
 from cisterna.errors import UserError, one_line
 from cisterna.sequences.source import SequenceSource
 
-ELSE = "use engine: transformers (in an RL recipe use_vllm: false)"
 OURS = ("bridge.", "encoder.")  # parts of a model that vLLM does not have
 CPU_CACHE = 2**30  # bytes of the cache of keys and values on a CPU; on a GPU vLLM takes what is free
 # Options of transformers.GenerationConfig that are passed on, with their value where they are not set.
@@ -68,6 +68,7 @@ class Vllm:
             raise UserError(f"engine: vllm cannot read features with per-layer embeddings; {ELSE}")
         self.source, self.version, self.gather, self.dtype = source, version, gather, dtype or _dtype(model)
         self.first, self.width = plain.get_input_embeddings().weight.shape
+        self.started_for = _shape(model, source)
         on_cpu = {} if torch.cuda.is_available() else {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
         usual: dict[str, Any] = {
             "max_model_len": -1,  # what the model has positions for, or else what fits into memory
@@ -92,8 +93,25 @@ class Vllm:
         with _starting():  # on a CPU it refuses some sizes of heads only when it runs
             self._run([{"prompt_token_ids": [0]}], [{"max_tokens": 1}])
 
-    def load(self, model: Any) -> None:
+    def takes(self, model: Any, source: SequenceSource) -> bool:
+        """See `Engine`: models of one config, whose weights it would have in one dtype."""
+        return self.started_for == _shape(model, source) and self.dtype == _dtype(model)
+
+    def forget(self) -> None:
+        """See `Engine`."""
+        vars(self).pop("model", None)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()
+
+    def load(self, model: Any, source: SequenceSource | None = None) -> None:
         """See `Engine`. UserError if less than `updates.KEPT` of an update would be left."""
+        self.source = source or self.source
         self.model, kept = _plain(model), _Kept()
         weights = _weights(model, self.dtype, self.gather, kept)
         with _starting():
@@ -269,6 +287,13 @@ def update_kept(model: Any, dtype: torch.dtype) -> float:
     for _ in _weights(model, dtype, lambda parameters: nullcontext(), kept):
         pass
     return kept.share()
+
+
+def _shape(model: Any, source: SequenceSource) -> tuple[Any, ...]:
+    """What an engine is started for, beside its dtype: it cannot take a model for which this is different."""
+    plain = _plain(model)
+    config = {key: value for key, value in plain.config.to_dict().items() if key != "_name_or_path"}
+    return type(plain), config, _is_tied(plain), source.features is not None
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -21,7 +21,7 @@ from cisterna.study import config as configs
 from cisterna.study.config import recipe_keys
 from cisterna.study.config.problems import Problems, suggest
 from cisterna.study.config.yaml_lines import parse
-from cisterna.study.lineages import Lineage, Model, encoders_of, is_ladder
+from cisterna.study.lineages import Lineage, Model, condition_folder, encoders_of, is_ladder
 from cisterna.tasks import catalog
 
 # The keys of an encoder that say how its features are read; all others but `bank` say what it is.
@@ -156,6 +156,32 @@ class Study:
         """
         first: dict[str, int] = self.config["resources"][job]
         return first | {name: first[name] * (attempt + 1) // 2 for name in ("mem_mb", "runtime")}
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The options of every evaluation, as its job gets them: without `group`, which changes no result."""
+        return {key: value for key, value in self.config["evaluation"].items() if key != "group"}
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[tuple[str, str, str], ...]]:
+        """The evaluations that one job answers, by a path that is that of the group (`evaluation.group`).
+
+        Base and CPT models are in groups of a backbone alone. One evaluation is no group.
+        """
+        how = self.config["evaluation"]["group"]
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for folder, path, task in self.evaluations():
+            model = self.model(path)
+            if how == "backbone":
+                found.setdefault(f"models/{model.backbone}", []).append((folder, path, task))
+            elif how == "lineage" and model.task:
+                found.setdefault(condition_folder(model), []).append((folder, path, task))
+        return {group: tuple(members) for group, members in found.items() if len(members) > 1}
+
+    @cached_property
+    def group_of(self) -> dict[str, str]:
+        """The group of each evaluation that is in one, by their paths."""
+        return {folder: group for group, members in self.groups.items() for folder, _, _ in members}
 
     def evaluations(self) -> tuple[tuple[str, str, str], ...]:
         """(path of the evaluation, path of the model, task), in the order of the models.

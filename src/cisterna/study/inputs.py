@@ -35,6 +35,30 @@ def of_evaluation(study: Study, model: Model, task: str) -> dict[str, str]:
     return named | features(study, study.as_evaluated(model, task))
 
 
+def of_group(study: Study, group: str) -> dict[str, list[str]]:
+    """What the evaluations of a group read, each time all that they read under one name."""
+    found: dict[str, list[str]] = {}
+    for _, path, task in study.groups[group]:
+        for name, read in of_evaluation(study, study.model(path), task).items():
+            found.setdefault(name, []).append(read)
+    return found
+
+
+def members(study: Study, group: str, read: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What each evaluation of a group reads, as `cisterna answers` takes it: by its path, checkpoint, data, bank, work.
+
+    `read` is what `of_group` lists, on this disk.
+    """
+    left = {name: iter([paths] if isinstance(paths, str) else paths) for name, paths in read.items()}
+    found = {}
+    for folder, path, task in study.groups[group]:
+        names = of_evaluation(study, study.model(path), task)
+        paths = {name: str(next(left[name])) for name in names}
+        paths.pop("encoder", None)  # the checkpoint names it
+        found[f"results/{folder}"] = paths | {"work": f"results/.work/{folder}"}
+    return found
+
+
 def features(study: Study, model: Model) -> dict[str, str]:
     """What a model reads features from: its bank, or the encoder that runs inside each step."""
     if model.encoder is None:

@@ -14,8 +14,10 @@ from cisterna.study.lineages import Model
 
 # The rules of the workflow, in the order in which their jobs run.
 KINDS = tuple(
-    "data baselines base tokenize encoder features cpt sft rl evaluate perplexity gather figures findings".split()
+    "data baselines base tokenize encoder features cpt sft rl answers evaluate perplexity gather "
+    "figures findings".split()
 )
+ANSWERS = "answers.json"  # of a group of evaluations (`Study.groups`): what became of each
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Job:
     log: str
     needs: tuple[str, ...] = ()  # the outputs of other jobs that it reads
     work: str | None = None  # the work folder; None if it keeps no state
-    ladder: bool = False  # whether it makes a rung, so that other rungs have the same work folder
+    ladder: bool = False  # whether its work folder is of use when rungs are added to a ladder, or to a group
 
     @property
     def output(self) -> str:
@@ -117,8 +119,18 @@ def _corpus_jobs(study: Study) -> Iterator[Job]:
 def _evaluation_jobs(study: Study) -> Iterator[Job]:
     for folder, path, task in study.evaluations():
         name = folder.removeprefix("models/").removesuffix("/eval")
-        needs = (f"data/{task}", f"{path}/checkpoint", *_features(study, study.as_evaluated(study.model(path), task)))
-        yield _folder_job("evaluate", name, folder, "metrics.json", *needs, resumes=True)
+        answers = [f"{study.group_of[folder]}/{ANSWERS}"] if folder in study.group_of else []
+        job = _folder_job("evaluate", name, folder, "metrics.json", *_read(study, path, task), *answers, resumes=True)
+        yield replace(job, ladder=bool(answers))
+    for group, members in study.groups.items():
+        name, file = group.removeprefix("models/"), f"{group}/{ANSWERS}"
+        needs = dict.fromkeys(need for _, path, task in members for need in _read(study, path, task))
+        yield Job("answers", name, (file,), file, f"logs/{group}/answers.log", tuple(needs), f".work/{group}/answers")
+
+
+def _read(study: Study, path: str, task: str) -> tuple[str, ...]:
+    """What the evaluation of a model on a task reads."""
+    return f"data/{task}", f"{path}/checkpoint", *_features(study, study.as_evaluated(study.model(path), task))
 
 
 def _report_jobs(study: Study) -> Iterator[Job]:

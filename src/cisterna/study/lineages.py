@@ -33,6 +33,12 @@ class Model:
     epochs: int = 0  # of its own stage; 0 for base and CPT
 
 
+def condition_folder(model: Model) -> str:
+    """The folder of the SFT and RL models above the same base or CPT model, on one task in one form, with one seed."""
+    start = f"models/{model.backbone}/{f'cpt-{model.cpt}' if model.cpt else 'base'}"
+    return f"{start}/{Condition(str(model.task), model.sequences, model.encoder, int(model.seed or 0)).folder}"
+
+
 def is_ladder(recipe: Mapping[str, Any]) -> bool:
     """Whether the epochs of an SFT or RL recipe are a ladder: one run that publishes a checkpoint after each of them.
 

@@ -10,8 +10,8 @@ JOBS: tuple[_Job, ...] = get_args(_Job)
 JobName = Annotated[_Job, t.Choice]
 
 
-class Evaluation(t.Section):
-    """`evaluation`."""
+class _Options(t.Section):
+    """What an evaluation is, in a study and by hand."""
 
     max_new_tokens: t.Count = t.default(96, "most tokens of an output; what is longer is cut, and so not well-formed.")
     batch_size: t.Count = t.default(200, "outputs generated at a time.")
@@ -39,7 +39,18 @@ class Evaluation(t.Section):
     )
 
 
-class EvaluationOptions(Evaluation):
+class Evaluation(_Options):
+    """`evaluation`."""
+
+    group: Annotated[Literal["none", "lineage", "backbone"], t.Choice] = t.default(
+        "none",
+        "which checkpoints answer in one job, which starts the engine once and then swaps weights: those of SFT and RL "
+        "of one `lineage` (above one base or CPT model, on one task in one form, with one seed), or all of a "
+        "`backbone`. Results are the same. [When to group](../docs/how-it-works.md#many-checkpoints-in-one-job).",
+    )
+
+
+class EvaluationOptions(_Options):
     """The options of an evaluation started by hand, which may also have a seed."""
 
     seed: t.Natural = t.optional("of what is drawn at random.", "0")

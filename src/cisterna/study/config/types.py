@@ -29,7 +29,7 @@ from pydantic_core.core_schema import ValidatorFunctionWrapHandler
 from cisterna.study.config import trainer_options
 
 # Names become folders, so they must not look like the folders that Cisterna makes next to them.
-RESERVED = {"all", "base", "checkpoint", "cold", "eval", "manifest.json", "none", "perplexity.json"}
+RESERVED = {"all", "answers.json", "base", "checkpoint", "cold", "eval", "manifest.json", "none", "perplexity.json"}
 NAME_RULE = (
     'a name of at most 64 lower-case letters, digits, "." and "-", starting with a letter or digit, without ".."'
 )
