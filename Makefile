@@ -99,6 +99,9 @@ test-fast: setup  ## run the tests that train nothing and start no Snakemake
 	@$(BIN)/python -m pip install -qq --no-deps --retries 2 --timeout 15 -r requirements-optional.lock && touch $@ \
 	|| echo "the packages of requirements-optional.lock are not to be had: their tests are skipped"
 
+.venv/.vllm: .venv/.installed requirements-vllm.lock
+	@$(if $(filter cpu,$(TORCH)),$(MAKE) --no-print-directory vllm && touch $@ || echo "vLLM is not to be had: its tests are skipped")
+
 # vLLM, an engine for evaluation and RL: docs/how-it-works.md. Its metadata asks for transformers below 5.20, so nothing may be
 # resolved; what the build for GPUs needs beyond the lock files is read from its metadata.
 vllm: setup  ## install vLLM, a faster engine for evaluation and RL
