@@ -82,6 +82,12 @@ def _json(text: str) -> JSON:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {text!r}")
+    return int(text)
+
+
 def config_files(config: Config) -> list[Path]:
     """The files of CONFIG."""
     return [Path(file) for file in config] if config else [files.default_config("--config")]
@@ -134,12 +140,16 @@ SEQUENCES = (
 # --- Run by people ---
 
 
-@command(CONFIG)
-def plan(config: Config) -> None:
+@command(
+    CONFIG,
+    option("--calibrate", action="store_true", help="measure a minute for each backbone, and estimate the hours here"),
+    option("--cores", type=_count, metavar="N", default=None, help="with --calibrate: as of snakemake (default: all)"),
+)
+def plan(config: Config, calibrate: bool, cores: int | None) -> None:
     """Print what a study would train: models, jobs, shared stages, examples, tokens."""
     from cisterna.ops import plan
 
-    plan.main(*config_files(config))
+    plan.main(*config_files(config), calibrated=calibrate, cores=cores)
 
 
 @command(path("path", help="e.g. results/models/.../e2/checkpoint"), CONFIG)

@@ -4,6 +4,7 @@ Counts of models and jobs are exact. Tokens, GPU-hours and disk are estimates, a
 on. Not for what is already done: use `snakemake --dry-run`.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from cisterna import study as studies
+from cisterna.errors import UserError
 from cisterna.ops import cost, workload
 from cisterna.ops.workload import Workload
 from cisterna.study import Model, Study
@@ -27,9 +29,20 @@ COST_COLUMNS = ("stage", "GPU-hours", "GB on disk")
 TEXT_COLUMNS = ("stage", "recipe", "rung", "task", "sweep", "work")  # all others are numbers
 
 
-def main(*configs: Path) -> None:
-    """Print the plan of the study in config files (`cisterna.study.read`). UserError if they are not valid."""
-    print(plan(studies.read(*configs)))
+def main(*configs: Path, calibrated: bool = False, cores: int | None = None) -> None:
+    """Print the plan of the study in config files (`cisterna.study.read`). UserError if they are not valid.
+
+    With `calibrated` the hours that it takes on this machine, on so many `cores` (default: all).
+    """
+    if cores is not None and not calibrated:
+        raise UserError("--cores: only with --calibrate")
+    study = studies.read(*configs)
+    if not calibrated:
+        print(plan(study))
+        return
+    from cisterna.ops import calibrate  # imports pandas
+
+    print(calibrate.calibrate(study, cores or len(os.sched_getaffinity(0))))
 
 
 def plan(study: Study, results: Path = Path("results")) -> str:

@@ -20,6 +20,12 @@ KINDS = tuple(
 ANSWERS = "answers.json"  # of a group of evaluations (`Study.groups`): what became of each
 
 
+def asked_as(kind: str) -> str:
+    """The key of `resources` in the config from which the jobs of a kind get their threads, memory, time and GPUs."""
+    others = {"answers": "evaluate", "perplexity": "evaluate"}
+    return (others | dict.fromkeys(("gather", "figures", "findings"), "report")).get(kind, kind)
+
+
 @dataclass(frozen=True)
 class Job:
     """One job of the workflow. All paths are relative to results/."""
