@@ -86,6 +86,11 @@ def test_evaluation_costs_what_the_model_writes(timed: Timing) -> None:
     timed.study.config["evaluation"] |= {"samples": 3, "calibration": False}
     sampled = one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1")
     assert sampled == {"start": 1, "scored row": 48, "prompt token": 4 * 48 * 50, "new token": 4 * 48 * 10}
+    timed.study.config["evaluation"] |= {"samples": 0, "shots": 2}
+    asked = one(timed, "evaluate", "tiny/base/hairpin")
+    assert asked["prompt token"] == 48 * (50 + (2 * (50 + 8) + 50))
+    assert asked["new token"] == 2 * 48 * 12
+    assert one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1")["prompt token"] == 48 * 50
 
 
 @pytest.mark.parametrize(("engine", "starts"), [("transformers", 4), ("vllm", 1)])

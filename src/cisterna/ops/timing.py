@@ -125,12 +125,17 @@ class Timing:
     def _evaluation(self, model: Model) -> dict[Part, float]:
         lengths = self.lengths[model.backbone, str(model.task)]
         rows, options = self.work.rows_tested(str(model.task)), self.study.config["evaluation"]
-        knows_the_form = model.task is not None and model.kind in ("sft", "rl")
+        knows_the_form = model.kind in ("sft", "rl")
         outputs = rows * (1 + (options.get("samples") or 0))
         steps = outputs * written(options["max_new_tokens"], lengths, knows_the_form)
+        read = outputs * lengths.prompt
+        shots = 0 if knows_the_form else options.get("shots") or 0
+        if shots:  # outputs more, after examples of train
+            read += rows * (lengths.prompt + shots * (lengths.prompt + lengths.completion))
+            steps += rows * options["max_new_tokens"]
         key = ("evaluate", model.backbone, form(model))
         parts: dict[Part, float] = {(*key, START): 1, (*key, "scored row"): rows}
-        parts |= {(*key, "prompt token"): outputs * lengths.prompt, (*key, "new token"): steps}
+        parts |= {(*key, "prompt token"): read, (*key, "new token"): steps}
         if knows_the_form and options.get("calibration"):  # other outputs end no thought, so no label is measured
             parts[*key, "label"] = rows * lengths.labels
         return parts
