@@ -346,7 +346,7 @@ class Probes:
         source = self._data[self._banked(model), str(model.task)]
         start = self._tuned.get(self._form_of(job), checkpoint(f"models/{model.backbone}/base"))
         fixed = {"checkpoint": start} | ({"bank": source.parent / "bank"} if self._banked(model) else {})
-        options = self.study.config["evaluation"] | {"samples": 0, "shots": 0}
+        options = self.study.evaluation | {"samples": 0, "shots": 0}
         one = self._copy(source, dict.fromkeys(TEST_SPLITS, 1))
         empty = yield self._command(job, data=one, options=options | {"max_new_tokens": 1}, **fixed)
         cut: dict[int, Path] = {}
