@@ -71,6 +71,8 @@ def test_what_is_done_is_not_measured(here, capsys):
 def test_cores_without_calibration_and_recipes_of_several_nodes_are_refused(here, capsys):
     assert cli.main(["plan", "--cores", "2"]) == 2
     assert "--cores: only with --calibrate" in capsys.readouterr().err
+    assert cli.main(["plan", "--calibrate", "--cores", "0"]) == 2
+    assert "--cores: expected a whole number above 0, not 0" in capsys.readouterr().err
     recipe = CONFIG["recipes"]["sft"]["short"] | {"processes": 4, "nodes": 2}
     here.write(edited(recipes__sft__short=recipe))
     assert cli.main(["plan", "--calibrate"]) == 2

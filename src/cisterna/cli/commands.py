@@ -82,12 +82,6 @@ def _json(text: str) -> JSON:
     return value
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {text!r}")
-    return int(text)
-
-
 def config_files(config: Config) -> list[Path]:
     """The files of CONFIG."""
     return [Path(file) for file in config] if config else [files.default_config("--config")]
@@ -143,7 +137,7 @@ SEQUENCES = (
 @command(
     CONFIG,
     option("--calibrate", action="store_true", help="measure a minute for each backbone, and estimate the hours here"),
-    option("--cores", type=_count, metavar="N", default=None, help="with --calibrate: as of snakemake (default: all)"),
+    option("--cores", type=int, metavar="N", default=None, help="with --calibrate: as of snakemake (default: all)"),
 )
 def plan(config: Config, calibrate: bool, cores: int | None) -> None:
     """Print what a study would train: models, jobs, shared stages, examples, tokens."""
@@ -360,14 +354,8 @@ def baselines(data: Path, options: JSON, output: Path) -> None:
 
     chosen = evaluation_options(options)
     card = files.read_json(data / "card.json")
-    baselines.run(
-        data,
-        output,
-        space=answers.load_space(card, data),
-        card=card,
-        seed=int(chosen.get("seed", 0)),
-        bootstrap=int(chosen["bootstrap"]),
-    )
+    space, seed, resamples = answers.load_space(card, data), int(chosen.get("seed", 0)), int(chosen["bootstrap"])
+    baselines.run(data, output, space=space, card=card, seed=seed, bootstrap=resamples)
 
 
 @command(mapping("--spec", help="the backbone's block of the config"), OUTPUT, by_rule=True, heavy=True)

@@ -36,6 +36,8 @@ def main(*configs: Path, calibrated: bool = False, cores: int | None = None) -> 
     """
     if cores is not None and not calibrated:
         raise UserError("--cores: only with --calibrate")
+    if cores is not None and cores < 1:
+        raise UserError(f"--cores: expected a whole number above 0, not {cores}")
     study = studies.read(*configs)
     if not calibrated:
         print(plan(study))
