@@ -102,6 +102,9 @@ def test_base_of_a_gguf_file_has_its_weights_tokenizer_template_and_bits(tmp_pat
     shutil.rmtree(file.parent)  # the checkpoint needs it no longer
     composed, ours = models.compose(base), tokenization.load(base)
     assert type(composed) is LlamaForCausalLM
+    stated = (base / "config.json").read_text()
+    assert "quantization" not in stated  # engines would look for quantized weights
+    assert str(tmp_path) not in stated
     ids = tokenizer(" ".join(TEXTS))["input_ids"]
     torch.testing.assert_close(logits(composed, ids)[:, : len(tokenizer)], logits(model, ids))
     for text in TEXTS:

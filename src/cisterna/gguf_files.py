@@ -92,8 +92,11 @@ def load(path: Path) -> "PreTrainedModel":
     if wrong := sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"]):
         raise ValueError(f"{len(wrong)} weights of {type(read).__name__} are not in it, the first of them {wrong[0]}.")
     # The library marks what it has read from GGUF as quantized, and neither saves nor trains it.
+    config = read.config
+    del config.quantization_config
+    config.name_or_path = ""
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with are drawn at random
-        model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.load_state_dict(read.state_dict())
     expected = sum(weight.numel() for weight in model.parameters())
     # A file may have an output layer of its own that is the embedding once more.

@@ -252,3 +252,17 @@ def test_results_page_says_how_many_bits_the_weights_of_a_backbone_were_stored_i
     stored = {"file": "nano.Q4_1.gguf", "bits": 4, "types": {"F32": 2, "Q4_1": 98}}
     files.write_json(manifest, {"trained": {"quantization": stored}})
     assert "<b>nano</b> were stored in 4 bits in nano.Q4_1.gguf (Q4_1 98%, F32 2%)" in page()
+
+
+def test_kl_and_entropy_of_runs_with_a_penalty_are_in_the_table_and_on_the_page(small: Planted, tmp_path: Path) -> None:
+    histories = sorted(small.results.glob("models/**/rl-*/e*/checkpoint/history.json"))
+    for path in histories[:1]:
+        entries = files.read_json(path)
+        files.write_json(path, [entry | {"kl": 0.25, "entropy": 0.5} for entry in entries])
+    gather(small.study, small.results, tmp_path)
+    rewards = pd.read_parquet(tmp_path / REWARDS_TABLE)
+    assert list(rewards.columns) == [*IDENTITY, *LOGGED, "kl", "entropy"]
+    assert rewards.groupby("model").kl.agg("count").gt(0).sum() == 1
+    page = pages.results(tables.read(small.study, tmp_path), small.study.name)
+    assert page.count("0.250 &rarr; 0.250") == 1
+    assert page.count("0.500 &rarr; 0.500") == 1

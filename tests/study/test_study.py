@@ -142,6 +142,14 @@ def test_each_seed_has_its_own_sft_and_shares_cpt():
     assert len({model.path for model in loaded.models}) == len(loaded.models)
 
 
+def test_seeds_of_a_lineage_replace_those_of_the_study_in_it():
+    given = small()
+    given["lineages"] = [given["lineages"][0], given["lineages"][0] | {"tasks": ["splice-donor"], "seeds": [0, 3]}]
+    found = {(model.task, model.seed) for model in study.load(given).models if model.task}
+    assert {seed for task, seed in found if task == "splice-donor"} == {0, 3}
+    assert {seed for task, seed in found if task != "splice-donor"} == {0}
+
+
 def test_loading_the_filled_config_again_changes_nothing():
     for loaded in (study.read(DEFAULT), study.load(small()), study.load(featured()), budget("constant")):
         again = study.load(json.loads(json.dumps(loaded.config)))

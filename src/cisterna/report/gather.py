@@ -60,6 +60,8 @@ LOGGED = {
     "reward_std": "float64",
     "frac_reward_zero_std": "float64",
 }
+# More of them in a study with a KL penalty (`beta` of an RL recipe); null for runs without one.
+PENALIZED = {"kl": "float64", "entropy": "float64"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
 
     Columns of rl_rewards.parquet are IDENTITY and LOGGED, as TRL's GRPOTrainer logs them: means over the steps since
     the row before, of a completion's reward, of its standard deviation in a group, and of the share of groups whose
-    rewards are all equal. In a ladder the rows of a rung begin with those of the rungs before it.
+    rewards are all equal. In a ladder the rows of a rung begin with those of the rungs before it. In a study with a KL
+    penalty it also has PENALIZED: the KL divergence from the model that RL started from, and the entropy of the policy,
+    both means over tokens in nats.
 
     Columns of cells.parquet are IDENTITY and CELL. `cell` is evaluation, baselines, perplexity (a row for each corpus,
     which is the task), rl_gain or rl_rewards. `state` is done, failed (a job that it needs ended with an error, or its
@@ -133,7 +137,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE, quantized=quantized)
     first_columns = {"study": "string", "model": "string", "parent": "string"}
     _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
-    _write(tables[REWARDS_TABLE], IDENTITY | LOGGED, output / REWARDS_TABLE)
+    penalized = PENALIZED if any("kl" in row for row in tables[REWARDS_TABLE]) else {}
+    _write(tables[REWARDS_TABLE], IDENTITY | LOGGED | penalized, output / REWARDS_TABLE)
     engines = ENGINES if any(ENGINES.keys() & cell.keys() for cell in cells) else {}
     _write(cells, IDENTITY | CELL | engines, output / CELLS_TABLE)
 
@@ -323,7 +328,10 @@ def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontolog
 
 def _reward_rows(identity: Row, file: Path) -> Iterator[Row]:
     with _reading(file, "rewards of RL"):
-        logged = [{key: entry[key] for key in LOGGED} for entry in files.read_json(file) if "reward" in entry]
+        entries = [entry for entry in files.read_json(file) if "reward" in entry]
+        logged = [{key: entry[key] for key in LOGGED} for entry in entries]
+        for row, entry in zip(logged, entries, strict=True):
+            row |= {key: entry[key] for key in PENALIZED if "kl" in entry}
         if not logged:
             raise KeyError("reward")
     yield from (identity | entry for entry in logged)

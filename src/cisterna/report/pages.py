@@ -135,6 +135,7 @@ def results(
             }
             for task, rows in of.gains.groupby("task", sort=False)
         ],
+        training=_training(of.rewards, names),
         corpora=tables.unique(of.perplexity.task),
         perplexities=[
             (model, rows.set_index("task").to_dict("index"))
@@ -182,6 +183,20 @@ def _form(numbers: pd.DataFrame) -> str:
     if form == "none":
         return ""
     return FORM_NAMES[form] if encoder == "none" else f"{FORM_NAMES[tables.base_form(form)]} ({encoder})"
+
+
+def _training(rewards: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:
+    """Reward, KL and entropy of runs with a KL penalty: means over the first and the last quarter of the log."""
+    if "kl" not in rewards:
+        return []
+    rows = []
+    for _, log in rewards[rewards.kl.notna()].groupby("model", sort=False):
+        quarter = max(1, len(log) // 4)
+        ends = log.head(quarter), log.tail(quarter)
+        stage = log[STAGE_COLUMNS].iloc[0].tolist()
+        values = {column: [float(end[column].mean()) for end in ends] for column in ("reward", "kl", "entropy")}
+        rows.append({"task": log.task.iloc[0], "name": names.without_form(stage), "seed": log.seed.iloc[0], **values})
+    return rows
 
 
 def _missing(cells: pd.DataFrame) -> list[dict[str, Any]]:

@@ -111,14 +111,14 @@ class Lineage:
                             self._add_sft_and_rl(start, condition)
 
     def _conditions(self, task: str) -> list[Condition]:
-        """The task in every form that the lineage asks for, with every seed."""
+        """The task in every form that the lineage asks for, with every seed of it, or else of the study."""
         spec = self.config["tasks"][task]
         forms = spec["sequences"] if self.lineage["sequences"] == "all" else self.lineage["sequences"]
         return [
             Condition(task, form, encoder, seed)
             for form in forms
             for encoder in ([None] if form == "tokens" else encoders_of(spec))
-            for seed in self.config["seeds"]
+            for seed in self.lineage.get("seeds", self.config["seeds"])
         ]
 
     def _add_sft_and_rl(self, start: Model, condition: Condition) -> None:

@@ -47,6 +47,9 @@ class Lineage(t.Section):
         "all", "which [forms](#encoders) of the tasks; each must be one that every task of the entry lists."
     )
     backbones: t.Selection = t.default("all", "")
+    seeds: Annotated[list[t.Natural], t.Some, t.UNIQUE] = t.optional(
+        "seeds of its SFT and RL stages, where they are not those of the study.", "those of the study"
+    )
     cpt: t.Names = t.default(["none"], "CPT recipes; `none` starts from the base model.")
     sft: Annotated[list[t.Text], t.UNIQUE] = t.default([], "SFT recipes.")
     rl: list[Start] = t.default([], "RL recipes and where they start.")
