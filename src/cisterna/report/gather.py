@@ -122,8 +122,9 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
             state = why_absent(result)
         else:
             try:
-                tables[result.table] += list(result.rows())
+                rows = list(result.rows())
                 state |= _engine(result)
+                tables[result.table] += rows
             except UserError as error:
                 if not partial:
                     raise
@@ -133,7 +134,13 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
         first = next((cell["reason"] for cell in cells if cell["state"] == "failed"), "nothing has run")
         raise UserError(f"study {study.name}: none of its {len(cells)} results is there: {first}")
     output.mkdir(parents=True, exist_ok=True)
-    quantized = _quantized(study, results)
+    try:
+        quantized = _quantized(study, results)
+    except UserError as error:
+        if not partial:
+            raise
+        print(f"not said in the report, what the weights of backbones were stored in: {one_line(error)}")
+        quantized = {}
     _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE, quantized=quantized)
     first_columns = {"study": "string", "model": "string", "parent": "string"}
     _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
@@ -341,9 +348,10 @@ def _engine(result: Result) -> Row:
     """What wrote the outputs of an evaluation, or the completions of RL; nothing if it was transformers."""
     folder, engine = result.files[0].parent, None
     if result.cell == "evaluation" and (folder / ENGINE).is_file():
-        engine = files.read_json(folder / ENGINE)
-    if result.cell == "rl_rewards" and (folder / checkpoint.MANIFEST).is_file():
-        engine = files.read_json(folder / checkpoint.MANIFEST)["trained"].get("engine")
+        with _reading(folder / ENGINE, "the engine"):
+            engine = files.read_json(folder / ENGINE)
+    if result.cell == "rl_rewards":
+        engine = _trained(folder).get("engine")
     return {"engine": f"{engine['name']} {engine['version']}, {engine['dtype']}"} if engine else {}
 
 
@@ -370,9 +378,18 @@ def _predictions(file: Path) -> pd.DataFrame:
 
 def _quantized(study: Study, results: Path) -> dict[str, Row]:
     """What the weights of each backbone were stored in, of those whose base checkpoint is there and says so."""
-    manifests = {name: results / f"models/{name}/base/checkpoint/manifest.json" for name in study.backbones}
-    read = {name: files.read_json(path) for name, path in manifests.items() if path.is_file()}
-    return {name: of["trained"]["quantization"] for name, of in read.items() if "quantization" in of["trained"]}
+    trained = {name: _trained(results / f"models/{name}/base/checkpoint") for name in study.backbones}
+    return {name: facts["quantization"] for name, facts in trained.items() if "quantization" in facts}
+
+
+def _trained(folder: Path) -> Row:
+    """What the manifest of a checkpoint records of its training; nothing if it is not there."""
+    path = folder / checkpoint.MANIFEST
+    if not path.is_file():
+        return {}
+    with _reading(path, "a manifest"):
+        facts: Row = files.read_json(path)["trained"]
+    return facts
 
 
 def _write(rows: list[Row], columns: dict[str, str], path: Path, **attributes: Any) -> None:
