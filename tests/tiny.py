@@ -87,7 +87,7 @@ def adapted(parent: Path, seed: int = 1, dtype: Any = None, size: float = 0.1, *
     return model
 
 
-def hub_model(folder: Path, tie: bool, spare: int, size: int = 400) -> Any:
+def hub_model(folder: Path, tie: bool, spare: int, size: int = 400, think: bool = True) -> Any:
     """A model and its tokenizer in a local folder as on the hub: a Qwen3 with `spare` more rows than tokens."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
@@ -103,7 +103,8 @@ def hub_model(folder: Path, tie: bool, spare: int, size: int = 400) -> Any:
     options = {"vocab_size": size, "special_tokens": ["<|end|>"], "initial_alphabet": alphabet}
     core.train([str(TEXTS[0])], trainers.BpeTrainer(**options, show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in THINK])  # as Qwen3 has them
+    if think:
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in THINK])  # as Qwen3 has them
     tokenizer.save_pretrained(folder)
     shape = backbone()["architecture"] | {"vocab_size": len(tokenizer) + spare, "tie_word_embeddings": tie}
     torch.manual_seed(7)

@@ -130,6 +130,8 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
         if not tokenizer.encode("A", add_special_tokens=False):  # transformers makes an empty one without files
             raise ValueError("It has no tokenizer.")
         known = conventions.derive(tokenizer, model, spec.get("chat_template_kwargs"))
+        if not spec.get("think_tokens", True):
+            conventions.check_text_marks(tokenizer)
     pretrained.check(model, f"backbone {spec['pretrained']}")
     if not known.thinking:
         print(
@@ -141,7 +143,8 @@ def _extend(spec: Mapping[str, Any], folder: Path) -> None:
     # Some tokenizers have tokens that their model has no rows for; these are new too.
     before = min(len(tokenizer), *(len(table.weight) for table in pretrained.embeddings(model).values()))
     # Not normalized: a tokenizer that normalizes its text would read <|protein:K|> with a Kelvin sign as the token.
-    added = (token for token in tokenization.added_tokens() if token not in tokenizer.get_vocab())
+    ours = tokenization.added_tokens(think=spec.get("think_tokens", True))
+    added = (token for token in ours if token not in tokenizer.get_vocab())
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     if tokenizer.eos_token is None:
         tokenizer.eos_token = known.end_tokens[0]

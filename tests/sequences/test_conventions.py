@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import normalizers, processors
 from transformers import GenerationConfig, MambaConfig, Qwen3Config
 
@@ -14,6 +15,7 @@ from cisterna import models
 from cisterna.artifacts import files
 from cisterna.data.tokenized import tokenize_corpus
 from cisterna.errors import UserError
+from cisterna.evaluation.generate import label_logs, load
 from cisterna.scoring import answers
 from cisterna.sequences import conventions, tokenization
 from cisterna.sequences.prompt import encode_prompts
@@ -215,6 +217,57 @@ def test_a_control_token_in_a_text_stays_data(base: Callable[..., Path]) -> None
     text = "a <tool> and [INST] and <|close|>"
     ids = tokenizer(tokenization.escape(tokenizer, [text]), add_special_tokens=False)["input_ids"][0]
     assert not set(ids) & set(tokenizer.convert_tokens_to_ids(["<tool>", "[INST]", "<|close|>"]))
+
+
+def known_words(folder: Path, words: bool = False) -> Path:
+    """The base of a model that writes the marks of a thought as text. With `words` it has a token `>Answer`."""
+    _, tokenizer = hub_model(folder / "hub", tie=True, spare=64, think=False)
+    if words:
+        tokenizer.add_tokens([">Answer"])
+        tokenizer.save_pretrained(folder / "hub")
+    base = folder / "models" / "nano" / "base" / "checkpoint"
+    models.make_base({"pretrained": str(folder / "hub"), "think_tokens": False}, base)
+    return base
+
+
+def test_marks_of_a_thought_are_written_in_tokens_that_the_model_knows(tmp_path: Path) -> None:
+    base = known_words(tmp_path)
+    tokenizer = tokenization.load(base)
+    assert "<|dna:A|>" in tokenizer.get_vocab()
+    assert not {"<think>", "</think>"} & set(tokenizer.get_vocab())
+    texts = [answers.completion(reasoning, "decoy") for reasoning in ("It ends (here).", "One</think>two.", "")]
+    for text, ids in zip(texts, tokenization.encode_completions(tokenizer, texts), strict=True):
+        assert max(ids) < files.read_json(base / "tokens.json")["before"]
+        assert tokenization.decode_completion(tokenizer, ids) == (text, True)
+        end = conventions.thought_end(tokenizer, ids)
+        assert tokenizer.decode(ids[:end]) == text.removesuffix("Answer: decoy")
+    assert conventions.thought_end(tokenizer, tokenizer("<think>No end.")["input_ids"]) is None
+    assert tokenization.escape(tokenizer, ["a <think> b</think>"]) == ["a < think> b< /think>"]
+
+
+def test_labels_have_the_probabilities_of_a_pass_over_the_whole_text_where_marks_are_text(tmp_path: Path) -> None:
+    loaded = load(known_words(tmp_path))
+    tokenizer, labels = loaded.tokenizer, ("donor", "decoy")
+    asked = tokenizer("Which?")["input_ids"]
+    written = tokenization.encode_completions(tokenizer, [answers.completion("So (it) is.", label) for label in labels])
+    found = label_logs(loaded, [asked], [written[0]], labels)[0]
+
+    def whole(ids: list[int]) -> float:
+        with torch.inference_mode():
+            logs = loaded.model(torch.tensor([asked + ids])).logits[0].float().log_softmax(-1)
+        return sum(float(logs[len(asked) + place - 1, token]) for place, token in enumerate(ids))
+
+    assert found[0] - found[1] == pytest.approx(whole(written[0]) - whole(written[1]), abs=1e-4)
+
+
+def test_marks_as_text_are_refused_where_they_are_tokens_or_end_inside_a_token(
+    base: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="its tokenizer has the token <think>"):
+        base(think_tokens=False)
+    with pytest.raises(UserError, match="ends where a token ends"):
+        known_words(tmp_path, words=True)
+    assert not list(tmp_path.glob("**/checkpoint"))
 
 
 def small_p(model: Any, tokenizer: Any) -> None:

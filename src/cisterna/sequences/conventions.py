@@ -24,6 +24,7 @@ Texts of data, rewards and results have one form for all backbones, `<think>REAS
 `written` and `read_output` convert it to what a model writes and back.
 """
 
+import bisect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -209,11 +210,43 @@ def read_output(tokenizer: "PreTrainedTokenizerBase", output: str) -> str:
 def thought_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> int | None:
     """Where the last thought in the token ids of an output ends: the number of ids up to there.
 
-    0 for an output without thought where thinking is switched off, and None where the thought has no end.
+    0 for an output without thought where thinking is switched off, and None where the thought has no end, or one
+    inside a token.
     """
-    mark = tokenizer(of(tokenizer).thought[1].strip(), add_special_tokens=False)["input_ids"]
+    without = None if of(tokenizer).thinking else 0
+    closing = of(tokenizer).thought[1].strip()
+    mark = tokenizer(closing, add_special_tokens=False)["input_ids"]
+    if set(mark).isdisjoint(tokenizer.get_added_vocab().values()):
+        return _text_end(tokenizer, ids, closing, without)
     ends = (place for place in range(len(ids), len(mark) - 1, -1) if ids[place - len(mark) : place] == mark)
-    return next(ends, None if of(tokenizer).thinking else 0)
+    return next(ends, without)
+
+
+def _text_end(tokenizer: "PreTrainedTokenizerBase", ids: list[int], closing: str, without: int | None) -> int | None:
+    """`thought_end` of a mark that is written as text, whose tokens depend on the letters beside it (`.</`)."""
+
+    def text(count: int) -> str:
+        return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    marks = text(len(ids)).count(closing)
+    if not marks:
+        return without
+    end = bisect.bisect_left(range(len(ids) + 1), marks, key=lambda count: text(count).count(closing))
+    return end if text(end).rstrip().endswith(closing) else None
+
+
+def check_text_marks(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """ValueError for a tokenizer that has the marks of a thought as tokens, or cannot write them as text."""
+    if known := [mark for mark in THINK if mark in tokenizer.get_vocab()]:
+        raise ValueError(f"think_tokens: false, and its tokenizer has the token {known[0]}. Leave the key out.")
+    completion = f"{THINK[0]}A reason.{THINK[1]}Answer: A"
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if decoded != completion or _text_end(tokenizer, ids, THINK[1], None) is None:
+        raise ValueError(
+            f"think_tokens: false, and its tokenizer cannot write {completion!r} so that the thought ends where a "
+            "token ends. Leave the key out."
+        )
 
 
 def _usual(known: Conventions, text: str) -> str:

@@ -50,13 +50,13 @@ _TABLES = {
 }
 
 
-def added_tokens() -> list[str]:
-    """Every token that Cisterna adds to a tokenizer, in a fixed order: tags, residues, thinking tags."""
+def added_tokens(*, think: bool = True) -> list[str]:
+    """Every token that Cisterna adds to a tokenizer, in a fixed order: tags, residues, and thinking tags if `think`."""
     added = []
     for modality, letters in ALPHABETS.items():
         added += [f"<{modality}>", f"</{modality}>"]
         added += [f"<|{modality}:{letter}|>" for letter in letters]
-    return added + list(THINK)
+    return [*added, *THINK] if think else added
 
 
 def expand(text: str, form: str = "tokens") -> str:
@@ -105,11 +105,12 @@ def escape(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[s
 def _structure(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A pattern of the structure tokens: added ones that are special or have a bracket or bar, as control tokens have.
 
-    Some tokenizers add runs of blanks and single characters too; these are no structure.
+    Thinking tags are structure also where they are no tokens. Some tokenizers add runs of blanks and single characters
+    too; these are no structure.
     """
     added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
     tokens = {text for text, special in added if len(text) > 1 and text.strip() and (special or _MARKUP.search(text))}
-    return "|".join(map(re.escape, sorted(tokens, key=lambda text: (-len(text), text)))) or "(?!)"
+    return "|".join(map(re.escape, sorted(tokens | set(THINK), key=lambda text: (-len(text), text))))
 
 
 def _broken(match: re.Match[str]) -> str:

@@ -76,6 +76,11 @@ class PretrainedBackbone(t.Section):
         "draw all weights anew, as a control: the same architecture, tokenizer and chat template, and nothing learned.",
         "`false`",
     )
+    think_tokens: t.Flag = t.optional(
+        "add the tokens `<think>` and `</think>` where the tokenizer has none. `false`: the model writes the marks in "
+        "tokens that it knows, such as `<`, `think`, `>` ([which](../docs/backbones.md#marks-as-tokens-or-as-text)).",
+        "`true`",
+    )
     dtype: t.Dtype = t.default(
         "float32", "type of the loaded weights. What is trained is kept in float32, beside them or in their place."
     )
