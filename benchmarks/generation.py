@@ -25,7 +25,6 @@ from typing import Any
 
 import yaml
 
-from cisterna.cli import commands
 from shared import LARGER, ROOT, backbone, parser, publish, section, setting
 
 TASK, ENCODER = "protein-fitness", "nano-esm"
@@ -140,8 +139,7 @@ def evaluations(folder: Path, sequences: str, options: argparse.Namespace) -> It
             "engine": engine,
         }
         ran = 1 if size == 1 else options.jobs
-        grouping = size != 1 and hasattr(commands, "answers")  # one job for several checkpoints
-        for grouped in (False, True) if grouping else (False,):
+        for grouped in (False, True) if size != 1 else (False,):
             if grouped:
                 cost, ran = evaluate_group(folder, sequences, chosen, options.checkpoints), options.checkpoints
             else:

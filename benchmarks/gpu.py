@@ -127,7 +127,7 @@ def time_sft(model: Any, tokenizer: Any, options: argparse.Namespace, folder: Pa
         model=model,
         args=SFTConfig(
             packing=True,
-            packing_strategy="wrapped",  # equal blocks; "bfd" needs flash attention
+            packing_strategy="wrapped",  # equal blocks, so that every step has as many tokens
             max_length=options.length,
             per_device_train_batch_size=options.batch,
             dataloader_drop_last=True,
