@@ -20,5 +20,8 @@ ENGINE = "engine.json"
 # What to do where vLLM cannot be used.
 ELSE = "use engine: transformers (in an RL recipe use_vllm: false)"
 
+# How the line of an output begins that has the answer.
+ANSWER = "Answer: "
+
 # What tables of results call the outputs that have no answer; no label may have this name.
 MALFORMED = "malformed"

@@ -4,6 +4,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +13,12 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from snakemake_storage_plugin_s3 import StorageObject, StorageProvider, StorageProviderSettings
 
 from cisterna.runtime import snakefile
 from clones import CONFIG, REPORT, Clone, Config, Job, edited, make, snakemake
 from tiny import ROOT
+from waiting import wait_until
 
 SECRET = "Xq7-a-key-that-nobody-may-see"
 COPIES = Path(".snakemake") / "storage"
@@ -78,12 +80,14 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield Server(f"http://{host}:{port}")
-    moto.stop()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """In a process of its own: vLLM does not start in one that has imported Flask."""
+    log = tmp_path_factory.mktemp("moto") / "log"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        found = wait_until(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), "moto serves", process)
+        yield Server(found[0])
+        process.terminate()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cisterna.artifacts import files, work_folder
-from cisterna.constants import ENGINE
+from cisterna.constants import ANSWER, ENGINE
 from cisterna.evaluation import few_shot, scores
 from cisterna.evaluation.case import Case
 from cisterna.scoring import answers, bootstrap, lenient, metrics
@@ -162,7 +162,7 @@ def _score(
 
 def degenerate(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Which outputs are unfinished, empty, off-format and repeated (see `evaluate`)."""
-    nothing = ("", answers.ANSWER.strip())
+    nothing = ("", ANSWER.strip())
     empty = table["output"].map(lambda output: output.rpartition(answers.END_THINK)[2].strip() in nothing)
     malformed = table["finished"] & ~table["well_formed"]
     return {

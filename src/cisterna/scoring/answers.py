@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cisterna.artifacts import files
+from cisterna.constants import ANSWER
 from cisterna.errors import UserError
 from cisterna.scoring import gene_ontology, metrics, term_sets
 from cisterna.scoring.bootstrap import RESAMPLES, Summary
@@ -35,7 +36,6 @@ from cisterna.sequences import tokenization
 
 THINK = "<think>"
 END_THINK = "</think>"
-ANSWER = "Answer: "
 SEPARATOR = ", "  # between the terms of a set
 
 Gold = Sequence[str]

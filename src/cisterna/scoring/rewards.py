@@ -22,10 +22,10 @@ from types import ModuleType
 from typing import Any
 
 from cisterna.artifacts import files
-from cisterna.constants import TERM_REWARDS
+from cisterna.constants import ANSWER, TERM_REWARDS
 from cisterna.errors import UserError
 from cisterna.scoring import answers, gene_ontology, term_sets
-from cisterna.scoring.answers import ANSWER, END_THINK, THINK, AnswerSpace, Terms
+from cisterna.scoring.answers import END_THINK, THINK, AnswerSpace, Terms
 from cisterna.sequences import conventions
 from cisterna.sequences.tokenization import decode_completion
 

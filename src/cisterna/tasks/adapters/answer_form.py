@@ -6,7 +6,7 @@ told the form looks as if it knew nothing. The line of adapters does not list th
 `cisterna.scoring.answers`.
 """
 
-from cisterna.scoring.answers import ANSWER
+from cisterna.constants import ANSWER
 
 
 def line(what: str, *, stated: bool) -> str:
