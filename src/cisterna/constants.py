@@ -2,7 +2,8 @@
 
 # The files of a prepared task, in the order in which they are written; the last two are tests, and no checkpoint is
 # ever chosen by them.
-SPLITS = ("train", "validation", "id", "ood")
+VALIDATION = "validation"
+SPLITS = ("train", VALIDATION, "id", "ood")
 TEST_SPLITS = ("id", "ood")
 
 # Stages of post-training, in the order of a lineage.

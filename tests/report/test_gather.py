@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from cisterna.artifacts import files
 from cisterna.errors import UserError
 from cisterna.report import GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE, pages, tables
+from cisterna.report.figures import rl_reward
 from cisterna.report.gather import GROUP, IDENTITY, LOGGED, NUMBERS, gather
 from cisterna.scoring import gene_ontology
 from cisterna.tasks import catalog
@@ -266,3 +267,23 @@ def test_kl_and_entropy_of_runs_with_a_penalty_are_in_the_table_and_on_the_page(
     page = pages.results(tables.read(small.study, tmp_path), small.study.name)
     assert page.count("0.250 &rarr; 0.250") == 1
     assert page.count("0.500 &rarr; 0.500") == 1
+
+
+def test_rewards_on_validation_are_rows_of_their_own_dots_in_the_figure_and_on_the_page(
+    small: Planted, tmp_path: Path
+) -> None:
+    path = max(small.results.glob("models/**/rl-*/e*/checkpoint/history.json"))
+    entries = [entry | {"kl": 0.25, "entropy": 0.5} for entry in files.read_json(path)]
+    held_out = [{"step": 16, "epoch": 1.0, "eval_reward": 0.375}, {"step": 32, "epoch": 2.0, "eval_reward": 0.625}]
+    files.write_json(path, entries + held_out)
+    gather(small.study, small.results, tmp_path)
+    of = tables.read(small.study, tmp_path)
+    assert list(of.rewards.columns)[-3:] == ["kl", "entropy", "split"]
+    found = of.rewards[of.rewards.split == "validation"]
+    assert found[["step", "reward"]].to_numpy().tolist() == [[16, 0.375], [32, 0.625]]
+    assert of.rewards.split.value_counts().to_dict() == {"train": 14, "validation": 2}
+    dots = [
+        line for axes in rl_reward.draw(of.rewards, small.study).axes for line in axes.lines if line.get_marker() == "o"
+    ]
+    assert [list(line.get_ydata()) for line in dots if len(line.get_ydata())] == [[0.375, 0.625]]
+    assert "0.375 &rarr; 0.625" in pages.results(of, small.study.name)

@@ -26,6 +26,7 @@ OWN = """def early(output, answer, labels):
 OPTIONS = {"use_vllm": True, "max_completion_length": 96, "learning_rate": 5e-3, "save_minutes": 0}
 RATE = OPTIONS["learning_rate"]
 SAVED = {"r": 2, "lora_alpha": 4, "modules_to_save": ["embed_tokens"]}
+MORE = {"lora": SAVED, "validation": True}
 ENGINE = {"name": "vllm", "dtype": "float32"}
 
 
@@ -63,9 +64,9 @@ def straight(installed, recipe, bases, splice, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def featured(installed, recipe, bases, splice, features, tmp_path_factory):
-    """Of features, with embeddings that are trained in full and an output layer that is not."""
+    """Of features, with embeddings that are trained in full and an output layer that is not, and with validation."""
     folder = tmp_path_factory.mktemp("featured") / "run"
-    return Run("rl", bases[True], splice, folder, recipe | {"lora": SAVED}, 1, reads=features).here()
+    return Run("rl", bases[True], splice, folder, recipe | MORE, 1, reads=features).here()
 
 
 def check(run, least=RATE / 2):
@@ -114,7 +115,7 @@ def on_two_ranks(installed, recipe, bases, splice, features, tmp_path_factory):
     runs = {
         "plain": Run("rl", bases[False], splice, folder / "plain", plain, 1),
         "zero2": Run("rl", bases[True], splice, folder / "zero2", full, 1),
-        "zero3": Run("rl", bases[True], splice, folder / "zero3", zero3 | {"lora": SAVED}, 1, reads=features),
+        "zero3": Run("rl", bases[True], splice, folder / "zero3", zero3 | MORE, 1, reads=features),
     }
     torchrun([run.arguments for run in runs.values()], folder)
     return runs

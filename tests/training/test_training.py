@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cisterna import models
+from cisterna.artifacts import files
 from cisterna.data.blocks import Blocks
 from cisterna.errors import UserError
 from cisterna.scoring import answers
@@ -68,9 +69,11 @@ def test_full_fine_tuning_ladder_over_cpt_gives_the_weights_of_a_straight_run(ba
 def test_rl_ladder_gives_the_weights_and_history_of_a_straight_run(solved, splice, tmp_path):
     """Also where a batch of completions serves several steps."""
     recipe = RL | {"num_iterations": 2, "steps_per_generation": 3, "per_device_train_batch_size": 8, "logging_steps": 2}
+    recipe |= {"validation": True}
     ladder = climb("rl", solved.output, splice, tmp_path / "ladder", recipe, [1, 2])
     straight = Run("rl", solved.output, splice, tmp_path / "straight", recipe, 2).here()
     assert same(ladder[-1], straight)
+    assert [entry["epoch"] for entry in straight.history if "eval_reward" in entry] == [1, 2]
 
 
 def test_rl_epochs_see_the_prompts_in_different_orders(solved, splice, tmp_path):
@@ -211,6 +214,20 @@ def test_rl_history_is_the_reward_curve(rewarded):
     assert rewarded.manifest["trained"]["tokens"] > 0
 
 
+def test_reward_on_validation_is_that_of_all_batches_and_changes_nothing_in_training(
+    solved, rewarded, splice, tmp_path, capsys
+):
+    made = Run("rl", solved.output, splice, tmp_path, RL | {"validation": True}, 1).here()
+    (held_out,) = (entry for entry in made.history if "eval_reward" in entry)
+    number = int(re.search(r"reward on validation is that of (\d+) of", capsys.readouterr().out)[1])
+    right = held_out["eval_rewards/correct/mean"] * number
+    assert right == pytest.approx(round(right))
+    assert held_out["eval_reward"] > 0
+    assert files.sha256(made.weights) == files.sha256(rewarded.weights)
+    assert [entry for entry in made.history if "reward" in entry] == rewarded.history
+    assert made.manifest["data"].keys() - rewarded.manifest["data"].keys() == {"validation.parquet"}
+
+
 def test_rl_starts_cold_from_a_model_that_can_already_answer(solved, splice, base, tmp_path):
     models.compose(solved.output).save_pretrained(tmp_path / "model")
     tokenization.load(base).save_pretrained(tmp_path / "model")
@@ -282,6 +299,10 @@ def test_example_longer_than_max_length_is_named(base, splice, tmp_path):
     ("options", "message"),
     [
         ({"per_device_train_batch_size": 6}, "GRPOConfig refuses it: .*divisible"),
+        (
+            {"per_device_train_batch_size": 128, "examples": 64, "validation": True},
+            "validation.parquet: its .* one batch",
+        ),
         ({"examples": 3}, "3 prompts do not fill one batch of 4"),
         ({"rewards": {"corect": 1.0}}, "'corect'"),
         ({"rewards": {"go_f1": 1.0}}, "go_f1.*compare sets of GO terms"),

@@ -3,7 +3,7 @@
     metrics.parquet    a row for each model x task x split x metric (x group), baselines included; and for each base or
                        CPT model x corpus, with the corpus as task, split "heldout" and metric "perplexity"
     rl_gains.parquet   a row for each RL model x split x metric: RL model minus its parent, on the same examples
-    rl_rewards.parquet a row for each RL model x logged step: the reward in training
+    rl_rewards.parquet a row for each RL model x logged step: the reward in training, and on validation if it was asked
     cells.parquet      a row for each result that the config asks for (a "cell"): whether it is there, or why it is not
 
 Not for computing metrics of a model (`cisterna.evaluation.evaluate`), nor for drawing (`cisterna.report.figures`).
@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from cisterna.artifacts import checkpoint, files, logs
-from cisterna.constants import ENGINE, TEST_SPLITS
+from cisterna.constants import ENGINE, TEST_SPLITS, VALIDATION
 from cisterna.errors import UserError, one_line
 from cisterna.evaluation import scores
 from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
@@ -62,6 +62,8 @@ LOGGED = {
 }
 # More of them in a study with a KL penalty (`beta` of an RL recipe); null for runs without one.
 PENALIZED = {"kl": "float64", "entropy": "float64"}
+# In a study with `validation` in an RL recipe: where the prompts of a row are from.
+PROMPTS = {"split": "string"}  # train | validation
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     the row before, of a completion's reward, of its standard deviation in a group, and of the share of groups whose
     rewards are all equal. In a ladder the rows of a rung begin with those of the rungs before it. In a study with a KL
     penalty it also has PENALIZED: the KL divergence from the model that RL started from, and the entropy of the policy,
-    both means over tokens in nats.
+    both means over tokens in nats. In a study whose RL also logs the reward on validation it has PROMPTS: a row of
+    `validation` is one completion of each of its examples after this step, without a spread.
 
     Columns of cells.parquet are IDENTITY and CELL. `cell` is evaluation, baselines, perplexity (a row for each corpus,
     which is the task), rl_gain or rl_rewards. `state` is done, failed (a job that it needs ended with an error, or its
@@ -144,8 +147,10 @@ def gather(study: Study, results: Path, output: Path, partial: bool = False) -> 
     _write(tables[METRICS_TABLE], IDENTITY | NUMBERS | GROUP, output / METRICS_TABLE, quantized=quantized)
     first_columns = {"study": "string", "model": "string", "parent": "string"}
     _write(tables[GAINS_TABLE], first_columns | IDENTITY | NUMBERS, output / GAINS_TABLE)
-    penalized = PENALIZED if any("kl" in row for row in tables[REWARDS_TABLE]) else {}
-    _write(tables[REWARDS_TABLE], IDENTITY | LOGGED | penalized, output / REWARDS_TABLE)
+    rewards = tables[REWARDS_TABLE]
+    penalized = PENALIZED if any("kl" in row for row in rewards) else {}
+    prompts = PROMPTS if any(row["split"] == VALIDATION for row in rewards) else {}
+    _write(rewards, IDENTITY | LOGGED | penalized | prompts, output / REWARDS_TABLE)
     engines = ENGINES if any(ENGINES.keys() & cell.keys() for cell in cells) else {}
     _write(cells, IDENTITY | CELL | engines, output / CELLS_TABLE)
 
@@ -335,11 +340,15 @@ def _gain_rows(identity: Row, after: Path, before: Path, resamples: int, ontolog
 
 def _reward_rows(identity: Row, file: Path) -> Iterator[Row]:
     with _reading(file, "rewards of RL"):
-        entries = [entry for entry in files.read_json(file) if "reward" in entry]
-        logged = [{key: entry[key] for key in LOGGED} for entry in entries]
-        for row, entry in zip(logged, entries, strict=True):
-            row |= {key: entry[key] for key in PENALIZED if "kl" in entry}
-        if not logged:
+        logged = []
+        for entry in files.read_json(file):
+            if "reward" in entry:
+                more = {key: entry[key] for key in PENALIZED if "kl" in entry}
+                logged.append({key: entry[key] for key in LOGGED} | more | {"split": "train"})
+            elif "eval_reward" in entry:
+                held_out = {key: entry[key] for key in ("step", "epoch")} | {"reward": entry["eval_reward"]}
+                logged.append(held_out | {"split": VALIDATION})
+        if not any(row["split"] == "train" for row in logged):
             raise KeyError("reward")
     yield from (identity | entry for entry in logged)
 

@@ -186,7 +186,10 @@ def _form(numbers: pd.DataFrame) -> str:
 
 
 def _training(rewards: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:
-    """Reward, KL and entropy of runs with a KL penalty: means over the first and the last quarter of the log."""
+    """Reward, KL and entropy of runs with a KL penalty: means over the first and the last quarter of the log.
+
+    And the first and the last reward on validation, if it was logged.
+    """
     if "kl" not in rewards:
         return []
     rows = []
@@ -195,6 +198,8 @@ def _training(rewards: pd.DataFrame, names: StageNames) -> list[dict[str, Any]]:
         ends = log.head(quarter), log.tail(quarter)
         stage = log[STAGE_COLUMNS].iloc[0].tolist()
         values = {column: [float(end[column].mean()) for end in ends] for column in ("reward", "kl", "entropy")}
+        held_out = rewards[rewards.model.eq(log.model.iloc[0]) & rewards.kl.isna()].reward
+        values["validation"] = [float(held_out.iloc[place]) for place in (0, -1) if len(held_out)]
         rows.append({"task": log.task.iloc[0], "name": names.without_form(stage), "seed": log.seed.iloc[0], **values})
     return rows
 

@@ -49,6 +49,7 @@ class StageCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         if last or float(state.epoch).is_integer():  # so that rungs, resumed and straight runs have the same history
             control.should_log = True
+            control.should_evaluate = self.trainer.eval_dataset is not None
         step = state.global_step % max(1, round(state.max_steps / args.num_train_epochs))
         due, stop = self._due()
         if last or ((due or stop) and step % self.save_multiple == 0):
@@ -94,7 +95,7 @@ class StageCallback(TrainerCallback):
         guards.check(self.arguments.kind, state.log_history)
         numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
         if state.is_world_process_zero and numbers:
-            shown = ("loss", "reward", "frac_reward_zero_std", "learning_rate", "train_runtime")
+            shown = ("loss", "reward", "frac_reward_zero_std", "eval_reward", "learning_rate", "train_runtime")
             line = " ".join(f"{key} {numbers[key]:.4g}" for key in shown if key in numbers)
             print(f"step {state.global_step}/{state.max_steps} {line}", flush=True)
             reported: dict[str, float] = {key: numbers[key] for key in ("loss", "reward") if key in numbers}

@@ -5,16 +5,20 @@
 
 The trainer is `trl.GRPOTrainer`, its options the recipe's; with `use_vllm` see `cisterna.training.rollouts`. The
 parent's adapters are part of the model (see `cisterna.models.compose`) and the RL adapter starts anew, so its rank is
-free of the SFT rank (asymmetric capacity).
+free of the SFT rank (asymmetric capacity). With `validation` in the recipe the log also has the reward on that split.
 The run fails, with the numbers, if no group of completions ever had reward variance: such a run has no gradient, and
 its checkpoint would be the parent.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import Sampler
@@ -22,6 +26,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from cisterna import pretrained
+from cisterna.constants import VALIDATION
 from cisterna.errors import UserError
 from cisterna.scoring import rewards
 from cisterna.sequences import engines, inputs_file
@@ -47,8 +52,8 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         functions, weights = rewards.trl_functions(shares, examples.space, tokenizer, words)
         inputs = source.describe(card, model)
         first = model.get_input_embeddings().num_embeddings
-        columns = [list(frame[name]) for name in ("prompt", "segments", "id")]
-        prompts = encode_prompts(tokenizer, columns[0], source, columns[1], first, columns[2])
+        encode = partial(_encode, tokenizer, source, first)
+        prompts = encode(frame)
         adapter = lora(arguments, source)
         config = configure(GRPOConfig, arguments, reward_weights=weights)
         engine = rollouts.check(config)
@@ -59,6 +64,23 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
                 f"{config.generation_batch_size // config.num_generations}; use more `examples` or a smaller "
                 "per_device_train_batch_size in the RL recipe"
             )
+        held_out, used = None, examples.hashes
+        if arguments.recipe.get("validation"):
+            config.num_generations_eval, config.per_device_eval_batch_size = 1, config.per_device_train_batch_size
+            part = load_examples(arguments, data, VALIDATION)
+            batch = config.per_device_eval_batch_size * config.world_size
+            shown = part.frame.head(len(part.frame) // batch * batch)
+            if shown.empty:
+                raise UserError(
+                    f"{part.path}: its {len(part.frame)} examples do not fill one batch of {batch}, and the reward on "
+                    "validation is that of whole batches; use more `validation` examples in the task, a smaller "
+                    "per_device_train_batch_size in the RL recipe, or validation: false"
+                )
+            asked = encode(shown)
+            check_examples(tokenizer, model, asked, replace(part, frame=shown), more=config.max_completion_length)
+            print(f"the reward on validation is that of {len(shown)} of {len(part.frame)} examples", flush=True)
+            held_out = Dataset.from_dict({"prompt": asked, "answer": list(shown["answer"])})
+            used = used | part.hashes
         if config.use_transformers_continuous_batching and (config.bf16 or config.fp16):
             raise UserError(
                 "recipe: use_transformers_continuous_batching with bf16 or fp16 casts all weights to 16 bits, even "
@@ -71,6 +93,7 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
             args=config,
             reward_funcs=functions,
             train_dataset=Dataset.from_dict({"prompt": prompts, "answer": list(frame["answer"])}),
+            eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=adapter,
             source=source,
@@ -79,11 +102,17 @@ def train(arguments: StageArguments, data: Path, source: SequenceSource = TOKENS
         sampled = config.steps_per_generation * config.num_iterations  # micro-batches that share their completions
         run.train(
             trainer,
-            data=examples.hashes | inputs_file.hashes(inputs) | rewards.hashes(shares, card),
+            data=used | inputs_file.hashes(inputs) | rewards.hashes(shares, card),
             save_multiple=sampled // math.gcd(sampled, config.gradient_accumulation_steps),
             engine=engine,
         )
         run.publish(lambda folder: inputs_file.write(folder, arguments.output, inputs), rollouts.measured)
+
+
+def _encode(tokenizer: Any, source: SequenceSource, first: int, frame: pd.DataFrame) -> list[list[int]]:
+    """The prompts of examples as token ids; feature rows are numbered from `first` on."""
+    prompt, segments, ids = (list(frame[name]) for name in ("prompt", "segments", "id"))
+    return encode_prompts(tokenizer, prompt, source, segments, first, ids)
 
 
 class _Order(Sampler):
@@ -115,6 +144,12 @@ class _Trainer(rollouts.Trainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return _Order(super()._get_train_sampler(dataset))
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """TRL's, with random numbers of its own: training is the same with and without it."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            return super().evaluate(*arguments, **options)
 
 
 def _keep_reference(model: PreTrainedModel, folder: Path) -> None:

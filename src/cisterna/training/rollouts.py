@@ -147,7 +147,8 @@ class Trainer(grpo_trainer.GRPOTrainer):
     def __init__(self, *arguments: Any, source: SequenceSource = TOKENS, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.use_vllm:
-            length = max(map(len, self.train_dataset["prompt"]))
+            asked = [data["prompt"] for data in (self.train_dataset, self.eval_dataset) if data is not None]
+            length = max(len(prompt) for prompts in asked for prompt in prompts)
             ends, seed = self.eos_token_ids, self.args.seed
             self.vllm_generation.start(source, length, ends, seed, lambda: self.state.global_step)
 
@@ -159,9 +160,14 @@ class Trainer(grpo_trainer.GRPOTrainer):
         """TRL's, then compare the engine with the model that is trained."""
         batch = super()._generate_and_score_completions(inputs)
         if self.use_vllm:
-            self._metrics["train"][UPDATE_KEPT].append(self.vllm_generation.update_kept)
+            self._metrics[self._mode][UPDATE_KEPT].append(self.vllm_generation.update_kept)
             self._compare(batch)
         return batch
+
+    @property
+    def _mode(self) -> str:
+        """What the metrics of a batch are of, as TRL says it."""
+        return "train" if self.model.training else "eval"
 
     def _compare(self, batch: dict[str, Any]) -> None:
         """UserError if engine and model differ in the log-probabilities of the completions, on all ranks together."""
@@ -176,7 +182,7 @@ class Trainer(grpo_trainer.GRPOTrainer):
         mean, most = float(total.sum() / count.sum()), float(largest.max())
         if not self.vllm_importance_sampling_correction:  # else TRL has logged them
             for name, value in (("mean", mean), ("max", most)):
-                self._metrics["train"][DIFFERENCE.format(name)].append(value)
+                self._metrics[self._mode][DIFFERENCE.format(name)].append(value)
         computes_low = self.args.bf16 or self.args.fp16 or any(map(updates.low, self.model.parameters()))
         limit = LIMIT_16_BITS if computes_low else LIMIT
         if not mean <= limit:  # also NaN

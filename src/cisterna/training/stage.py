@@ -190,17 +190,19 @@ class Examples:
     space: AnswerSpace
 
 
-def load_examples(arguments: StageArguments, data: Path) -> Examples:
-    """The examples of the splits in the folder `data` that the recipe uses.
+def load_examples(arguments: StageArguments, data: Path, split: str = "train") -> Examples:
+    """The examples of a split in the folder `data`; of train those that the recipe uses.
 
     UserError if the file is not the one of the card, or if the parent was trained on other splits of the task.
     """
     assert arguments.parent is not None
     card = splits.read_card(data)
-    path = splits.check(data, "train", card)
+    path = splits.check(data, split, card)
     hashes = {path.name: card["files"][path.name]}
-    inputs_file.check_data(arguments.parent, card["task"], hashes)
-    frame = head(pd.read_parquet(path), arguments.recipe)
+    frame = pd.read_parquet(path)
+    if split == "train":
+        inputs_file.check_data(arguments.parent, card["task"], hashes)
+        frame = head(frame, arguments.recipe)
     return Examples(frame, path, hashes, card, answers.load_space(card, data))
 
 

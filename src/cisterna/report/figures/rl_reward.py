@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cisterna.constants import VALIDATION
 from cisterna.report import tables
 from cisterna.report.figures import style
 from cisterna.report.figures.style import EdgeLabel
@@ -18,7 +19,7 @@ FORM_DASHES = {"tokens": "──", "features": "╌╌", "both": "····"}  # 
 
 def draw(rewards: pd.DataFrame, study: Study) -> Figure:
     """A panel a task, a line a run."""
-    rewards = last_rungs(rewards, study)
+    rewards, held_out = by_prompts(last_rungs(rewards, study))
     tasks = [task for task in study.tasks if task in set(rewards.task)]
     if not tasks:
         return style.empty("This study has no RL stage.")
@@ -34,8 +35,11 @@ def draw(rewards: pd.DataFrame, study: Study) -> Figure:
         mine = rewards[rewards.task == task]
         labels = []
         for run in some:
-            log = tables.rows(mine, **dict(zip(STAGE_COLUMNS, run, strict=True)))
+            of_run = {"task": task, **dict(zip(STAGE_COLUMNS, run, strict=True))}
+            log, dots = tables.rows(mine, **of_run), tables.rows(held_out, **of_run).groupby("step").reward.mean()
             colour, form = colours[names.without_form(run)], base_form(log.sequences.iloc[0])
+            if len(dots):
+                axes.plot(dots.index, dots, "o", color=colour, markersize=4, markeredgecolor="white", zorder=4)
             first, last, end = _line(axes, log, colour, style.FORM_LINES[form])
             labels.append(EdgeLabel(end, f"{first:.2f} → {last:.2f}  {names.with_form(run)}", colour))
         lengths = mine.groupby("model").step.agg(["max", "size"])
@@ -52,12 +56,19 @@ def draw(rewards: pd.DataFrame, study: Study) -> Figure:
         figure,
         "Reward while RL trains",
         "Mean reward of the completions sampled from train. Thin: as logged; thick: centred moving mean over a quarter "
-        f"of the steps.\nNumbers: mean of the first → of the last quarter of the steps. {several}",
+        f"of the steps.\nNumbers: mean of the first → of the last quarter of the steps. {several}"
+        + ("" if held_out.empty else "\nDots: the same on the examples of validation, one completion of each."),
     )
     forms = [form for form in FORM_NAMES if form in set(map(base_form, rewards.sequences))]
     if len(forms) > 1:
         style.key(figure, {f"{FORM_DASHES[form]} {FORM_NAMES[form]}": style.GREY for form in forms})
     return figure
+
+
+def by_prompts(rewards: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose prompts are of train, and those of validation."""
+    held_out = rewards["split"] == VALIDATION if "split" in rewards else pd.Series(False, rewards.index)
+    return rewards[~held_out], rewards[held_out]
 
 
 def last_rungs(rewards: pd.DataFrame, study: Study) -> pd.DataFrame:

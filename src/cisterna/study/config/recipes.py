@@ -122,6 +122,11 @@ class RlRecipe(Recipe):
         "the most words outside the first think block, the answer among them, for which `concise` pays. The paper: 10.",
         "`20`",
     )
+    validation: t.Flag = t.optional(
+        "also log the reward on the `validation` split, after every epoch: one completion of each example, drawn as in "
+        "training.",
+        "`false`",
+    )
     bridge: Bridge = t.default("linear", "as for `sft`; made where RL starts from cold.")
     train_bridge: t.Flag = t.default(True, "train the bridge; false leaves that of SFT as it is.")
 
