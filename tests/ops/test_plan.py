@@ -38,19 +38,19 @@ def test_default_plan_counts_models_jobs_and_shared_stages(monkeypatch, capsys):
     default = study.read(DEFAULT)
     assert cli.main(["plan", "--config", str(DEFAULT)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Study default: 58 models (57 trained checkpoints), 64 evaluations, ")
+    assert text.startswith("Study default: 63 models (61 trained checkpoints), 70 evaluations, ")
     table = rows(text)
-    assert table["base", "nano"][:2] == ["1", "58"]
+    assert [table["base", name][:2] for name in default.backbones] == [["1", "54"], ["1", "9"]]
     assert table["cpt", "bio"][:2] == ["1", "21"]
     assert [table["sft", "brief", f"e{rung}"][:2] for rung in (1, 2, 4, 8)] == [
-        ["10", "5 to 6"],
-        ["10", "4 to 5"],
-        ["10", "2 to 3"],
-        ["10", "1 to 2"],
+        ["11", "4 to 9"],
+        ["11", "3 to 8"],
+        ["11", "2 to 5"],
+        ["11", "1 to 4"],
     ]
-    assert table["rl", "grpo", "e2"][:2] == ["12", "1"]
-    assert [table["rl", "grpo-long", f"e{rung}"][:2] for rung in (2, 4)] == [["2", "2"], ["2", "1"]]
-    assert table["promoter-expression",][:2] == ["17", "19"]  # of both forms
+    assert [table["rl", "grpo", f"e{rung}"][:2] for rung in (2, 4)] == [["7", "2"], ["7", "1"]]
+    assert table["rl", "grpo-r32", "e2"][:2] == ["2", "1"]
+    assert table["protein-fitness",][:2] == ["25", "28"]  # of both forms, and two backbones
     assert all((task,) in table for task in default.tasks)
 
 
@@ -70,7 +70,7 @@ def test_plan_of_the_paper_lists_its_sweeps_whose_new_models_add_up_and_its_assu
 
 def test_rungs_count_what_they_add_to_the_rung_before(config, tmp_path):
     config["tasks"] = {"splice-donor": {"train": 100}}
-    config["lineages"] = [{"sft": ["brief"]}]
+    config["lineages"] = [{"backbones": ["nano"], "sft": ["brief"]}]
     config["recipes"]["sft"]["brief"]["fraction"] = 0.5
     table = rows(plan.plan(study.load(config), tmp_path))
     assert [table["sft", "brief", f"e{rung}"][2] for rung in (1, 2, 4, 8)] == ["50", "50", "100", "200"]

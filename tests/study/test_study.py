@@ -22,33 +22,39 @@ def test_default_study_has_the_promised_models():
     default = study.read(DEFAULT)
     kinds = [model.kind for model in default.models]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "base": 1,
+        "base": 2,
         "cpt": 1,
-        "sft": 4 * 2 * 4 + 2 * 4,
-        "rl": 4 * (2 + 1) + 2 * 2,
+        "sft": 4 * 2 * 4 + 2 * 4 + 4,
+        "rl": 2 * (2 + 1) * 2 + 2 + 2,
     }
     assert sum(kind != "base" for kind in kinds) >= 30
-    assert len(default.evaluations()) == 40 + 16 + 2 * 4
+    assert len(default.evaluations()) == 44 + 16 + 4 + 4 + 2
     assert default.seeds == (0,)
-    assert default.corpora == ("dna", "rna", "protein", "text")
+    assert default.corpora == ("dna", "rna", "protein", "text", "task-text")
     assert default.tasks == ("promoter-expression", "splice-donor", "cell-type", "protein-fitness")
     assert default.encoders == ("nano-esm",)
-    assert default.banks == (("nano-esm", "promoter-expression"), ("nano-esm", "protein-fitness"))
+    assert default.banks == (("nano-esm", "protein-fitness"),)
 
 
 def test_default_study_has_exactly_these_paths_for_one_task():
     default = study.read(DEFAULT)
-    paths = [model.path for model in default.models if model.task == "splice-donor"]
+    task = "promoter-expression"
+    paths = [model.path for model in default.models if model.task == task]
+    rl = {
+        "nano/base": ("e2/rl-grpo/e2", "e2/rl-grpo/e4", "e8/rl-grpo/e2", "e8/rl-grpo/e4", "e8/rl-grpo-r32/e2"),
+        "nano/cpt-bio": ("e8/rl-grpo/e2", "e8/rl-grpo/e4"),
+        "pico/base": (),
+    }
     assert sorted(paths) == sorted(
-        f"models/nano/{origin}/splice-donor/s0/sft-brief/{rest}"
-        for origin, starts in {"base": (2, 8), "cpt-bio": (8,)}.items()
-        for rest in ("e1", "e2", "e4", "e8", *(f"e{start}/rl-grpo/e2" for start in starts))
+        f"models/{origin}/{task}/s0/sft-brief/{rest}"
+        for origin, trained in rl.items()
+        for rest in ("e1", "e2", "e4", "e8", *trained)
     )
-    assert [path for path, _, task in default.evaluations() if task == "splice-donor"][:2] == [
-        "models/nano/base/splice-donor/eval",
-        "models/nano/base/splice-donor/s0/sft-brief/e1/eval",
+    assert [path for path, _, name in default.evaluations() if name == task][:2] == [
+        f"models/nano/base/{task}/eval",
+        f"models/nano/base/{task}/s0/sft-brief/e1/eval",
     ]
-    assert ("models/nano/cpt-bio/splice-donor/eval", "models/nano/cpt-bio", "splice-donor") in default.evaluations()
+    assert (f"models/nano/cpt-bio/{task}/eval", "models/nano/cpt-bio", task) in default.evaluations()
 
 
 def test_rung_resumes_from_the_rung_before_and_starts_from_one_parent():
