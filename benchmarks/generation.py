@@ -220,7 +220,8 @@ def prepare(spec: dict[str, Any], folder: Path, options: argparse.Namespace) -> 
     in_process(
         "data", "--task", TASK, "--spec", json.dumps(study.spec(TASK)), "--seed", "2", "--output", folder / "data"
     )
-    if "features" in options.sequences:
+    forms = FORMS if "grpo" in options.parts else options.sequences
+    if "features" in forms:
         encoder = study.encoder(ENCODER)
         encoder["training"] |= {"corpora": ["rna"], "num_train_epochs": 0.02}
         corpora = {"rna": config["corpora"]["rna"] | {"file": str(ROOT / config["corpora"]["rna"]["file"])}}
@@ -236,7 +237,7 @@ def prepare(spec: dict[str, Any], folder: Path, options: argparse.Namespace) -> 
         ]
         in_process("features", *words, "--work", folder / "work" / "bank", "--output", folder / "bank")
     recipe = stage("sft", "brief") | {"examples": 8, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    for sequences in FORMS:
+    for sequences in forms:
         for number in range(options.checkpoints if sequences in options.sequences else 1):
             words = ["--parent", folder / "base", "--data", folder / "data", "--sequences", sequences]
             words += [*bank(folder, sequences), "--recipe", json.dumps(recipe), "--seed", number, "--epochs", "1"]

@@ -89,7 +89,7 @@ def test_whole_study_has_every_result_and_all_are_done(whole: tuple[Study, Path]
     assert cells.log.isna().all()
     study = whole[0]
     rl = sum(model.kind == "rl" for model in study.models)
-    expected = {"evaluation": MODELS, "baselines": 2, "perplexity": 2 * 4, "rl_gain": rl, "rl_rewards": rl}
+    expected = {"evaluation": MODELS, "baselines": 2, "perplexity": 2 * 5, "rl_gain": rl, "rl_rewards": rl}
     assert Counter(cells.cell) == expected
     assert {(row.model, row.task) for row in cells[cells.cell == "evaluation"].itertuples()} == {
         (path.removeprefix("models/"), task) for _, path, task in study.evaluations()
@@ -159,7 +159,7 @@ def test_results_that_need_a_failed_job_have_its_error(broken: tuple[Study, Path
     study, results = broken
     lose(study, results, "tokens/nano/rna", "error: no space left\n")
     found = absent(gathered(study, results))
-    assert Counter(cell for cell, _ in found) == {"perplexity": 8, "evaluation": 14, "rl_gain": 4, "rl_rewards": 4}
+    assert Counter(cell for cell, _ in found) == {"perplexity": 10, "evaluation": 14, "rl_gain": 4, "rl_rewards": 4}
     error = ("failed", "tokenize nano/rna: no space left")
     assert {(state, reason) for state, reason, _ in found.values()} == {error}
 

@@ -508,6 +508,7 @@ def test_keys_of_a_recipe_that_are_no_options_of_the_library():
         "train_bridge",
         "rewards",
         "concise_words",
+        "validation",
     }
     assert configs.recipe_defaults("rl")["rewards"] == {"correct": 1.0, "well_formed": 0.1}
     evaluation = {*configs.evaluation_options({}), "engine", "seed", "shots"} - {"max_new_tokens"}
