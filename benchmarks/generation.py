@@ -167,7 +167,7 @@ def evaluate_group(folder: Path, sequences: str, chosen: dict[str, Any], count: 
             "data": str(folder / "data"),
             "work": str(place / f"{number}" / "work"),
         }
-        | dict(zip(["bank"], map(str, bank(folder, sequences)[1:]), strict=False))
+        | ({"bank": str(folder / "bank")} if sequences == "features" else {})
         for number in range(count)
     }
     words = ["--members", json.dumps(members), "--options", json.dumps(chosen), "--work", place / "work"]

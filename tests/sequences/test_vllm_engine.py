@@ -175,5 +175,5 @@ def test_options_that_vllm_does_not_have_are_refused():
 def test_head_size_without_a_kernel_is_refused_with_a_line_that_says_what_to_do(tmp_path):
     models.make_base(backbone(head_dim=24), tmp_path / "base")
     model, tokenizer = models.compose(tmp_path / "base"), tokenization.load(tmp_path / "base")
-    with pytest.raises(UserError, match="vllm cannot run this model; use engine: transformers"):
+    with pytest.raises(UserError, match="vllm does not start with this model; use engine: transformers"):
         engines.start(engines.VLLM, model, tokenizer, CPU, TOKENS)

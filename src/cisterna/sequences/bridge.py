@@ -102,7 +102,8 @@ def install(model: Any, features: FeatureRows) -> None:
         raise UserError("the backbone has per-layer embeddings and no pad_token_id in its config.json, expected one")
 
     def read(decoder: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        options = dict(zip(names, arguments, strict=False)) | options  # GPT-2 gives them without names
+        # GPT-2 gives the first few without names
+        options = dict(zip(names, arguments, strict=False)) | options
         ids = options.get("input_ids")
         if ids is None or (ids.shape[-1] == 1 and options.get("past_key_values") is not None):
             return None

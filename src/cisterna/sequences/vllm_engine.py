@@ -214,11 +214,11 @@ def _own_random_numbers() -> Any:
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """Turn what vLLM raises for a model that it cannot run into a UserError."""
+    """Turn what vLLM raises where it does not start into a UserError, with its error as the cause."""
     try:
         yield
     except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"engine: vllm cannot run this model; {ELSE}. {one_line(error)}") from None
+        raise UserError(f"engine: vllm does not start with this model; {ELSE}. {one_line(error)}") from error
 
 
 def sampling_options(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
