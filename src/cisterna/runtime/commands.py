@@ -65,12 +65,8 @@ def command(study: Study, job: Job) -> list[str]:
         backbone, _, corpus = job.name.partition("/")
         source = study.config["corpora"][corpus]
         options = ["--corpus", str(files.locate(source["file"])), "--modality", source["modality"]]
-        options += [
-            "--options",
-            as_json(study.documents(corpus)),
-            "--base",
-            inputs.checkpoint(f"models/{backbone}/base"),
-        ]
+        options += ["--options", as_json(study.documents(corpus))]
+        options += ["--base", inputs.checkpoint(f"models/{backbone}/base")]
     elif job.kind == "encoder":
         options = ["--spec", as_json(study.encoder(job.name)), "--corpora", as_json(inputs.corpora(study, job.name))]
     elif job.kind == "features":

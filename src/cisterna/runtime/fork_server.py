@@ -36,9 +36,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 VARIABLE = "CISTERNA_FORK_SERVER"
-CPU_TIME = (
-    "CISTERNA_CPU_TIME"  # a file for the CPU seconds of a fork, which is no child of the client that waits for it
-)
+# A file for the CPU seconds of a fork, which is no child of the client that waits for it.
+CPU_TIME = "CISTERNA_CPU_TIME"
 KILLED = 137
 PREFIX = "cisterna-"  # of the folder of a socket
 _NAME = "socket"
