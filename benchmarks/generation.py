@@ -185,6 +185,7 @@ def grpo(folder: Path, sequences: str, options: argparse.Namespace) -> Iterable[
         recipe = stage("rl", "grpo") | {
             "examples": options.groups * (options.rl_steps + 1),
             "per_device_train_batch_size": 8 * options.groups,
+            "steps_per_generation": 1,  # so that each step has rollouts of its own
             "max_completion_length": options.answer_length,
             "rewards": REWARDS,
         }

@@ -362,7 +362,7 @@ class _Lineage:
                     self.problems.expected(key, amount, f"0 or a rung of the {kind} recipe {name} ({rungs})")
         elif amount and not spending(recipes, recipes, amount, counted):
             sums = sorted({rung * recipe["examples"] for recipe in recipes.values() for rung in sized(recipe)})
-            choices = ", ".join(map(str, sums))
+            choices = ", ".join(map(str, sums)) or "none of them has the key `examples`"
             expected = f"0, or epochs x examples of a {kind} recipe of this lineage ({choices})"
             self.problems.expected(key, amount, expected)
 
