@@ -109,6 +109,7 @@ REPORT = [
     Job("figures", "studies/tiny/figures/sft_accuracy.svg"),
     Job("findings", "studies/tiny/findings.json"),
     Job("gather", "studies/tiny/metrics.parquet"),
+    Job("quotes", "studies/tiny/quotes.html"),
 ]
 
 

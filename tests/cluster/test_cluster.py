@@ -13,7 +13,7 @@ from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, started, und
 SFT_ALONE = "rule_sft_wildcards_tiny_base_hairpin__0_alone_40"
 SFT_PAIR = "rule_sft_wildcards_tiny_base_splice-donor__0_pair_12"
 RL = "rule_rl_wildcards_tiny_base_hairpin_s0_sft-alone_e40_grpo_12"
-LIGHT = {"rule_data_baselines_data", "rule_base_base", "rule_report_figures_findings_gather"}
+LIGHT = {"rule_data_baselines_data", "rule_base_base", "rule_report_figures_findings_gather_quotes"}
 EVALUATIONS = {
     f"rule_evaluate_wildcards_tiny_base_{model}"
     for model in (

@@ -97,6 +97,35 @@ rule findings:
         "cisterna findings --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
+# Of the evaluations alone: it is not made again for a new baseline, nor for another figure.
+rule quotes:
+    input:
+        made_by("evaluate"),
+        [f"results/data/{task}" for task in STUDY.of_terms],
+    output:
+        page=report(
+            f"{FOLDER}/quotes.html",
+            caption="../report/quotes.rst",
+            category="Study",
+            labels={"figure": "what the models say"},
+        ),
+    log:
+        aside(f"results/logs/studies/{STUDY.name}/quotes.log"),
+    benchmark:
+        aside(f"results/benchmarks/studies/{STUDY.name}/quotes.tsv")
+    conda:
+        "../envs/cisterna.yaml"
+    threads: STUDY.resources("report")["threads"]
+    resources:
+        **resources("report"),
+    params:
+        results=subpath(output.page, ancestor=3),
+        folder=subpath(output.page, parent=True),
+        study=lambda wildcards: inputs.pack(config),
+    shell:
+        "cisterna quotes --config {params.study:q} --results {params.results:q} --output {params.folder:q} > {log:q} 2>&1"
+
+
 # The report of a study some of whose jobs failed. `cisterna report --partial` writes it. The rule is for
 # `snakemake --report`, which takes only files that a rule makes. It has no inputs, so that it needs no other job.
 rule partial:
@@ -107,6 +136,12 @@ rule partial:
             caption="../report/table.rst",
             category=lambda wildcards: snakefile.count_missing(Path(FOLDER) / "partial" / "cells.parquet"),
             labels={"figure": "what is missing, and all results"},
+        ),
+        quotes=report(
+            f"{FOLDER}/partial/quotes.html",
+            caption="../report/quotes.rst",
+            category="Study",
+            labels={"figure": "what the models say"},
         ),
     log:
         aside(f"results/logs/studies/{STUDY.name}/partial.log"),

@@ -260,7 +260,7 @@ def export(checkpoint: Path, output: Path, adapter: bool, dtype: str | None) -> 
 @command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)
 def report(partial: bool, config: Config) -> None:
     """Write the tables and figures of a study into results/studies/NAME."""
-    from cisterna.report import figures, findings, gather
+    from cisterna.report import figures, findings, gather, quotes
 
     study = read_study(config)
     results = Path("results")
@@ -269,6 +269,7 @@ def report(partial: bool, config: Config) -> None:
         folder /= "partial"
     gather.gather(study, results, folder, partial)
     figures.figures(study, folder, folder / "figures")
+    quotes.quotes(study, results, folder, partial)
     if not partial:
         findings.findings(study, results, folder)
     print(f"The report is at {folder / 'figures' / 'table.html'}")
@@ -494,3 +495,11 @@ def findings(results: Path, config: Config, output: Path) -> None:
     from cisterna.report import findings
 
     findings.findings(read_study(config), results, output)
+
+
+@command(RESULTS, CONFIG, OUTPUT, by_rule=True)
+def quotes(results: Path, config: Config, output: Path) -> None:
+    """Show what a study's models wrote, for a few examples."""
+    from cisterna.report import quotes
+
+    quotes.quotes(read_study(config), results, output)

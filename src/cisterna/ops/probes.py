@@ -26,6 +26,7 @@ from cisterna.study.jobs import Job, asked_as, jobs
 
 MINUTE = 60.0  # seconds of measuring for a backbone, shared by its stages, evaluations and perplexities
 LEAST = 4.0  # seconds for one of them
+REPORT = {"gather": "row", "figures": "evaluation", "findings": "row", "quotes": "row"}  # what their time grows with
 MOST = 1000  # rows of a split that are used here
 LARGE = 20e6  # tokens of a corpus of which only DOCUMENTS are tokenized here
 DOCUMENTS = {"train_documents": 2000, "heldout_documents": 200}
@@ -71,7 +72,7 @@ class Probes:
         self.timing = self._timing()
         chosen = {kind: self._one_of_each(of_kind.get(kind, [])) for kind in ("cpt", "rl", "evaluate", "perplexity")}
         chosen["sft"] = self._one_of_each(of_kind.get("sft", []))
-        if kinds & {"gather", "figures", "findings"} and not chosen["evaluate"]:  # the report needs one
+        if kinds & REPORT.keys() and not chosen["evaluate"]:  # the report needs one
             chosen["evaluate"] = [job for job in self._all if job.kind == "evaluate"][:1]
         chosen["sft"] += self._parents([*chosen["rl"], *chosen["evaluate"]], chosen["sft"])
         count = max(1, sum(map(len, chosen.values())))
@@ -80,7 +81,7 @@ class Probes:
         first = [*map(self._cpt, chosen["cpt"]), *map(self._perplexity, chosen["perplexity"])]
         measure([*first, *map(self._tune, chosen["sft"])])
         measure([*map(self._tune, chosen["rl"]), *map(self._evaluate, chosen["evaluate"])])
-        if kinds & {"gather", "figures", "findings"}:
+        if kinds & REPORT.keys():
             measure([self._report()])
         return self.timing
 
@@ -390,7 +391,8 @@ class Probes:
         """The report of the lineages of one task, first of one of them: every model has the same evaluation."""
         task, evaluation, rows = self._evaluated
         entries = [entry | {"tasks": [task]} for entry in self.study.config["lineages"] if task in entry["tasks"]]
-        points: dict[str, Points] = {"gather": [], "figures": [], "findings": []}
+        points: dict[str, Points] = {kind: [] for kind in REPORT}
+        units = {"row": rows, "evaluation": 1}
         for some in dict.fromkeys((1, len(entries))):
             part = load(self.study.config | {"lineages": entries[:some]})
             count = len(part.evaluations())
@@ -401,9 +403,9 @@ class Probes:
                     command = self._command(
                         job, results=folder, metrics=folder / "studies", output=output, config=as_json(part.config)
                     )
-                    points[job.kind].append((count * (1 if job.kind == "figures" else rows), (yield command)))
+                    points[job.kind].append((count * units[REPORT[job.kind]], (yield command)))
         for kind, measured in points.items():
-            self._keep((kind,), "evaluation" if kind == "figures" else "row", 1, measured)
+            self._keep((kind,), REPORT[kind], 1, measured)
 
     def _results_of(self, part: Study, evaluation: Path) -> Path:
         """A folder with what the report of a part of the study reads: links to what was measured here."""

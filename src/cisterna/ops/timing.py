@@ -89,7 +89,7 @@ class Timing:
         if kind == "perplexity":
             backbone = job.name.partition("/")[0]
             return {(kind, backbone, START): 1, (kind, backbone, "token"): self.heldout.get(backbone, 0)}
-        if kind in ("gather", "findings"):
+        if kind in ("gather", "findings", "quotes"):
             rows = sum(self.work.rows_tested(task) for _, _, task in study.evaluations())
             return {(kind, START): 1, (kind, "row"): rows}
         if kind == "figures":

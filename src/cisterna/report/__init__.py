@@ -4,6 +4,7 @@
     figures     the tables -> figures (.svg, .png)
     results     the tables -> the page of all results
     findings    the answers of all models -> a verdict on each claim of the paper
+    quotes      the outputs of all models -> a page that quotes them, for a few examples
     advice      the same answers -> how to spend a budget of training
 
 This module has the names of the files, and nothing that is slow to import: the workflow reads it.
@@ -14,6 +15,7 @@ GAINS_TABLE = "rl_gains.parquet"
 REWARDS_TABLE = "rl_rewards.parquet"
 CELLS_TABLE = "cells.parquet"
 RESULTS_PAGE = "table.html"
+QUOTES_PAGE = "quotes.html"
 
 FIGURES = {
     "sft_accuracy": ("Supervised fine-tuning", "accuracy against epochs"),

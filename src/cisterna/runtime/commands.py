@@ -87,7 +87,7 @@ def command(study: Study, job: Job) -> list[str]:
         path = job.output.removesuffix("/perplexity.json")
         tokens = inputs.tokens(study, study.model(path).backbone)
         options = ["--checkpoint", inputs.checkpoint(path), "--tokens", *tokens]
-    elif job.kind in ("gather", "figures", "findings"):
+    elif job.kind in ("gather", "figures", "findings", "quotes"):
         output = RESULTS / "studies" / study.name
         reads = ["--metrics", str(output)] if job.kind == "figures" else ["--results", str(RESULTS)]
         options = ["--config", inputs.pack(study.config), *reads]

@@ -15,7 +15,7 @@ from cisterna.study.lineages import Model
 # The rules of the workflow, in the order in which their jobs run.
 KINDS = tuple(
     "data baselines base tokenize encoder features cpt sft rl answers evaluate perplexity gather "
-    "figures findings".split()
+    "figures findings quotes".split()
 )
 ANSWERS = "answers.json"  # of a group of evaluations (`Study.groups`): what became of each
 
@@ -23,7 +23,7 @@ ANSWERS = "answers.json"  # of a group of evaluations (`Study.groups`): what bec
 def asked_as(kind: str) -> str:
     """The key of `resources` in the config from which the jobs of a kind get their threads, memory, time and GPUs."""
     others = {"answers": "evaluate", "perplexity": "evaluate"}
-    return (others | dict.fromkeys(("gather", "figures", "findings"), "report")).get(kind, kind)
+    return (others | dict.fromkeys(("gather", "figures", "findings", "quotes"), "report")).get(kind, kind)
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,13 @@ def _read(study: Study, path: str, task: str) -> tuple[str, ...]:
 
 def _report_jobs(study: Study) -> Iterator[Job]:
     folder = f"studies/{study.name}"
-    results = (
+    predictions = (
         *(evaluation for evaluation, _, _ in study.evaluations()),
-        *(f"baselines/{task}" for task in study.tasks),
         *(f"data/{task}" for task in study.of_terms),
+    )
+    results = (
+        *predictions,
+        *(f"baselines/{task}" for task in study.tasks),
         *(job.output for job in _corpus_jobs(study) if job.kind == "perplexity"),
     )
     tables = tuple(f"{folder}/{name}.parquet" for name in ("metrics", "rl_gains", "rl_rewards", "cells"))
@@ -154,5 +157,6 @@ def _report_jobs(study: Study) -> Iterator[Job]:
         ("gather", tables, results),
         ("figures", page, tables),
         ("findings", findings, tables[:1]),
+        ("quotes", (f"{folder}/quotes.html",), predictions),
     ):
         yield Job(kind, study.name, outputs, outputs[0], f"logs/{folder}/{kind}.log", needs)
