@@ -14,7 +14,7 @@ from cisterna.report import pages, tables
 from cisterna.report.figures import DRAWINGS, style
 from cisterna.report.gather import gather
 from cisterna.scoring import gene_ontology, metrics
-from cisterna.scoring.answers import Terms
+from cisterna.scoring.answers import Terms, completion
 from cisterna.study import Model, Study, load
 from cisterna.tasks import catalog
 from terms import OBO
@@ -89,7 +89,10 @@ def plant(study: Study, results: Path, size: int = SIZE) -> None:
             predicted = np.where(rng.random(size) < skill, gold, blind).astype(object)
             predicted[rng.random(size) < broken] = None
             ids = [f"{task}-{split}-{row}" for row in range(size)]
-            frame = pd.DataFrame({"id": ids, "answer": gold, "predicted": predicted}).sample(frac=1, random_state=code)
+            frame = pd.DataFrame({"id": ids, "answer": gold, "predicted": predicted})
+            outputs = ["no answer" if answer is None else completion("It looks so.", answer) for answer in predicted]
+            frame = frame.assign(prompt=[f"What is {name}?" for name in ids], output=outputs, finished=True)
+            frame = frame.sample(frac=1, random_state=code)
             (results / folder).mkdir(parents=True, exist_ok=True)
             frame.to_parquet(results / folder / f"{split}.parquet", index=False)
             scores[split] = _score(results, task, gold, predicted, labels)
