@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cisterna import __version__
-from cisterna.cli.commands import COMMANDS
+from cisterna.cli.registry import COMMANDS
 from clones import CONFIG, Clone, make
 from tiny import ROOT
 

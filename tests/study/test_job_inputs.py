@@ -3,7 +3,7 @@
 import pytest
 
 from cisterna import study
-from cisterna.cli.commands import read_study
+from cisterna.cli.registry import read_study
 from cisterna.errors import UserError
 from cisterna.study import inputs
 from clones import CONFIG, edited

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from cisterna import __version__
 from cisterna.artifacts.shutdown import EXIT_CODE, Stopped
-from cisterna.cli import commands
+from cisterna.cli import commands, registry  # noqa: F401  (commands puts them into the registry)
 from cisterna.errors import UserError, explain, printable
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(list(arguments))
 
 
-@commands.command(commands.path("socket"), by_rule=True)
+@registry.command(registry.path("socket"), by_rule=True)
 def fork_server(socket: Path) -> None:
     """Import the heavy libraries once for all jobs of a local run (the Snakefile starts this)."""
     from cisterna.runtime import fork_server
@@ -40,7 +40,7 @@ def fork_server(socket: Path) -> None:
 
 def _run(words: list[str]) -> int:
     options = vars(_parser().parse_args(words))
-    command = commands.COMMANDS[options.pop("command")]
+    command = registry.COMMANDS[options.pop("command")]
     if command.heavy:
         from cisterna.runtime import fork_server
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(
         dest="command", required=True, prog="cisterna", metavar="COMMAND", help=argparse.SUPPRESS
     )
-    for command in commands.COMMANDS.values():
+    for command in registry.COMMANDS.values():
         by_hand = " By hand, `cisterna train PATH` takes all options from the study." if command.by_rule else ""
         added = parsers.add_parser(command.name, description=command.help + by_hand)
         for flag, settings in command.options:
@@ -102,5 +102,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summaries(by_rule: bool) -> list[str]:
-    chosen = (command for command in commands.COMMANDS.values() if command.by_rule == by_rule)
+    chosen = (command for command in registry.COMMANDS.values() if command.by_rule == by_rule)
     return [f"  {command.name:<13}{command.help.rstrip('.')}" for command in chosen]
