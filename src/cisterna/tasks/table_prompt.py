@@ -107,11 +107,12 @@ class TablePrompt:
             prompts.append("".join(text + ("" if name is None else values[name]) for text, name in parts) + "\n")
         return prompts
 
-    def write_without(self, cells: pd.DataFrame, identifier: str) -> list[str]:
+    def write_without(self, cells: pd.DataFrame, identifier: str | None) -> list[str]:
         """The prompts without the column of the id, which only names a row: what tells prompts apart."""
-        return self.write(cells.assign(**{identifier: ""}) if identifier in self.fields else cells)
+        named = identifier is not None and identifier in self.fields
+        return self.write(cells.assign(**{str(identifier): ""}) if named else cells)
 
-    def by_sequence(self, identifier: str) -> bool:
+    def by_sequence(self, identifier: str | None) -> bool:
         """Whether the sequence alone tells prompts apart."""
         return self.simple and not set(self.fields) - {identifier}
 

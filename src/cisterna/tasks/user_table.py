@@ -1,4 +1,4 @@
-"""The user's own table as a task: a csv, tsv, Parquet or JSON-lines file with an id, a sequence and a label.
+"""The user's own table as a task: a csv, tsv, Parquet or JSON-lines file with a sequence and a label.
 
 With this entry in the config
 
@@ -24,7 +24,8 @@ becomes
 With `prompt` instead of `question` the whole prompt is written, with names of columns in braces:
 `Is {variant} active in {cell}? {sequence} It is one of {options}.` There {sequence} is the tagged sequence and
 {options} the labels. There may be several sequences, or none (`cisterna.tasks.table_prompt`). With `split` instead of
-`ood` and of the column `group`, the rows that are out of domain are chosen (`cisterna.data.holdout`).
+`ood` and of the column `group`, the rows that are out of domain are chosen (`cisterna.data.holdout`). Without an `id`
+a row is called by its number. With `thresholds: [0.5]` the label is a number, and these cut it into the classes `labels`.
 
 An example is a prompt: of rows with the same prompt and label one is kept, and rows with the same prompt and different
 labels are a conflict. Prompts are the same if their sequences and columns are; an id in a prompt makes no difference.
@@ -35,8 +36,10 @@ Not for traces that are computed from the sequence: write a task module for that
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,7 @@ from cisterna.tasks import catalog, table_prompt, tables, unseen
 from cisterna.tasks.base import Task
 from cisterna.tasks.table_prompt import TablePrompt
 
-REQUIRED = ("id", "label")
-OPTIONAL = ("sequence", "group", "reasoning", "position")
+ROLES = ("id", "label", "sequence", "group", "reasoning", "position")
 CONFLICTS = ("refuse", "majority", "drop")
 
 
@@ -66,9 +68,8 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
                 f"{where}.{key}: missing or empty. A task with its own file needs it; see config/README.md."
             )
     columns = {role: column for role, column in spec["columns"].items() if role not in ("sequence", "position")}
-    for column in REQUIRED:
-        if not columns.get(column):
-            raise UserError(f"{where}.columns.{column}: missing. Name the column of {spec['file']} that holds it.")
+    if not columns.get("label"):
+        raise UserError(f"{where}.columns.label: missing. Name the column of {spec['file']} that holds it.")
     several = unseen.columns(spec)
     if not several and split.get("column") and split["by"] != "similarity":
         columns["group"] = split["column"]
@@ -76,9 +77,9 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         raise UserError(
             f"{where}.columns.group: missing. {where}.ood holds out groups, so name the column that holds the group."
         )
-    unknown = sorted(set(columns) - {*REQUIRED, *OPTIONAL})
+    unknown = sorted(set(columns) - set(ROLES))
     if unknown:
-        raise UserError(f"{where}.columns.{unknown[0]}: unknown key. Use {', '.join((*REQUIRED, *OPTIONAL))}.")
+        raise UserError(f"{where}.columns.{unknown[0]}: unknown key. Use {', '.join(ROLES)}.")
     conflicts = spec.get("conflicts", CONFLICTS[0])
     if conflicts not in CONFLICTS:
         raise UserError(f"{where}.conflicts: {conflicts!r} is not a rule. Use one of {', '.join(CONFLICTS)}.")
@@ -89,6 +90,12 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
         if label != label.strip() or not label or "\n" in label:
             raise UserError(f"{where}.labels: {label!r} must be one line without blanks around it.")
         tables.refuse_markup(label, f"{where}.labels")
+    thresholds = tuple(map(float, spec.get("thresholds", ())))
+    if thresholds and (len(thresholds) != len(labels) - 1 or list(thresholds) != sorted(set(thresholds))):
+        raise UserError(
+            f"{where}.thresholds: {list(thresholds)} must be {len(labels) - 1} different numbers from low to high, one "
+            f"fewer than the labels."
+        )
     prompt = table_prompt.of_spec(where, spec, labels)
     held_out = None if split else unseen.values(spec, columns.get("group"))
     path = Path(spec["file"])
@@ -105,14 +112,45 @@ def task(name: str, spec: Mapping[str, Any]) -> Task:
             several=several,
             held_out=held_out,
             conflicts=conflicts,
+            thresholds=thresholds,
         ),
-        meaning=f"column {columns['label']!r} of {path}",
+        meaning=f"column {columns['label']!r} of {path}" + _cuts(labels, thresholds),
         rule="" if held_out is None else unseen.rule(held_out),
         sources=(str(path),),
-        ask=functools.partial(ask, prompt=prompt, identifier=columns["id"]),
+        ask=functools.partial(ask, prompt=prompt, identifier=columns.get("id")),
         sequences=tuple(prompt.modalities),
-        by_prompt=not prompt.by_sequence(columns["id"]),
+        by_prompt=not prompt.by_sequence(columns.get("id")),
     )
+
+
+def _cuts(labels: tuple[str, ...], thresholds: tuple[float, ...]) -> str:
+    """The classes of a score in words."""
+    if not thresholds:
+        return ""
+    return f", {labels[0]} below " + ", ".join(
+        f"{cut:g}, {label} from there" for cut, label in zip(thresholds, labels[1:], strict=True)
+    )
+
+
+def classes(
+    texts: Sequence[str], labels: Sequence[str], thresholds: Sequence[float], where: Callable[[int], str]
+) -> list[str]:
+    """The class of each score: the label after the last threshold that it reaches.
+
+    `where` is what messages call a row, counted from 0. UserError, naming the row, for what is not a finite number.
+    """
+    found = []
+    for row, text in enumerate(texts):
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(
+                f"{where(row)}: {text!r} is not a number, which `thresholds` could cut. Correct the row or remove it."
+            )
+        found.append(labels[bisect.bisect_right(thresholds, score)])
+    return found
 
 
 def examples(
@@ -124,13 +162,15 @@ def examples(
     several: tuple[str, ...] = (),
     held_out: Mapping[str, tuple[str, ...]] | None = None,
     conflicts: str = CONFLICTS[0],
+    thresholds: tuple[float, ...] = (),
 ) -> pd.DataFrame:
     """Raw rows as examples, with upper-case sequences. The attribute `dropped` lists the rows that are left out.
 
     `held_out` are the values of columns that are out of domain; without it `cisterna.data.holdout` chooses them: whole
     groups, or values of the columns `several`. Of rows with the same prompt and label one is kept: the first, or
     without `held_out` the one whose group (such as a date) and id sort first. `conflicts` is the rule for rows with
-    the same prompt and different labels: refuse, keep the label of the majority, or drop them all.
+    the same prompt and different labels: refuse, keep the label of the majority, or drop them all. `thresholds` cut the
+    numbers in the column of the label.
 
     Raises UserError naming file and row for a missing column or value, a repeated id, a label outside `labels`, a
     letter outside the modality, markup in a text, one prompt with two labels or on both sides of the split, or a
@@ -142,6 +182,8 @@ def examples(
     for role, column in columns.items():
         key = "split.column" if role == "group" and held_out is None else f"columns.{role}"
         frame[role] = tables.texts(raw, column, path, f" ({key})", may_be_empty=role == "reasoning")
+    if "id" not in columns:
+        frame["id"] = tables.numbers(raw)
     for column in several:
         key = "split.column" if held_out is None else f"ood.{column}"
         frame[unseen.PREFIX + column] = tables.texts(raw, column, path, f" ({key})")
@@ -150,6 +192,11 @@ def examples(
         return f"row {row + 1}"
 
     tables.check_unique(list(frame["id"]), path, row_name, "Give every row an id of its own")
+    if thresholds:
+        place = f"column {columns['label']!r}"
+        frame["label"] = classes(
+            list(frame["label"]), prompt.labels, thresholds, lambda row: f"{path}: {row_name(row)}: {place}"
+        )
     for row, label in enumerate(frame["label"]):
         if label not in prompt.labels:
             raise UserError(
@@ -159,7 +206,7 @@ def examples(
     cells = prompt.read(raw, path)
     frame["segments"] = pd.Series(prompt.segments(cells, raw, path), dtype=object)
     frame["prompt"] = prompt.write(cells)
-    frame["key"] = prompt.write_without(cells, columns["id"])
+    frame["key"] = prompt.write_without(cells, columns.get("id"))
     sequences = [cells[name] for name in prompt.modalities]
     frame["sequence"] = ["/".join(row) for row in zip(*sequences, strict=True)] if sequences else ""
     if "group" not in frame.columns:
@@ -172,7 +219,7 @@ def examples(
             frame["ood"] = texts.isin(values)
     if several and held_out:
         frame = unseen.mark(frame, held_out)
-    what = "sequence" if prompt.by_sequence(columns["id"]) else "prompt"
+    what = "sequence" if prompt.by_sequence(columns.get("id")) else "prompt"
     frame, left_out = _resolve(frame, conflicts, path, row_name, what)
     # Where the rows out of domain are chosen later, the row that is kept must not depend on the order of the rows.
     by = ["group", *(unseen.PREFIX + column for column in several), "id"]
@@ -224,7 +271,7 @@ def _names(rows: pd.DataFrame, row_name: Callable[[int], str]) -> list[str]:
     return [f"{row_name(int(row))} (id {identifier})" for row, identifier in zip(rows.index, rows["id"], strict=True)]
 
 
-def ask(path: Path, *, prompt: TablePrompt, identifier: str) -> pd.DataFrame:
+def ask(path: Path, *, prompt: TablePrompt, identifier: str | None) -> pd.DataFrame:
     """The rows of a new table as questions (see `cisterna.tasks.questions`)."""
     raw = tables.open_table(path)
     cells = prompt.read(raw, path, new=True)

@@ -35,6 +35,7 @@ def check(key: Key, name: str, task: dict[str, Any], problems: Problems) -> None
         if ("question" in task) == ("prompt" in task):
             name, state = ("prompt", "both are there") if "prompt" in task else ("question", "missing")
             problems.add((*key, name), f"{state}; expected one of question and prompt (a whole template)")
+        _check_thresholds((*key, "thresholds"), task, problems)
         sequences = _check_sequences(key, task, problems)
         if "prompt" in task:
             _check_template((*key, "prompt"), task["prompt"], task["columns"], sequences, problems)
@@ -86,6 +87,18 @@ def _check_adapter(key: Key, task: dict[str, Any], adapter: catalog.Adapter, pro
             problems.expected(place, value, "a text")
         elif isinstance(value, str) and not is_path(value):
             problems.expected(place, value, PATH_RULE)
+
+
+def _check_thresholds(key: Key, task: dict[str, Any], problems: Problems) -> None:
+    """The cuts of a score into classes: one fewer than these, from low to high."""
+    thresholds = task.get("thresholds")
+    if thresholds is None:
+        return
+    if len(thresholds) != len(task["labels"]) - 1:
+        expected = f"{len(task['labels']) - 1}, between the {len(task['labels'])} labels"
+        problems.add(key, f"{len(thresholds)} thresholds; expected {expected}")
+    if thresholds != sorted(thresholds):
+        problems.expected(key, thresholds, "numbers from low to high")
 
 
 def _check_sequences(key: Key, task: dict[str, Any], problems: Problems) -> list[str]:

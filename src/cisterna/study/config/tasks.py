@@ -84,13 +84,15 @@ class BuiltinTask(Task):
 class Columns(t.Section):
     """The columns of a table without groups."""
 
-    id: t.Text = t.required("unique name of a row.")
+    id: t.Text = t.optional(
+        "unique name of a row. Splits are drawn by it.", "the row's number, and a table in another order is drawn anew"
+    )
     sequence: BySequence = t.optional(
         "the sequence; for several a mapping of their names in `prompt` to their columns, such as "
         "`{reference: wt, variant: mut}`.",
         "required unless `modality: text`",
     )
-    label: t.Text = t.required("the answer, one of `labels`.")
+    label: t.Text = t.required("the answer, one of `labels`; with `thresholds` a number.")
     reasoning: t.Text = t.optional(
         "reasoning to learn before the answer, a text or a list of texts; without it the model answers at once."
     )
@@ -141,6 +143,10 @@ class Table(Task):
     columns: Columns = t.required("which column holds what.")
     labels: Annotated[list[Label], Field(min_length=2), t.UNIQUE] = t.required(
         "the answer space, 2 or more. One line each, without `<`."
+    )
+    thresholds: Annotated[list[t.Number], t.Some, t.UNIQUE] = t.optional(
+        "where the column of the label has numbers, such as a score: where they are cut into the classes `labels`, from "
+        "low to high. `[0.5]` with `labels: [low, high]`: below 0.5 is low, 0.5 and above is high."
     )
     question: t.Text = t.optional(
         "opens every prompt; the sequence, which must be one, and the labels follow.",

@@ -139,6 +139,7 @@ Choice = Expected()
 Flag = Annotated[bool, Expected("true or false")]
 Count = Annotated[int, Field(ge=1), Expected("integer >= 1")]
 Natural = Annotated[int, Field(ge=0), Expected("integer >= 0")]
+Number = Annotated[float, WrapValidator(_number), Expected("number")]
 Positive = Annotated[float, Field(gt=0), WrapValidator(_number), Expected("number > 0")]
 Weight = Annotated[float, Field(ge=0), WrapValidator(_number), Expected("number >= 0")]
 Share = Annotated[float, Field(gt=0, lt=1), WrapValidator(_number), Expected("number in (0, 1)")]
