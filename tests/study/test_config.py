@@ -154,6 +154,8 @@ MISTAKES: list[tuple[str, Any]] = [
     ("tasks mine", table(columns={"id": "a", "sequence": "b", "label": "c"})),
     ("tasks mine", table(labels=["a"])),
     *(("tasks mine", table(labels=["a", label])) for label in (True, "b\nc", "<b", " b", "")),
+    *(("tasks mine", table(thresholds=cuts)) for cuts in ([0.5, 1.0], ["high"], [])),
+    ("tasks mine", table(labels=["a", "b", "c"], thresholds=[2, 1])),
     ("tasks mine", prompted("{sequence} {")),
     ("tasks mine", prompted("Is {variant} active?")),
     ("tasks mine", prompted("{sequence} {sequence}")),

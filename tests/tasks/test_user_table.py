@@ -110,6 +110,39 @@ def test_the_word_na_is_a_label_and_not_a_missing_value(csv):
     assert set(read(save(frame, csv), labels=["NA", "high"])["answer"]) == {"NA", "high"}
 
 
+def test_thresholds_cut_a_score_into_classes_and_a_score_on_one_is_above_it(csv):
+    frame = rows().assign(**{"class": ["-2.5", "0", "0.4999", "0.5", "1e3", "7"] * 10})
+    examples = read(save(frame, csv), labels=["low", "medium", "high"], thresholds=[0, 0.5])
+    assert list(examples["answer"]) == ["low", "medium", "medium", "high", "high", "high"] * 10
+    assert (
+        "low below 0, medium from 0, high from 0.5"
+        in tasks.load("my-assay", spec(csv, labels=["low", "medium", "high"], thresholds=[0, 0.5])).meaning
+    )
+
+
+@pytest.mark.parametrize("score", ["n.d.", "nan", "inf", "1,5"])
+def test_a_score_that_is_no_number_is_refused_with_its_row(csv, score):
+    refused(
+        save(rows().assign(**{"class": ["1"] * 7 + [score] + ["2"] * 52}), csv),
+        f"row 8: column 'class': '{score}'",
+        thresholds=[1],
+    )
+
+
+@pytest.mark.parametrize("thresholds", [[1, 2], [2, 1], [1, 1]])
+def test_thresholds_that_do_not_fit_the_labels_are_refused(csv, thresholds):
+    with pytest.raises(UserError, match=r"tasks.my-assay.thresholds: "):
+        read(save(rows(), csv), thresholds=thresholds)
+
+
+def test_without_an_id_a_row_is_called_by_its_number(csv):
+    columns = {role: name for role, name in COLUMNS.items() if role != "id"}
+    examples = read(save(rows().drop(columns="variant"), csv), columns=columns)
+    assert list(examples["id"]) == [str(number) for number in range(1, 61)]
+    asked = tasks.questions(tasks.load("my-assay", spec(csv, columns=columns)), csv)
+    assert list(asked["id"]) == list(examples["id"])
+
+
 def test_lower_case_sequences_are_raised(csv):
     frame = rows().assign(seq=rows()["seq"].str.lower())
     assert list(read(save(frame, csv))["sequence"]) == list(rows()["seq"])

@@ -35,6 +35,28 @@ from cisterna.errors import UserError
 
 
 @command(
+    path("table", metavar="TABLE", help="csv, tsv, Parquet or JSON lines"),
+    option("--label", metavar="COLUMN", default=None, help="the column of the answers (default: where it is clear)"),
+    option(
+        "--threshold",
+        dest="thresholds",
+        type=float,
+        action="append",
+        default=[],
+        metavar="X",
+        help="cut the label, a number, into classes: below X, and from X; repeat it for more classes",
+    ),
+    option("--classes", nargs="+", default=[], metavar="NAME", help="with --threshold: the classes, from low to high"),
+    path("--output", default=Path("my-study.yaml"), help="a new file (default: %(default)s)"),
+)
+def init(table: Path, label: str | None, thresholds: list[float], classes: list[str], output: Path) -> None:
+    """Draft a study of a table of your own: a config with comments, and with questions where it is not clear."""
+    from cisterna.drafting import draft
+
+    draft.main(table, label, thresholds, classes, output)
+
+
+@command(
     CONFIG,
     option("--calibrate", action="store_true", help="measure a minute for each backbone, and estimate the hours here"),
     option("--cores", type=int, metavar="N", default=None, help="with --calibrate: as of snakemake (default: all)"),

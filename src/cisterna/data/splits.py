@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cisterna import tasks
 from cisterna.artifacts import files
 from cisterna.constants import MALFORMED, SPLITS, TEST_SPLITS
-from cisterna.data import holdout
+from cisterna.data import holdout, similarity
 from cisterna.data.audit import Prompts, audit, check_distance
 from cisterna.data.drawing import ALL, describe_draw, draw_splits, without_repeats
 from cisterna.errors import UserError
@@ -32,6 +32,21 @@ SHOWN = 5  # labels that a note names
 NAMED = 200  # groups of a split that the card lists one by one
 
 
+class Marked(NamedTuple):
+    """A task with its examples, those out of domain marked, and how they were chosen (`cisterna.data.holdout`).
+
+    `provenance` are the attributes of the examples as they were read (`cisterna.tasks.read`), `dropped` among them.
+    """
+
+    task: tasks.Task
+    examples: pd.DataFrame
+    provenance: Mapping[Any, Any]
+    rule: str
+    measure: similarity.Measure | None = None
+    unseen: Mapping[str, Sequence[str]] = {}
+    repeats: Sequence[Mapping[str, Any]] = ()  # rows that were left out after they were read, as in `dropped`
+
+
 def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None:
     """Draw, audit and write the splits of task `name` into the folder `output`, which is replaced as a whole.
 
@@ -39,35 +54,69 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
     table. Nothing is written unless every check passes. Raises UserError for a mistake in the table, for a split that
     cannot be filled, and for a leak.
     """
+    marked = mark(name, spec, seed)
+    frames, card = draw(name, spec, seed, marked)
+    for entry in card.get("dropped", []):
+        more = ", ..." if entry["rows"] > len(entry["examples"]) else ""
+        print(f"rows left out: {entry['rows']}: {entry['reason']} ({', '.join(entry['examples'])}{more})", flush=True)
+    for note in card.get("notes", []):
+        print(f"note: {note}", flush=True)
+    with files.new_folder(Path(output)) as folder:
+        for split, frame in frames.items():
+            write(frame, folder / f"{split}.parquet")
+        hashes = {f"{split}.parquet": files.sha256(folder / f"{split}.parquet") for split in SPLITS}
+        if marked.task.terms is not None:
+            terms = marked.task.terms(frames["train"])
+            terms.write(folder / gene_ontology.FILE)
+            hashes[gene_ontology.FILE] = files.sha256(folder / gene_ontology.FILE)
+            card["answers"] = {"kind": "terms", "version": terms.version, "sha256": hashes[gene_ontology.FILE]}
+        files.write_json(folder / "card.json", card | {"files": hashes})
+
+
+def mark(name: str, spec: Mapping[str, Any], seed: int) -> Marked:
+    """Read the examples of a task and mark those out of domain. UserError as for `prepare`."""
     task = tasks.load(name, spec)
     examples = tasks.read(task)
-    provenance = examples.attrs
     _check_segments(examples, name)
-    sizes = {split: spec.get(split) for split in SPLITS}
-    rule, measure = task.rule, None
-    held_out: Mapping[str, Sequence[str]] = {}
-    dropped = list(provenance.get("dropped", []))
+    provenance = examples.attrs
     if spec.get("split"):
-        examples, rule, measure, held_out = holdout.hold_out(examples, spec["split"], seed, name, task.sequences)
+        held = holdout.hold_out(examples, spec["split"], seed, name, task.sequences)
+        return Marked(task, held.examples, provenance, held.rule, held.measure, held.unseen)
+    unseen: Mapping[str, Sequence[str]] = {}
+    if isinstance(spec.get("ood"), Mapping):
+        unseen = {column: list(map(str, values)) for column, values in spec["ood"].items()}
+    repeats: list[dict[str, Any]] = []
+    if tasks.SPLIT in examples.columns:
+        examples, repeats = without_repeats(examples)
+    return Marked(task, examples, provenance, task.rule, unseen=unseen, repeats=repeats)
+
+
+def draw(
+    name: str, spec: Mapping[str, Any], seed: int, marked: Marked
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The splits of the examples of a task, with the sizes in `spec`, audited, and their card without hashes.
+
+    UserError as for `prepare`.
+    """
+    task, examples = marked.task, marked.examples
+    sizes = {split: spec.get(split) for split in SPLITS}
+    if spec.get("split"):
         sizes["ood"] = spec.get("ood", ALL)
     elif isinstance(sizes["ood"], list | tuple | Mapping):  # names of groups, or values of columns
-        if isinstance(spec["ood"], Mapping):
-            held_out = {column: list(map(str, values)) for column, values in spec["ood"].items()}
         sizes["ood"] = int(examples["ood"].sum())
     if tasks.SPLIT in examples.columns:
         sizes |= {split: spec.get(split, ALL) for split in ("train", "id", "ood")}
-        examples, repeats = without_repeats(examples)
-        dropped += repeats
     frames = draw_splits(examples, sizes, seed, name, task.quoted)
-    dropped += frames["train"].attrs["dropped"]
+    dropped = [*marked.provenance.get("dropped", []), *marked.repeats, *frames["train"].attrs["dropped"]]
     labels = tuple(sorted(set(examples["answer"]))) if task.labels is None else task.labels
     if MALFORMED in labels:
         raise UserError(f"{name}: an answer is {MALFORMED!r}, which tables of results call outputs without an answer")
-    prompts = Prompts(task.sequences, task.by_prompt, held_out)
-    if measure is not None:
+    prompts = Prompts(task.sequences, task.by_prompt, marked.unseen)
+    if marked.measure is not None:
         sequence = spec["split"].get("column", "sequence")
-        checks = audit(frames, prompts, {sequence: measure})
-        checks["held_out"] = check_distance(frames, prompts, float(spec["split"]["threshold"]), measure, sequence)
+        checks = audit(frames, prompts, {sequence: marked.measure})
+        threshold = float(spec["split"]["threshold"])
+        checks["held_out"] = check_distance(frames, prompts, threshold, marked.measure, sequence)
     else:
         checks = audit(frames, prompts)
     card = {
@@ -76,35 +125,19 @@ def prepare(name: str, spec: Mapping[str, Any], seed: int, output: Path) -> None
         "modality": task.modality,
         "labels": list(labels),
         "meaning": task.meaning,
-        "source": _source(task, provenance),
+        "source": _source(task, marked.provenance),
         "seed": seed,
-        "rule": f"{rule}. {describe_draw(examples)}"
+        "rule": f"{marked.rule}. {describe_draw(examples)}"
         + ("; rows that the tokenizer's text may quote go to train only" if task.quoted else ""),
         "splits": {split: _counts(frame, labels) for split, frame in frames.items()},
         "audit": checks,
     }
     card |= prompts.for_card()
-    if dropped:
-        card["dropped"] = dropped
-    notes = [*provenance.get("notes", []), *(_unseen_answers(frames) if task.terms is None else ())]
-    for key, value in (("notes", notes), ("letters", provenance.get("letters"))):
+    notes = [*marked.provenance.get("notes", []), *(_unseen_answers(frames) if task.terms is None else ())]
+    for key, value in (("dropped", dropped), ("notes", notes), ("letters", marked.provenance.get("letters"))):
         if value:
             card[key] = value
-    for entry in dropped:
-        more = ", ..." if entry["rows"] > len(entry["examples"]) else ""
-        print(f"rows left out: {entry['rows']}: {entry['reason']} ({', '.join(entry['examples'])}{more})", flush=True)
-    for note in notes:
-        print(f"note: {note}", flush=True)
-    with files.new_folder(Path(output)) as folder:
-        for split, frame in frames.items():
-            write(frame, folder / f"{split}.parquet")
-        hashes = {f"{split}.parquet": files.sha256(folder / f"{split}.parquet") for split in SPLITS}
-        if task.terms is not None:
-            terms = task.terms(frames["train"])
-            terms.write(folder / gene_ontology.FILE)
-            hashes[gene_ontology.FILE] = files.sha256(folder / gene_ontology.FILE)
-            card["answers"] = {"kind": "terms", "version": terms.version, "sha256": hashes[gene_ontology.FILE]}
-        files.write_json(folder / "card.json", card | {"files": hashes})
+    return frames, card
 
 
 def _unseen_answers(frames: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -25,7 +25,7 @@ With `prompt` instead of `question` the whole prompt is written, with names of c
 `Is {variant} active in {cell}? {sequence} It is one of {options}.` There {sequence} is the tagged sequence and
 {options} the labels. There may be several sequences, or none (`cisterna.tasks.table_prompt`). With `split` instead of
 `ood` and of the column `group`, the rows that are out of domain are chosen (`cisterna.data.holdout`). Without an `id`
-a row is called by its number. With `thresholds: [0.5]` the label is a number, and these cut it into the classes `labels`.
+a row is called by its number. With `thresholds: [0.5]` the label is a number, which is cut there into the `labels`.
 
 An example is a prompt: of rows with the same prompt and label one is kept, and rows with the same prompt and different
 labels are a conflict. Prompts are the same if their sequences and columns are; an id in a prompt makes no difference.
@@ -127,9 +127,8 @@ def _cuts(labels: tuple[str, ...], thresholds: tuple[float, ...]) -> str:
     """The classes of a score in words."""
     if not thresholds:
         return ""
-    return f", {labels[0]} below " + ", ".join(
-        f"{cut:g}, {label} from there" for cut, label in zip(thresholds, labels[1:], strict=True)
-    )
+    above = (f"{label} from {cut:g}" for cut, label in zip(thresholds, labels[1:], strict=True))
+    return f": {labels[0]} below {thresholds[0]:g}, {', '.join(above)}"
 
 
 def classes(
@@ -275,7 +274,7 @@ def ask(path: Path, *, prompt: TablePrompt, identifier: str | None) -> pd.DataFr
     """The rows of a new table as questions (see `cisterna.tasks.questions`)."""
     raw = tables.open_table(path)
     cells = prompt.read(raw, path, new=True)
-    column = identifier if identifier in raw.columns else "id"
+    column = identifier if identifier is not None and identifier in raw.columns else "id"
     ids = tables.texts(raw, column, path) if column in raw.columns else tables.numbers(raw)
     sequence = {"sequence": cells["sequence"]} if prompt.simple else {}
     prompts = {"prompt": prompt.write(cells), "segments": prompt.segments(cells, raw, path, new=True)}

@@ -145,7 +145,7 @@ class Table(Task):
         "the answer space, 2 or more. One line each, without `<`."
     )
     thresholds: Annotated[list[t.Number], t.Some, t.UNIQUE] = t.optional(
-        "where the column of the label has numbers, such as a score: where they are cut into the classes `labels`, from "
+        "if the column of the label has numbers, such as a score: where they are cut into the classes `labels`, from "
         "low to high. `[0.5]` with `labels: [low, high]`: below 0.5 is low, 0.5 and above is high."
     )
     question: t.Text = t.optional(
