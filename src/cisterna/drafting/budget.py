@@ -33,6 +33,7 @@ SECONDS = {
     ("gather", "row"): 1 / 2300,
     ("figures", "evaluation"): 0.6,
     ("findings", "row"): 1 / 2700,
+    ("quotes", "row"): 1 / 2700,
 }
 START = 2.0
 LETTERS = 2.5  # letters a token of English text with a vocabulary of 1,280; names take more tokens
