@@ -1,5 +1,6 @@
 """Lists in different modules that have to name the same things (docs/extending.md)."""
 
+import runpy
 import typing
 
 import pandas as pd
@@ -10,6 +11,7 @@ from cisterna.scoring import lenient, ranking
 from cisterna.scoring.answers import Labels
 from cisterna.sequences import encoders
 from cisterna.study.config.encoders import CellEncoder, PretrainedEncoder
+from tiny import ROOT
 
 
 def test_metrics_of_the_results_page_are_computed():
@@ -24,3 +26,8 @@ def test_metrics_of_the_results_page_are_computed():
 def test_packages_of_encoders_are_those_that_a_config_may_name():
     assert set(encoders.PACKAGES) == set(typing.get_args(PretrainedEncoder.model_fields["package"].annotation))
     assert set(encoders.CELLS) == set(typing.get_args(CellEncoder.model_fields["package"].annotation))
+
+
+def test_page_of_commands_is_made_from_their_options():
+    script = runpy.run_path(str(ROOT / "scripts" / "build_commands.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python scripts/build_commands.py"

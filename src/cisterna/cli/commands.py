@@ -79,12 +79,12 @@ def train(path: Path, config: Config) -> None:
 @command(
     path("path", nargs="?", help="e.g. results/models/.../e2/eval; a rule gives the options below instead"),
     CONFIG,
-    path("--checkpoint", default=None),
+    path("--checkpoint", default=None, help="what to evaluate"),
     path("--data", default=None, help="folder made by `data`"),
     path("--bank", default=None, help="feature bank of the task (default: run the encoder)"),
     mapping("--options", default=None, help="the config's evaluation block"),
     path("--work", default=None, help="folder for answers until all are published (default: none)"),
-    path("--output", default=None),
+    path("--output", default=None, help="what to write"),
     heavy=True,
 )
 def evaluate(
@@ -125,7 +125,7 @@ def audit(data: Path, output: Path | None) -> None:
 
 
 @command(
-    path("checkpoint", metavar="CHECKPOINT"),
+    path("checkpoint", metavar="CHECKPOINT", help="e.g. results/models/.../e2/checkpoint"),
     path("--input", help="csv, tsv, Parquet or JSON lines with the new rows; cells also .h5ad"),
     path("--output", help="csv, tsv, Parquet or JSON lines by its ending, a row for each"),
     mapping("--options", default={}, help="keys of the config's evaluation block that differ from their defaults"),
@@ -161,7 +161,7 @@ def predict(
 
 
 @command(
-    path("checkpoint", metavar="CHECKPOINT"),
+    path("checkpoint", metavar="CHECKPOINT", help="e.g. results/models/.../e2/checkpoint"),
     path("--output", help="a new folder: weights, tokenizer, model card"),
     option("--adapter", action="store_true", help="one LoRA adapter for PEFT, and not the merged weights"),
     option(
