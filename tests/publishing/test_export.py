@@ -520,7 +520,7 @@ def test_licence_is_that_of_the_card_of_the_base(tmp_path, licence):
 
 def test_commands_and_code_of_the_docs_run(results, splice, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "publishing.md").read_text()
-    commands = re.findall(r"^    cisterna (export .*)$", text, re.MULTILINE)
+    commands = re.findall(r"^cisterna (export .*)$", text, re.MULTILINE)
     assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
     for command in commands:
@@ -528,7 +528,7 @@ def test_commands_and_code_of_the_docs_run(results, splice, tmp_path, monkeypatc
         assert cli.main([*words[:1], str(results), *words[2:]]) == 0
     AutoPeftModelForCausalLM.from_pretrained("my-adapter")
     capsys.readouterr()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)  # the other one is of a model that reads features
     exec(code, {})
     assert capsys.readouterr().out.strip()
 
