@@ -1,4 +1,4 @@
-"""Write docs/commands.md, the reference of the `cisterna` command, from the options of src/cisterna/cli/commands.py.
+"""Write docs/commands.md, the reference of the `cisterna` command, from the options of src/cisterna/cli.
 
     python scripts/build_commands.py
 
@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from cisterna.cli.commands import COMMANDS, Command
+from cisterna.cli.registry import COMMANDS, Command
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 START = """\

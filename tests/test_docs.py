@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from cisterna.cli import _parser
-from cisterna.cli.commands import COMMANDS, read_study
+from cisterna.cli.registry import COMMANDS, read_study
 from cisterna.study import jobs
 from clones import Clone
 from tiny import ROOT
