@@ -321,6 +321,28 @@ def test_link_leaves_the_examples_that_have_such_a_cell(planted: Planted, tmp_pa
 
 
 @in_a_browser
+def test_click_and_arrow_keys_choose_a_cell_hovering_names_it_and_the_address_keeps_it(
+    small: Planted, tmp_path: Path
+) -> None:
+    page = made(small, tmp_path)
+    does = """<script>
+      const cell = document.querySelector("[data-example='3'] td");
+      cell.click();
+      for (const key of ["ArrowDown", "ArrowRight", "ArrowLeft", "ArrowRight"])
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+      cell.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+      document.title = location.hash;
+    </script>"""
+    (tmp_path / QUOTES_PAGE).write_text(page + does)
+    shown = dom(tmp_path)
+    assert "<title>#task=splice-donor&amp;at=0.4.1</title>" in shown
+    assert re.search(r'class="quote is-\w chosen" data-column="1"><b>SFT brief e1</b>', shown)
+    assert shown.count('title="base: ? malformed"') == 1
+    name = data(page)["examples"]["splice-donor"][4][0]
+    assert f"<h3>splice-donor, in-domain (ID): {name}</h3>" in shown
+
+
+@in_a_browser
 def test_unknown_words_of_a_link_are_no_filter(small: Planted, tmp_path: Path) -> None:
     made(small, tmp_path)
     shown = dom(tmp_path, task="none", show="<script>", at="9.9.9")

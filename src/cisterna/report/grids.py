@@ -3,7 +3,7 @@
 A grid is one lineage of the page: backbone, CPT, form of the sequences, seed and SFT recipe. Its columns begin with the
 base model and end with every RL run that started from one of its checkpoints:
 
-    base | CPT bio | SFT brief: e1 e2 e4 e8 | RL grpo from SFT e2: (e2) e2 e4 | RL grpo from SFT e8: (e8) e2 e4
+    base | CPT bio | SFT brief: e1 e2 e4 e8 | RL grpo from e2: (e2) e2 e4 | RL grpo from e8: (e8) e2 e4
 
 The checkpoint that RL started from is repeated, so that left of each column is what came before it. Not for reading
 results (`cisterna.report.quotes`).
@@ -72,7 +72,7 @@ def _grid(study: Study, task: str, folders: dict[str, str], models: list[Model])
     runs: dict[tuple[str, str], list[Column]] = {}
     for model in _ascending(model for model in models if model.kind == "rl"):
         source = columns[str(model.parent)]
-        heading = f"RL {model.rl} from {f'SFT e{model.sft_epochs}' if model.sft else source.name}"
+        heading = f"RL {model.rl} from {source.short or source.name}"
         repeated = replace(source, kind="rl", heading=heading, short=source.short or source.name, repeated=True)
         run = runs.setdefault((str(model.parent), str(model.rl)), [repeated])
         name = f"RL {model.rl} e{model.rl_epochs} from {source.name}"

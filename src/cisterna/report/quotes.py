@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -85,18 +85,19 @@ def read(study: Study, results: Path, partial: bool = False) -> Sheets:
             chosen: tuple[str, ...] = ()
             answered: dict[str, Answered] = {}
             for folder in [folder for folder, _, its_task in study.evaluations() if its_task == task]:
-                frame = _predictions(results / folder / f"{split}.parquet", partial)
-                if frame is None:
+                table = _predictions(results / folder / f"{split}.parquet", partial)
+                if table is None:
                     continue
+                columns = (table[name].to_pylist() for name in ("id", "answer", "predicted"))
+                states = {example: judge(gold, predicted) for example, gold, predicted in zip(*columns, strict=True)}
                 if not ids:
-                    ids = tuple(sorted(frame.index))
+                    ids = tuple(sorted(states))
                     chosen = choose(ids, f"{task} {split}", LIMITS[0][0])
-                pairs = zip(frame["answer"], frame["predicted"], strict=True)
-                states = pd.Series([judge(*pair) for pair in pairs], index=frame.index)
-                quoted = frame[frame.index.isin(chosen)].assign(state=states).astype(object)
-                rows: Any = quoted.replace({float("nan"): None}).to_dict("index")
-                found = states.reindex(list(ids), fill_value=ABSENT).to_numpy(dtype="U1")
-                answered[folder] = Answered(found, rows)
+                quoted = [place for place, example in enumerate(states) if example in chosen]
+                answered[folder] = Answered(
+                    np.array([states.get(example, ABSENT) for example in ids], dtype="U1"),
+                    {row["id"]: row | {"state": states[row["id"]]} for row in table.take(quoted).to_pylist()},
+                )
             sheets[task, split] = Sheet(ids, chosen, answered)
     if not any(sheet.answered for sheet in sheets.values()):
         raise UserError(
@@ -133,8 +134,8 @@ def _judge(ontology: Path | None) -> Judge:
     return judge
 
 
-def _predictions(file: Path, partial: bool) -> pd.DataFrame | None:
-    """The predictions of an evaluation by example id; None if there are none."""
+def _predictions(file: Path, partial: bool) -> pa.Table | None:
+    """The predictions of an evaluation; None if there are none."""
     if not file.is_file():
         return None
     wanted = ["id", "prompt", "output", "answer", "predicted"]
@@ -142,12 +143,11 @@ def _predictions(file: Path, partial: bool) -> pd.DataFrame | None:
         names = pq.read_schema(file).names
         more = [name for name in ("predicted_lenient", "finished", "confidence") if name in names]
         more += [name for name in names if name.startswith(PROBABILITY)]
-        frame = pd.read_parquet(file, columns=[*wanted, *more]).set_index("id")
+        return pq.read_table(file, columns=[*wanted, *more])
     except (OSError, ValueError, KeyError) as error:
         if partial:
             return None
         raise UserError(f"{file}: cannot be read ({error}); delete {file.parent} and run snakemake again") from error
-    return frame
 
 
 # --- The page ---
