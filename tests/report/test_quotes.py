@@ -187,7 +187,7 @@ def hostile(small: Planted) -> Planted:
         for split in ("id", "ood"):
             file = small.results / folder / f"{split}.parquet"
             frame = pd.read_parquet(file)
-            frame["id"] = "<i>" + frame["id"] + "</i>\"'"
+            frame["id"] = "<i>" + frame["id"] + "</i>\"'\x1b"
             frame["output"] = frame["prompt"] = HOSTILE
             frame.to_parquet(file, index=False)
     return small

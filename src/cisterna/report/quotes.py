@@ -181,7 +181,7 @@ def _content(study: Study, sheets: Sheets, lines: Sequence[Grid], most: int, let
     folders = {folder: number for number, folder in enumerate(said)}
     data = {
         "examples": {
-            task: [[printable(row["id"]), row["split"], printable(row["gold"]), place(row["prompt"])] for row in rows]
+            task: [[row["name"], row["split"], row["gold"], place(row["prompt"])] for row in rows]
             for task, rows in examples.items()
         },
         "said": [
@@ -196,7 +196,6 @@ def _content(study: Study, sheets: Sheets, lines: Sequence[Grid], most: int, let
         "states": STATES,
         "glyphs": GLYPHS,
         "splits": SPLIT_NAMES,
-        "most": letters,
     }
     return {
         "study": study.name,
@@ -230,7 +229,8 @@ def _examples(sheet: Sheet, split: str, most: int) -> list[Row]:
     rows = []
     for example in sheet.chosen[:most]:
         found = next(answered.rows[example] for answered in sheet.answered.values() if example in answered.rows)
-        rows.append({"id": example, "split": split, "gold": found["answer"], "prompt": found["prompt"]})
+        shown = {"name": printable(example), "gold": printable(found["answer"]), "prompt": found["prompt"]}
+        rows.append({"id": example, "split": split} | shown)
     return sorted(rows, key=lambda row: row["gold"])
 
 
