@@ -25,13 +25,15 @@ from typing import Any
 
 import yaml
 
+from cisterna.constants import ANSWER
 from shared import LARGER, ROOT, backbone, parser, publish, section, setting
 
 TASK, ENCODER = "protein-fitness", "nano-esm"
 MODELS: dict[str, dict[str, Any]] = {"nano": {"head_dim": 32}, "larger": LARGER}
 WAYS = {"generate, one by one": ("transformers", 1), "generate": ("transformers", 0), "vllm": ("vllm", 0)}
 FORMS = ("tokens", "features")
-PARTS = ("answers", "evaluations", "grpo")
+PARTS = ("parity", "answers", "evaluations", "grpo")
+PARITY = "model, sequences, answers, equal answers, largest difference of a log-probability".split(", ")
 ANSWERS = "model, sequences, way, answers, CPU ms, wall ms, ratio".split(", ")
 EVALUATIONS = "model, sequences, way, jobs that ran, CPU s, wall s, ratio".split(", ")
 GRPO = "model, sequences, rollouts by, step, rollouts, update, ratio".split(", ")
@@ -95,6 +97,7 @@ def sections(specs: dict[str, Any], options: argparse.Namespace, name: str) -> I
     with tempfile.TemporaryDirectory() as root:
         made = {model: prepare(spec, Path(root) / model, options) for model, spec in specs.items()}
         measures = {
+            "parity": (f"{name}: vLLM and transformers compared", PARITY, parity),
             "answers": (f"{name}: answers", ANSWERS, answers),
             "evaluations": (f"{name}: evaluation of {options.checkpoints} checkpoints", EVALUATIONS, evaluations),
             "grpo": (f"{name}: a step of GRPO", GRPO, grpo),
@@ -111,6 +114,21 @@ def sections(specs: dict[str, Any], options: argparse.Namespace, name: str) -> I
                 rows = with_ratios(rows)
             about = f"{setting(*packages)}. Answers have at most {options.answer_length} tokens."
             yield section(title, about, columns, [[str(cell) for cell in row] for row in rows])
+
+
+def parity(folder: Path, sequences: str, options: argparse.Namespace) -> Iterable[list[str]]:
+    """Greedy answers of both engines, and the log-probabilities that they give to the labels after each prompt."""
+    if set(options.engines) != {"transformers", "vllm"}:
+        return
+    (ours, logs), (theirs, other) = (
+        child("compared", folder, sequences, engine, options.examples, options.answer_length)
+        for engine in options.engines
+    )
+    same = sum(one == another for one, another in zip(ours, theirs, strict=True))
+    differences = [
+        abs(one - another) for pair in zip(logs, other, strict=True) for one, another in zip(*pair, strict=True)
+    ]
+    yield [str(len(ours)), str(same), f"{max(differences):.1e}"]
 
 
 def answers(folder: Path, sequences: str, options: argparse.Namespace) -> Iterable[list[str]]:
@@ -340,6 +358,24 @@ def answer(result: Path, folder: Path, sequences: str, engine: str, size: int, c
     result.write_text(json.dumps({"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}))
 
 
+def compared(result: Path, folder: Path, sequences: str, engine: str, count: int, length: int) -> None:
+    """Write greedy answers of an engine, and the log-probability of each label of the task after each prompt."""
+    import pandas as pd
+
+    from cisterna.data import splits
+    from cisterna.evaluation import generate
+    from cisterna.sequences import tokenization
+
+    source = folder / "bank" if sequences == "features" else None
+    loaded = generate.load(checkpoint(folder, sequences, 0), source, engine_name=engine)
+    prompts = loaded.encode(pd.read_parquet(folder / "data" / "id.parquet").head(count))
+    labels = splits.read_card(folder / "data")["labels"]
+    endings = tokenization.encode_completions(loaded.tokenizer, [f"{ANSWER}{label}" for label in labels])
+    written = generate.generate(loaded, prompts, {"batch_size": count, "max_new_tokens": length})
+    logs = loaded.engine.continuation_logs(prompts, endings)
+    result.write_text(json.dumps([list(map(loaded.before_end, written)), logs]))
+
+
 def timed(result: Path, words: list[str]) -> None:
     """Run `cisterna rl`; write the seconds of each step, and of them those of the rollouts."""
     import transformers
@@ -378,6 +414,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["answer"]:
         result, folder, sequences, engine, *numbers = sys.argv[2:]
         answer(Path(result), Path(folder), sequences, engine, *map(int, numbers))
+    elif sys.argv[1:2] == ["compared"]:
+        result, folder, sequences, engine, *numbers = sys.argv[2:]
+        compared(Path(result), Path(folder), sequences, engine, *map(int, numbers))
     elif sys.argv[1:2] == ["timed"]:
         timed(Path(sys.argv[2]), sys.argv[3:])
     else:
