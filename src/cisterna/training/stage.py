@@ -28,7 +28,7 @@ from cisterna.study.config import recipe_keys
 from cisterna.study.config.recipes import Lora
 from cisterna.training import trackers
 
-DEEPSPEED = Path(__file__).parents[3] / "config" / "deepspeed"
+DEEPSPEED = Path(__file__).parent / "deepspeed"
 
 
 @dataclass(frozen=True)
