@@ -2,13 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from clones import CONFIG, Clone, edited, snakemake
+from clones import CONFIG, Clone, edited, environment, snakemake
 from tiny import ROOT
 
 TEXT = "resources/corpora/text.txt"
@@ -141,3 +143,25 @@ def test_program_that_embeds_snakemake_survives_a_mistake_in_the_config(untouche
     output = untouched.run(*command)
     assert output.endswith("back with 1\n")
     assert re.search(r"config\.yaml:\d+: sedes", output)
+
+
+def test_snakedeploy_makes_a_project_that_runs(tmp_path: Path) -> None:
+    """As the workflow catalogue says, but from a folder: of a folder snakedeploy writes a path without the folder."""
+    source, project = tmp_path / "source", tmp_path / "project"
+    for name in ("Snakefile", "LICENSE"):
+        source.mkdir(exist_ok=True)
+        (source / name).symlink_to(ROOT / name)
+    for name in ("config", "profiles", "workflow"):
+        shutil.copytree(ROOT / name, source / name)
+    (source / "resources").symlink_to(ROOT / "resources")
+    deploy = [Path(sys.executable).with_name("snakedeploy"), "deploy-workflow", source, project, "--branch", "main"]
+    subprocess.run(deploy, check=True)
+
+    snakefile = project / "workflow" / "Snakefile"
+    (line,) = re.findall(r'^ +"Snakefile"$', snakefile.read_text(), re.MULTILINE)
+    snakefile.write_text(snakefile.read_text().replace(line, f'        "{source / "Snakefile"}"'))
+    call = ["snakemake", "--cores", "2"]
+    dry = subprocess.run([*call, "--dry-run"], cwd=project, env=environment(), text=True, capture_output=True)
+    assert re.search(r"^evaluate +70$", dry.stdout, re.MULTILINE), dry.stdout + dry.stderr
+    subprocess.run([*call, "results/data/cell-type"], cwd=project, env=environment(), check=True)
+    assert (project / "results" / "data" / "cell-type" / "card.json").is_file()
