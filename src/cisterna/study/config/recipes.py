@@ -32,7 +32,7 @@ class Recipe(t.Open):
     """The keys of every recipe."""
 
     lora: Lora | None = t.default(None, "train a LoRA adapter; null trains all weights.")
-    deepspeed: Deepspeed | None = t.default(None, "the DeepSpeed configuration of this name in `src/cisterna/training/deepspeed/`.")
+    deepspeed: Deepspeed | None = t.default(None, "`src/cisterna/training/deepspeed/NAME.json`.")
     processes: t.Count = t.default(
         1,
         "ranks, started by torchrun. The global batch is `processes` x `per_device_train_batch_size` x "
