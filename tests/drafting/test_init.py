@@ -233,6 +233,24 @@ def test_unusual_letters_of_dna_are_masked_and_asked_about(folder: Path) -> None
     assert "1 sequences" in asked(text)
 
 
+def test_texts_without_groups_are_held_out_at_random_and_that_is_asked_about(folder: Path) -> None:
+    draw = random.Random(6)
+    smiles = ["".join(draw.choices("CNOc1()=", k=20)) for _ in range(200)]
+    task, text = drafted(save(pd.DataFrame({"smiles": smiles, "toxic": ["yes", "no"] * 100})))
+    assert task["split"] == {"by": "group", "column": "smiles", "ood": 0.2}
+    assert "Out of domain are rows at random" in asked(text)
+
+
+def test_several_sequences_stand_in_one_prompt(folder: Path) -> None:
+    draw = random.Random(7)
+    peptides, receptors = (["".join(draw.choices(AMINO_ACIDS, k=size)) for _ in range(200)] for size in (9, 30))
+    allele = [f"A{number % 10}" for number in range(200)]
+    frame = {"peptide": peptides, "receptor": receptors, "allele": allele, "binds": ["yes", "no"] * 100}
+    task, _ = drafted(save(pd.DataFrame(frame)))
+    assert task["columns"]["sequence"] == {"peptide": "peptide", "receptor": "receptor"}
+    assert task["prompt"].startswith("{peptide} and {receptor}")
+
+
 # --- Refusals ---
 
 
@@ -254,7 +272,7 @@ def test_unusual_letters_of_dna_are_masked_and_asked_about(folder: Path) -> None
         (families().assign(**{"class": ["", *["a", "b"] * 119, "a"]}), [], "the label, is empty in row 1. Fill"),
         (families().assign(dna=["", *families()["dna"][1:]]), [], 'column "dna", a sequence, is empty in row 1'),
         (families()[["family", "class"]].assign(family="one"), [], "none is left that a prompt could show"),
-        (pairs().head(90).assign(gene_a=[f"A{i}" for i in range(90)], gene_b="B"), [], "no way to hold out rows"),
+        (families(3).assign(**{"class": ["a", "b", "a"]}), ["--label", "class"], "no way to hold out rows"),
     ],
     ids=lambda value: "" if isinstance(value, pd.DataFrame) else " ".join(value) if isinstance(value, list) else value,
 )

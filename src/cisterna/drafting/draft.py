@@ -25,7 +25,7 @@ from cisterna import study as studies
 from cisterna.artifacts import files
 from cisterna.constants import SPLITS
 from cisterna.drafting import budget, roles, ways, yaml_text
-from cisterna.drafting.columns import listed, shown
+from cisterna.drafting.columns import shown
 from cisterna.drafting.roles import RARE, Reading
 from cisterna.drafting.ways import Way
 from cisterna.errors import UserError
@@ -157,8 +157,8 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
     """Questions about rows that are left out, and about labels with few rows."""
     conflicts = False
     for entry in examples.attrs["dropped"]:
-        rows = f"{entry['rows']} rows are left out: {entry['reason']} ({listed(entry['examples'], 2)}"
-        rows += ", ...)" if entry["rows"] > 2 else ")"
+        first = ", ".join(yaml_text.one_line(row) for row in entry["examples"][:2])
+        rows = f"{entry['rows']} rows are left out: {entry['reason']} ({first}{', ...' if entry['rows'] > 2 else ''})"
         conflict = "different labels" in entry["reason"]
         conflicts = conflicts or conflict
         reading.questions.append(rows + (". Which label is right? (`conflicts`)" if conflict else ". Is that right?"))
@@ -183,7 +183,12 @@ def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: fl
         reading.questions.append(f"{flaw}, the way rows are held out. Is another column of groups better?")
     nearest = way.card["audit"]["nearest_train"]
     medians = [nearest[split]["quantiles"]["0.5"] for split in ("id", "ood") if "quantiles" in nearest.get(split, {})]
-    if medians and medians[1] < CLOSER * medians[0]:
+    if way.words == ways.AT_RANDOM:
+        reading.questions.append(
+            "Out of domain are rows at random, so ood is as hard as id. Which rows are the hard case: unseen families, "
+            "scaffolds, a later batch? Add that as a column, and write `split: {by: group, column: ..., ood: 0.2}`."
+        )
+    elif medians and medians[1] < CLOSER * medians[0]:
         hard = (
             "If unseen sequences are the hard case, split by similarity."
             if way.split["by"] == "group"

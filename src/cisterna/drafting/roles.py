@@ -22,15 +22,16 @@ from cisterna.drafting.columns import CLASSES, Column, listed, shown
 from cisterna.errors import UserError
 from cisterna.tasks import tables
 
-LABEL = set(
-    "label labels class category outcome target phenotype effect response status significance interaction binding "
-    "active functional pathogenic".split()
+# Beginnings of words in the name of a column.
+LABEL = tuple(
+    "label class categor outcome target phenotyp effect respons status signific interact bind activ function pathogen "
+    "toxic locali solub lethal essential answer".split()
 )
-GROUP = set(
-    "family superfamily subfamily group cluster fold clade species organism strain gene protein transcript chromosome "
-    "chrom chr locus assay batch plate study dataset source donor patient cell line tissue site position parent".split()
+GROUP = tuple(
+    "famil superfamil group cluster fold clade species organism strain gene protein transcript chr locus "
+    "allele assay batch plate study dataset source donor patient cell line tissue site position parent scaffold".split()
 )
-IDENTIFIER = set("id ids identifier accession name variant mutant mutation key index row entry uid".split())
+IDENTIFIER = set("id ids rsid uid identifier accession name variant mutant mutation key index row entry".split())
 REASONING = set("reasoning trace rationale explanation why thought".split())
 SPLITS = set("train training val valid validation dev test testing holdout id ood".split())
 MOST = 50  # values of a column that the user calls the label
@@ -114,7 +115,7 @@ def _choose_label(columns: Mapping[str, Column], path: Path, cut: bool) -> tuple
     scores = [name for name, column in columns.items() if _is_score(column)]
     few = [name for name, column in columns.items() if _is_classes(column)]
     named = [name for name in few if _named(name, LABEL)]
-    unnamed = [name for name in few if not _named(name, GROUP | IDENTIFIER)]
+    unnamed = [name for name in few if not _named(name, GROUP) and not _names_rows(name)]
     if cut:
         if len(scores) == 1:
             return scores[0], "the only column of numbers, which your thresholds cut"
@@ -211,7 +212,11 @@ def _take_structure(reading: Reading) -> None:
                 f"Column {shown(name)} seems to say how the rows were split. To test on one of its parts, replace "
                 f"`split` by `columns: {{group: ...}}` with this column and `ood: [...]` with the part."
             )
-        elif _named(name, REASONING) and column.filled and statistics.mean(map(len, column.filled)) >= cols.WORD:
+        elif (
+            not REASONING.isdisjoint(_words(name))
+            and column.filled
+            and statistics.mean(map(len, column.filled)) >= cols.WORD
+        ):
             reading.taken[name] = Taken(
                 "reasoning", "texts, and named as reasoning: what the model writes before its answer"
             )
@@ -244,7 +249,7 @@ def _take_sequence(reading: Reading, column: Column) -> None:
 def _take_identifier(reading: Reading) -> None:
     left = [column for name, column in reading.columns.items() if name not in reading.taken and not column.problem]
     unique = [column for column in left if column.unique and (column.whole or not column.numbers)]
-    named = [column for column in unique if _named(column.name, IDENTIFIER)]
+    named = [column for column in unique if _names_rows(column.name)]
     plain = [column for column in unique if _counts_up(column) or (reading.sequences and not column.numbers)]
     for column in (named or plain)[:1]:
         reading.taken[column.name] = Taken("id", "different in every row")
@@ -349,10 +354,18 @@ def _take_fields(reading: Reading) -> None:
 # --- Words and counts ---
 
 
-def _named(name: str, words: set[str]) -> bool:
-    """Whether one of the words is in a name such as cell_line, cellLine or CELL LINE."""
-    parts = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    return bool(words & set(parts))
+def _words(name: str) -> list[str]:
+    """The words of a name such as cell_line, cellLine or CELL LINE."""
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+
+
+def _named(name: str, beginnings: tuple[str, ...]) -> bool:
+    """Whether a word of a name begins with one of these."""
+    return any(word.startswith(beginnings) for word in _words(name))
+
+
+def _names_rows(name: str) -> bool:
+    return not IDENTIFIER.isdisjoint(_words(name))
 
 
 def _is_score(column: Column) -> bool:
@@ -362,6 +375,7 @@ def _is_score(column: Column) -> bool:
 
 def _is_classes(column: Column) -> bool:
     few = 2 <= len(column.counts) <= CLASSES and len(column.counts) <= len(column.cells) / 2
+    few = few and (column.numbers is None or column.whole or _named(column.name, LABEL))  # 1.5 is a score
     splits = {text.lower() for text in column.counts} <= SPLITS
     return few and not column.problem and not column.modalities and not column.dates and not splits
 

@@ -26,7 +26,7 @@ THRESHOLDS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 LARGEST = 6000  # rows that are clustered here: the time grows with the square, about 10 s for as many
 SAMPLE = 1500  # rows by which thresholds are ruled out before all are clustered
 NEAR = 0.1  # distance below which two sequences are near-duplicates
-AT_RANDOM = "rows at random"
+AT_RANDOM = "rows at random: no column tells which are alike"
 CHAINED = 0.7  # share of the rows in one cluster, above which no fifth of them can be held out
 
 Spec = dict[str, Any]
@@ -88,9 +88,12 @@ def tried(
     """
     found = [_try(name, spec, split, words, sizes) for split, words in _grouped(reading)]
     found += _similar(name, spec, texts, sizes)
-    possible = [way for way in found if not way.problem]
-    if not possible and len(texts) == 1:
-        found.append(_try(name, spec, _closest(*texts.values()), AT_RANDOM, sizes))
+    if all(way.problem for way in found):
+        column = next(iter(reading.sequences), None) or max(
+            reading.of("text"), key=lambda text: len(reading.columns[text].counts)
+        )
+        split = {"by": "group", "column": column, "ood": SHARE}
+        found.append(_try(name, spec, split, AT_RANDOM, sizes))
     found.sort(key=lambda way: 2 if way.problem else bool(way.flaws))
     if not found or found[0].problem:
         reasons = "".join(f"\n- {way.words}: {way.problem}" for way in found)
@@ -143,16 +146,6 @@ def _similar(
             return [way]
         problem = way.problem
     return [Way(split, words, {}, {}, {}, problem)]
-
-
-def _closest(sequences: Sequence[str]) -> Spec:
-    """A split by similarity in which every sequence is a cluster of its own."""
-    positions = similarity.Measure.of(sequences).kind == "positions"
-    return {
-        "by": "similarity",
-        "ood": SHARE,
-        "threshold": round(0.9 / max(map(len, sequences)), 6) if positions else 0.001,
-    }
 
 
 def _try(name: str, spec: Spec, split: Spec, words: str, sizes: Sizes) -> Way:
