@@ -468,6 +468,17 @@ def test_group_of_evaluations_is_a_lineage_or_a_backbone():
     assert whole.groups == {"models/nano": whole.evaluations()}
 
 
+def test_rl_from_cold_is_in_no_group_of_a_lineage():
+    """A cold start that earns nothing fails, and may not keep the evaluations of SFT waiting."""
+    given = small() | {"evaluation": {"group": "lineage"}}
+    given["lineages"] = [{"sft": ["brief"], "rl": [{"recipe": "grpo", "from": ["cold", 2]}]}]
+    loaded = study.load(given)
+    grouped = {loaded.model(folder.removesuffix("/eval")) for folder in loaded.group_of}
+    alone = {model for model in loaded.models if model.task} - grouped
+    assert grouped
+    assert {(model.kind, model.sft) for model in alone} == {("rl", None)}
+
+
 def test_group_changes_no_option_of_an_evaluation():
     alone, together = (study.load(small() | {"evaluation": {"group": how}}) for how in ("none", "lineage"))
     assert alone.evaluation == together.evaluation

@@ -166,7 +166,8 @@ class Study:
     def groups(self) -> dict[str, tuple[tuple[str, str, str], ...]]:
         """The evaluations that one job answers, by a path that is that of the group (`evaluation.group`).
 
-        Base and CPT models are in groups of a backbone alone. One evaluation is no group.
+        Base and CPT models, and RL from cold, are in groups of a backbone alone: a cold start often fails, and the
+        evaluations of a group wait for all of its checkpoints. One evaluation is no group.
         """
         how = self.config["evaluation"]["group"]
         found: dict[str, list[tuple[str, str, str]]] = {}
@@ -174,7 +175,7 @@ class Study:
             model = self.model(path)
             if how == "backbone":
                 found.setdefault(f"models/{model.backbone}", []).append((folder, path, task))
-            elif how == "lineage" and model.task:
+            elif how == "lineage" and model.sft:
                 found.setdefault(condition_folder(model), []).append((folder, path, task))
         return {group: tuple(members) for group, members in found.items() if len(members) > 1}
 
