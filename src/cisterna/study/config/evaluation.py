@@ -44,9 +44,9 @@ class Evaluation(_Options):
 
     group: Annotated[Literal["none", "lineage", "backbone"], t.Choice] = t.default(
         "none",
-        "which checkpoints answer in one job, which starts the engine once and then swaps weights: those of SFT, and of "
-        "RL above it, of one `lineage` (above one base or CPT model, on one task in one form, with one seed), or all of "
-        "a `backbone`. Results are the same. [When to group](../docs/how-it-works.md#many-checkpoints-in-one-job).",
+        "which checkpoints answer in one job, which starts the engine once and then swaps weights: those of SFT, and "
+        "of RL above it, of one `lineage` (above one base or CPT model, on a task in one form, with one seed), or all "
+        "of a `backbone`. Results are the same. [When to group](../docs/how-it-works.md#many-checkpoints-in-one-job).",
     )
 
 
