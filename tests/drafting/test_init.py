@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cisterna import cli, study
@@ -196,6 +198,12 @@ def test_questions_are_in_the_file_and_printed(folder: Path, capsys: pytest.Capt
         assert question in printed
 
 
+def test_a_sequence_that_never_changes_is_not_shown(folder: Path) -> None:
+    task, text = drafted(save(families().assign(parent="ACGT" * 10)))
+    assert task["columns"]["sequence"] == "dna"
+    assert 'Column "parent" is "' in asked(text)
+
+
 def test_short_sequences_of_dna_letters_may_be_peptides(folder: Path) -> None:
     draw = random.Random(4)
     short = ["".join(draw.choices("ACGT", k=10)) for _ in range(240)]
@@ -342,6 +350,24 @@ def test_columns_that_no_prompt_can_name_are_left_out_of_it(folder: Path) -> Non
 @pytest.mark.parametrize("name", ["{a}.csv", "a<b>.csv", "a\nb.csv"])
 def test_a_file_that_no_study_can_name_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert "a study cannot name this file" in refused(capsys, save(families(), name))
+
+
+@given(
+    st.lists(st.text(min_size=1), min_size=4, max_size=4, unique=True),
+    st.just(["low", "high"]) | st.lists(st.text(), min_size=2, max_size=2),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_names_and_labels_make_a_valid_study_or_one_message(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], labels: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    frame = families(60).assign(**{"class": labels * 30})
+    pq.write_table(pa.table([list(frame[name]) for name in frame], names=names), folder / "table.parquet")
+    output = folder / "study.yaml"
+    code = init(str(folder / "table.parquet"), f"--label={names[3]}", "--output", str(output))
+    assert (code, output.exists()) in ((0, True), (2, False))
+    if code == 0:
+        assert study.read(output).config["tasks"]["table"]["columns"]["label"] == names[3]
 
 
 @given(

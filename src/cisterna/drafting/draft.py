@@ -220,7 +220,7 @@ def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: fl
 
 def _config(name: str, task: Mapping[str, Any], epochs: Sequence[int], size: budget.Size) -> dict[str, Any]:
     """The study: backbone and recipes of the default study, in the size of this table."""
-    default = yaml.safe_load((files.CLONE / files.DEFAULT_CONFIG).read_text(encoding="utf-8"))
+    default = _default_study()
     nano, recipes = default["backbones"]["nano"], default["recipes"]
     written = budget.rounded(size.longest_completion, 8)
     room = budget.rounded(size.longest_prompt + written + 8, ROOM)
@@ -240,6 +240,16 @@ def _config(name: str, task: Mapping[str, Any], epochs: Sequence[int], size: bud
         "evaluation": default["evaluation"] | {"max_new_tokens": written},
         "lineages": [{"sft": ["ladder"], "rl": [{"recipe": "grpo", "from": starts}]}],
     }
+
+
+def _default_study() -> dict[str, Any]:
+    path = files.CLONE / files.DEFAULT_CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file. A draft has the backbone and the recipes of the default study, which is part of a "
+            "clone: install Cisterna from a clone, or write the study yourself (config/README.md)."
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _check(text: str, config: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from cisterna.tasks import tables
 
 # Beginnings of words in the name of a column.
 LABEL = tuple(
-    "label class categor outcome target phenotyp effect respons status signific interact bind activ function pathogen "
+    "label class categor outcome target phenotyp effect respons status signific interact bin activ function pathogen "
     "toxic locali solub lethal essential answer".split()
 )
 GROUP = tuple(
@@ -204,7 +204,7 @@ def _take_structure(reading: Reading) -> None:
     for name, column in reading.columns.items():
         if name in reading.taken or column.problem:
             continue
-        if column.modalities:
+        if column.modalities and len(column.counts) > 1:
             _take_sequence(reading, column)
         elif column.filled and {text.lower() for text in column.counts} <= SPLITS and len(column.counts) > 1:
             reading.taken[name] = Taken("unused", f"{len(column.counts)} values, names of splits")
