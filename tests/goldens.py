@@ -1,6 +1,6 @@
 """What studies expand to and what their jobs run, as text that a test compares with the files in golden/.
 
-    python tests/goldens.py [RESULTS]    # renew the files (docs/extending.md says how)
+    python tests/goldens.py [RESULTS]    # renew the files (CONTRIBUTING.md says how)
 
 A file is JSON, gzipped: the models of a study, the recipe of each stage as its job gets it, and every job with inputs,
 outputs and shell line. A shell line that differs makes Snakemake run finished jobs again, so a change here belongs in

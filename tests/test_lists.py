@@ -1,4 +1,4 @@
-"""Lists in different modules that have to name the same things (docs/extending.md)."""
+"""Lists in different modules that have to name the same things (CONTRIBUTING.md)."""
 
 import runpy
 import typing
