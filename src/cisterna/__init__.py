@@ -1,3 +1,3 @@
 """Cisterna: controlled studies of how post-training shapes biological reasoning models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
