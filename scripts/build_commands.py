@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from cisterna.cli.registry import COMMANDS, Command
+from cisterna.cli.registry import COMMANDS, CONFIG, Command
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 START = """\
@@ -21,8 +21,13 @@ mistake that one line of text explains, 143 stopped by SIGTERM with the state sa
 Snakemake's own options (`--cores`, `--dry-run`, `--configfile`, `--report`, ...) are in
 [its documentation](https://snakemake.readthedocs.io/en/stable/executing/cli.html). `--configfile` takes every word up
 to the next option, so a target comes before it. `make help` lists the targets of the Makefile.
+
+## Commands for people
+
+`--config` names {config}.
+
 """
-RULES = """\
+RULES = """
 ## Commands of the rules
 
 The rules of the workflow call these with all that they need on the command line; by hand, `cisterna train PATH` and
@@ -33,14 +38,16 @@ The rules of the workflow call these with all that they need on the command line
 
 def page() -> str:
     """docs/commands.md."""
-    people = [command for command in COMMANDS.values() if not command.by_rule]
+    start = START.format(config=CONFIG[1]["help"])
+    people = "".join(_section(command) for command in COMMANDS.values() if not command.by_rule)
     rules = ", ".join(f"`{command.name}`" for command in COMMANDS.values() if command.by_rule)
-    return "\n".join([START, *map(_section, people), RULES + textwrap.fill(rules, 120, break_on_hyphens=False)]) + "\n"
+    return start + people + RULES + textwrap.fill(rules, 120, break_on_hyphens=False) + "\n"
 
 
 def _section(command: Command) -> str:
-    options = "".join(_item(*option) for option in command.options)
-    return f"## `cisterna {command.name}`\n\n{command.help}\n\n{options}"
+    options = [option for option in command.options if option != CONFIG]
+    name = f"{command.name} [--config FILE ...]" if CONFIG in command.options else command.name
+    return f"- **`{name}`**: {command.help}\n" + "".join(f"  {_item(*option)}" for option in options)
 
 
 def _item(flag: str, settings: dict[str, Any]) -> str:
