@@ -21,9 +21,11 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from cisterna import study
 from cisterna.cli import _parser
 from cisterna.cli.registry import COMMANDS, read_study
 from cisterna.study import jobs
+from cisterna.study.config.shape import Config
 from clones import Clone
 from tiny import ROOT
 
@@ -149,8 +151,8 @@ def parsed(words: list[str], place: str) -> dict[str, Any]:
 @cache
 def made_by(*config: str) -> set[str]:
     """What a study makes, and the folders in which it is."""
-    study = read_study(list(config))
-    paths = {Path("results") / output for job in jobs.jobs(study) for output in job.outputs}
+    made = jobs.jobs(read_study(list(config)))
+    paths = {Path("results") / output for job in made for output in job.outputs}
     return {str(path) for output in paths for path in (output, *output.parents)}
 
 
@@ -191,6 +193,14 @@ def test_blocks_of_the_documentation_can_be_read(page: str) -> None:
             ast.parse(block.text)
         elif block.language == "yaml":
             yaml.safe_load(block.text)
+
+
+@pytest.mark.parametrize("page", COMMANDED)
+def test_parts_of_a_study_are_valid_as_a_second_config(page: str, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language == "yaml" and yaml.safe_load(block.text).keys() & Config.model_fields:  # else a profile
+            (tmp_path / "part.yaml").write_text(block.text)
+            study.read(ROOT / "config" / "config.yaml", tmp_path / "part.yaml")
 
 
 @pytest.mark.parametrize("page", COMMANDED)
