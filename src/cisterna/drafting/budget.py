@@ -20,8 +20,8 @@ from cisterna.study.jobs import asked_as, jobs
 
 MINUTES = 10.0
 CORES = 2
-# Seconds of a unit of each job with the nano backbone on a core of a Xeon (2.8 GHz), as `cisterna plan --config
-# docs/own-data/study.yaml --calibrate` measured them; and of a start, with what Snakemake needs for a job.
+# Seconds of a unit of each job with the nano backbone, as `cisterna plan --config docs/own-data/study.yaml --calibrate`
+# measured them on a core of an AMD EPYC; quotes are assumed to be like findings. START: of each job, and of Snakemake.
 SECONDS = {
     ("sft", "token"): 1 / 7100,
     ("rl", "token"): 1 / 3900,
