@@ -198,6 +198,11 @@ def test_questions_are_in_the_file_and_printed(folder: Path, capsys: pytest.Capt
         assert question in printed
 
 
+def test_a_common_label_is_pointed_out(folder: Path) -> None:
+    _, text = drafted(save(families().assign(**{"class": ["other", "other", "other", "promoter"] * 60})))
+    assert '75% of the rows have the label "other"' in asked(text)
+
+
 def test_a_sequence_that_never_changes_is_not_shown(folder: Path) -> None:
     task, text = drafted(save(families().assign(parent="ACGT" * 10)))
     assert task["columns"]["sequence"] == "dna"
@@ -281,6 +286,7 @@ def test_several_sequences_stand_in_one_prompt(folder: Path) -> None:
         (families().assign(dna=["", *families()["dna"][1:]]), [], 'column "dna", a sequence, is empty in row 1'),
         (families()[["family", "class"]].assign(family="one"), [], "none is left that a prompt could show"),
         (families(3).assign(**{"class": ["a", "b", "a"]}), ["--label", "class"], "no way to hold out rows"),
+        (families(20), [], "20 examples are too few: they leave 12 to train on. Expected at least 16"),
     ],
     ids=lambda value: "" if isinstance(value, pd.DataFrame) else " ".join(value) if isinstance(value, list) else value,
 )

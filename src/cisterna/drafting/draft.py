@@ -38,6 +38,7 @@ Spec = dict[str, Any]
 SEQUENCE = {"dna": "DNA sequence", "rna": "RNA sequence", "protein": "protein"}
 ROOM = 64  # lengths are rounded up to a multiple
 SURE = 100  # test rows; with fewer an interval is wider than 0.2
+UNEVEN = 0.7  # share of the rows that have one label
 START_EARLY, START_LATE = 2, 8  # epochs of SFT from which RL starts
 CLOSER = 1.2  # OOD is not out of domain if its distance to train is less than so many times that of ID
 
@@ -59,6 +60,11 @@ def main(table: Path, label: str | None, thresholds: Sequence[float], classes: S
     tried = ways.tried(name, spec, reading, texts, lambda inside, outside: budget.sizes(inside, outside, train))
     chosen = tried[0]
     task = spec | {"split": chosen.split} | dict(chosen.sizes) | {"seed": 0}
+    if task["train"] < budget.PROMPTS[-1]:
+        raise UserError(
+            f"{table}: {len(examples)} examples are too few: they leave {task['train']} to train on. Expected at least "
+            f"{budget.PROMPTS[-1]}, and hundreds to learn something."
+        )
     config = _config(name, task, epochs, size)
     config["seeds"], seconds = budget.seeds(config, name, size)
     distances = _distances(chosen, texts)
@@ -170,6 +176,12 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
         if not number:
             what = "Move a threshold." if reading.thresholds else "Correct the rows that are left out, or remove them."
             raise UserError(f"{reading.path}: no row that is left has the label {shown(label)}. {what}")
+    common, most = max(found.items(), key=lambda entry: entry[1])
+    if most >= UNEVEN * len(examples):
+        reading.questions.append(
+            f"{most / len(examples):.0%} of the rows have the label {shown(common)}: always saying it has that "
+            "accuracy. Read balanced accuracy and MCC, or leave out some of these rows?"
+        )
     rare = [f"{shown(label)} ({number})" for label, number in found.items() if number < RARE]
     if rare:
         reading.questions.append(
@@ -225,7 +237,7 @@ def _config(name: str, task: Mapping[str, Any], epochs: Sequence[int], size: bud
     written = budget.rounded(size.longest_completion, 8)
     room = budget.rounded(size.longest_prompt + written + 8, ROOM)
     positions = max(nano["architecture"]["max_position_embeddings"], room)
-    prompts = next((count for count in budget.PROMPTS if count <= task["train"]), task["train"])
+    prompts = next((count for count in budget.PROMPTS if count <= task["train"]), budget.PROMPTS[-1])
     starts = [epoch for epoch in epochs if epoch == START_EARLY or epoch == min(START_LATE, epochs[-1])]
     rl = {"epochs": [2], "examples": prompts, "max_completion_length": written}
     return {
