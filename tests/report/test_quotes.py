@@ -338,8 +338,8 @@ def test_click_and_arrow_keys_choose_a_cell_hovering_names_it_and_the_address_ke
     assert "<title>#task=splice-donor&amp;at=0.4.1</title>" in shown
     assert re.search(r'class="quote is-\w chosen" data-column="1"><b>SFT brief e1</b>', shown)
     assert shown.count('title="base: ? malformed"') == 1
-    name = data(page)["examples"]["splice-donor"][4][0]
-    assert f"<h3>splice-donor, in-domain (ID): {name}</h3>" in shown
+    name, _, gold, _ = data(page)["examples"]["splice-donor"][4]
+    assert f"<h3>splice-donor, in-domain (ID): {name} · gold answer {gold}</h3>" in shown
 
 
 @in_a_browser
