@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import snakemake.cli
 import yaml
@@ -242,3 +243,20 @@ def test_commands_of_the_documentation_can_be_given(block: Block, reader: Clone)
 @pytest.mark.parametrize("command", DRY_RUNS.values(), ids=DRY_RUNS)
 def test_workflow_accepts_the_command_of_the_documentation(command: list[str], reader: Clone) -> None:
     reader.run(*command, "--dry-run")
+
+
+def test_code_that_compares_studies_and_models_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name, folder in {"default": "default-study", "mini": "mini-study"}.items():
+        (tmp_path / "results" / "studies").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results" / "studies" / name).symlink_to(ROOT / "docs" / folder)
+    for rung, predicted in {"e2": ["spliced", "spliced", None], "e8": ["spliced", "skipped", "skipped"]}.items():
+        folder = tmp_path / "results" / "models" / "nano" / "base" / "splice-donor" / "s0" / "sft-brief" / rung / "eval"
+        folder.mkdir(parents=True)
+        answers = {"id": ["a", "b", "c"], "answer": ["spliced", "skipped", "skipped"], "predicted": predicted}
+        pd.DataFrame(answers).to_parquet(folder / "ood.parquet")
+    monkeypatch.chdir(tmp_path)
+    studies, models = (block for block in blocks("docs/comparing.md") if block.language == "python")
+    exec(studies.text, {})
+    assert re.search(r"baseline/knn +0\.\d\d +0\.\d\d", capsys.readouterr().out)
+    exec(models.text, {})
+    assert "'value': 0.5" in capsys.readouterr().out
