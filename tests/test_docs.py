@@ -211,6 +211,9 @@ def test_commands_within_text_have_the_options_that_they_name(page: str) -> None
         if program == "cisterna" and words and words[0].isidentifier() and words[0].islower():
             options = {flag for flag, _ in COMMANDS[words[0]].options}
             assert {word for word in words if word.startswith("--")} <= options, token.content
+        elif program == "snakemake" and words:
+            with contextlib.chdir(ROOT):  # where the profiles are
+                snakemake.cli.parse_args(words)
         elif program == "make" and words:
             assert words[0] in TARGETS, token.content
 
