@@ -1,5 +1,6 @@
 """No result disappears: everything that a config asks for is in cells.parquet, done or with why it is not."""
 
+import base64
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from planted import config, forms, plant
 
 from cisterna.artifacts import checkpoint, files
 from cisterna.errors import UserError
-from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, REWARDS_TABLE
+from cisterna.report import CELLS_TABLE, GAINS_TABLE, METRICS_TABLE, QUOTES_PAGE, REWARDS_TABLE
 from cisterna.report.figures import figures
 from cisterna.report.gather import CELL, IDENTITY, gather
 from cisterna.study import Study, load
@@ -307,6 +308,9 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     assert "are longer than max_length 5" in failed.reason.item()
     assert set(cells[cells.state != "failed"].state) == {"done"}
     assert f"1 of {len(cells)} results are missing" in report
+    quoted = (clone.results / "studies/tiny/partial" / QUOTES_PAGE).read_bytes()
+    assert f"<li>models/{failed.model.item()}/eval</li>" in quoted.decode()
+    assert base64.b64encode(quoted).decode() in report
     # With a correct recipe, the rest of the study is made, and its own report has no such page.
     changed["recipes"]["sft"]["short"].pop("max_length")
     clone.write(changed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cisterna.report import GAINS_TABLE, METRICS_TABLE, RESULTS_PAGE
+from cisterna.report import GAINS_TABLE, METRICS_TABLE, QUOTES_PAGE, RESULTS_PAGE
 from clones import CONFIG, Clone, edited, make
 from terms import OBO
 
@@ -79,6 +79,9 @@ def test_go_terms_go_from_file_to_report(functions: Clone) -> None:
     assert "micro F1" in page
     assert "lenient micro F1" in page
     assert "MCC" not in page
+    quoted = (study / QUOTES_PAGE).read_text()
+    assert "partly right" in quoted
+    assert "&lt;/think&gt;Answer: GO:" in quoted
     claims = json.loads((study / "findings.json").read_text())["claims"]
     (part,) = [part for claim in claims for part in claim["parts"] if part["part"] == "sft_raises_id"]
     assert part["tasks"]["functions"]["primary_metric"] == "f1_micro"
