@@ -60,11 +60,7 @@ def main(table: Path, label: str | None, thresholds: Sequence[float], classes: S
     tried = ways.tried(name, spec, reading, texts, lambda inside, outside: budget.sizes(inside, outside, train))
     chosen = tried[0]
     task = spec | {"split": chosen.split} | dict(chosen.sizes) | {"seed": 0}
-    if task["train"] < budget.PROMPTS[-1]:
-        raise UserError(
-            f"{table}: {len(examples)} examples are too few: they leave {task['train']} to train on. Expected at least "
-            f"{budget.PROMPTS[-1]}, and hundreds to learn something."
-        )
+    _check_size(task["train"], len(examples), table)
     config = _config(name, task, epochs, size)
     config["seeds"], seconds = budget.seeds(config, name, size)
     distances = _distances(chosen, texts)
@@ -82,6 +78,7 @@ def main(table: Path, label: str | None, thresholds: Sequence[float], classes: S
 def _train(name: str, spec: Spec, rows: int, size: budget.Size, reading: Reading) -> tuple[int, list[int]]:
     """How many examples, for how many epochs, if the share that is usual is held out. UserError for a bad label."""
     assumed = budget.sizes(rows - round(ways.SHARE * rows), round(ways.SHARE * rows), rows)
+    _check_size(assumed["train"], rows, reading.path)
     task = spec | {"split": {"by": "group", "column": reading.label, "ood": ways.SHARE}, "seed": 0} | assumed
     try:
         studies.load(_config(name, task, [1], size))
@@ -90,6 +87,15 @@ def _train(name: str, spec: Spec, rows: int, size: budget.Size, reading: Reading
     return budget.fitting(
         assumed["train"], lambda train, epochs: _config(name, task | {"train": train}, epochs, size), name, size
     )
+
+
+def _check_size(train: int, rows: int, table: Path) -> None:
+    least = budget.PROMPTS[-1]
+    if train < least:
+        raise UserError(
+            f"{table}: {rows} examples are too few: they leave {train} to train on. Expected at least {least}, and "
+            "hundreds to learn something."
+        )
 
 
 def _check_paths(table: Path, output: Path) -> None:
