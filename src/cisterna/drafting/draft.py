@@ -185,8 +185,8 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
     common, most = max(found.items(), key=lambda entry: entry[1])
     if most >= UNEVEN * len(examples):
         reading.questions.append(
-            f"{most / len(examples):.0%} of the rows have the label {shown(common)}: always saying it has that "
-            "accuracy. Read balanced accuracy and MCC, or leave out some of these rows?"
+            f"{most / len(examples):.0%} of the rows have the label {shown(common)}; a model that always gives it has "
+            "that accuracy. Read balanced accuracy and MCC, or leave out some of these rows?"
         )
     rare = [f"{shown(label)} ({number})" for label, number in found.items() if number < RARE]
     if rare:
