@@ -78,11 +78,14 @@ WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 STUDY := $(if $(CONFIG),--configfile $(CONFIG))
 
+# After a failure the last lines are those of Cisterna's view, so the partial report is made in silence.
 run: setup  ## run the default study and write its report
-	@$(BIN)/snakemake --cores $(CORES) $(STUDY) $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) || { code=$$?; \
-		$(BIN)/cisterna report --partial $(if $(CONFIG),--config $(CONFIG)); \
-		$(BIN)/snakemake --report $(REPORT) partial $(STUDY); \
-		echo "Not all of the study is there; a report of what is, and why the rest is not, is at $(ROOT)/$(REPORT)"; \
+	@trap 'exit 130' INT; $(BIN)/snakemake --logger=cisterna --cores $(CORES) $(STUDY) \
+		$(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS)) || { code=$$?; \
+		mkdir -p results/logs; { $(BIN)/cisterna report --partial $(if $(CONFIG),--config $(CONFIG)) \
+			&& $(BIN)/snakemake --report $(REPORT) partial $(STUDY); } >results/logs/report.log 2>&1 \
+		&& echo "A report of what is done, and why the rest is not, is at $(ROOT)/$(REPORT)" \
+		|| echo "No report of what is done could be made: $(ROOT)/results/logs/report.log says why"; \
 		exit $$code; }
 	$(BIN)/snakemake --report $(REPORT) $(STUDY)
 	@echo "The report is at $(ROOT)/$(REPORT)"

@@ -29,6 +29,7 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
+    snakefile.announce(workflow, STUDY, log)
     FORK_SERVER.start(workflow, STUDY)
 
 

@@ -62,16 +62,20 @@ def explain(error: Exception, command: str, output: object) -> str | None:
     """The message of an error that the machine caused, in a command that writes to `output`; None for a bug."""
     for link in _causes(error):
         if _is_of_memory(link):
-            advice = _LESS_MEMORY.get(command, "use a machine with more")
             return (
                 f"{output}: out of memory ({one_line(link)}). With more memory (mem_mb and gpu under `resources` of "
-                f"the study) the same command resumes from the last saved state; to need less, {advice}"
+                f"the study) the same command resumes from the last saved state; to need less, {less_memory(command)}"
             )
         number = _number(link)
         if number in _TROUBLE:
             path = getattr(link, "filename2", None) or getattr(link, "filename", None) or output
             return f"{path}: {_TROUBLE[number]}. Then rerun the same command: it resumes from the last saved state"
     return None
+
+
+def less_memory(command: str) -> str:
+    """What to change so that a command, or the job of a rule of that name, needs less memory."""
+    return _LESS_MEMORY.get(command, "use a machine with more")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

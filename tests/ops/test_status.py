@@ -1,29 +1,26 @@
 """`cisterna status`: what a look at a results folder finds, and the page that shows it."""
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from terminals import Terminal
 
 from cisterna import study
 from cisterna.artifacts import progress
 from cisterna.errors import UserError
 from cisterna.ops import status
 from cisterna.study.jobs import jobs
-from clones import Clone, environment, make
+from clones import Clone, make
 
 RUNG = "models/tiny/base/hairpin/s0/sft-brief/e2"
 LADDER = ".work/models/tiny/base/hairpin/s0/sft-brief"
@@ -194,39 +191,12 @@ def test_failure_is_shown_with_its_log_and_a_stage_without_tokens_with_its_own_r
     assert "  no such column: seq" in page
 
 
-class Terminal:
-    """A command whose output is a terminal of 80 columns and 24 lines."""
-
-    def __init__(self, clone: Clone, *command: str) -> None:
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        variables = environment({"TERM": "xterm-256color"})
-        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-        # If the tests run in the background, Ctrl-C is ignored, and the command would inherit that.
-        earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.process = subprocess.Popen(command, cwd=clone.folder, env=variables, start_new_session=True, **streams)
-        signal.signal(signal.SIGINT, earlier)
-        os.close(slave)
-        self.text = ""
-
-    def read(self, until: str | None = None) -> str:
-        """Everything it has written, once that contains the text `until`, or once it has ended."""
-        while until is None or until not in self.text:
-            try:
-                self.text += os.read(self.master, 65_536).decode()
-            except OSError:  # on Linux: the other side is closed
-                assert until is None, self.text
-                os.close(self.master)
-                break
-        return self.text
-
-
 def test_a_terminal_too_narrow_for_the_table_shows_paths_whole(clone, stage):
     report(clone, output="results/models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1/checkpoint")
     moved = clone.results / ".work/models/tiny/base/splice-donor/features-tiny-esm/s0/sft-short"
     moved.parent.mkdir(parents=True)
     (clone.results / LADDER).rename(moved)
-    page = Terminal(clone, "cisterna", "status").read()
+    page = Terminal(clone.folder, "cisterna", "status").read()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", page).splitlines()
     position = lines.index("sft tiny/base/splice-donor/features-tiny-esm/s0/sft-short/e1")
     assert lines[position + 1].startswith("  30/120 steps  25%  loss 0.5  5,432 tokens/s")
@@ -234,7 +204,7 @@ def test_a_terminal_too_narrow_for_the_table_shows_paths_whole(clone, stage):
 
 
 def test_watch_follows_the_run_and_ends_quietly_on_ctrl_c(clone, stage):
-    terminal = Terminal(clone, "cisterna", "status", "--watch")
+    terminal = Terminal(clone.folder, "cisterna", "status", "--watch")
     terminal.read(until="30/120")
     report(clone, done=77)
     terminal.read(until="77/120")

@@ -1,6 +1,7 @@
 """No result disappears: everything that a config asks for is in cells.parquet, done or with why it is not."""
 
 import base64
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -314,7 +315,8 @@ def test_failed_study_has_a_report_whose_first_page_says_what_is_missing(tmp_pat
     # With a correct recipe, the rest of the study is made, and its own report has no such page.
     changed["recipes"]["sft"]["short"].pop("max_length")
     clone.write(changed)
-    clone.snakemake()
+    output = clone.snakemake("--logger=cisterna")
+    assert re.search(r"^Study tiny: all \d+ jobs are done, 5 of them now", output, re.MULTILINE)
     clone.snakemake("--report", "report.html")
     assert "results are missing" not in (tmp_path / "report.html").read_text()
     assert set(pd.read_parquet(clone.results / "studies/tiny" / CELLS_TABLE).state) == {"done"}

@@ -1,6 +1,5 @@
 # Tables of all metrics and rewards, then figures and a results page, each with its caption in the Snakemake report.
 import shlex
-import sys
 
 from cisterna.report import FIGURES
 
@@ -161,9 +160,9 @@ onerror:
     names = " ".join(shlex.quote(str(path)) for path in workflow.overwrite_configfiles)
     study = f" --config {names}" if names else ""
     same = f" --configfile {names}" if names else ""
-    print(
+    logger.error(
         f"Some jobs failed; `cisterna status{study}` says which, and why. A report of the finished ones:\n"
         f"    cisterna report --partial{study}\n"
         f"    snakemake --report results/report.html partial{same}",
-        file=sys.stderr,
+        extra={"advice": True},  # `--logger cisterna` gives advice of its own
     )

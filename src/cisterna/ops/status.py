@@ -125,7 +125,7 @@ def _state_of(job: Job, results: Path, now: float, host: str) -> RunningJob | Fa
     """The state of one job: running, failed, or the word "done" or "waiting"."""
     if os.path.exists(f"{results}/{job.proof}"):
         return "done"
-    reported = _progress(job, results)
+    reported = read_progress(job, results)
     state = "stopped"
     if reported:
         age = now - reported["updated"]
@@ -142,7 +142,7 @@ def _state_of(job: Job, results: Path, now: float, host: str) -> RunningJob | Fa
     return "waiting"
 
 
-def _progress(job: Job, results: Path) -> dict[str, Any] | None:
+def read_progress(job: Job, results: Path) -> dict[str, Any] | None:
     """What a job last reported. The rungs of a ladder share a work folder, so the output must be that of the job."""
     if job.work is None:
         return None
@@ -186,7 +186,7 @@ def render(study: str, snapshot: Snapshot, console: Console, height: int | None 
         more = f", the last {len(shown)} of {len(snapshot.failures)}" if len(snapshot.failures) > len(shown) else ""
         parts += ["", Text(f"failed{more}", style="bold red")]
     for failure in shown:
-        age = _duration(snapshot.when - failure.ending.when)
+        age = duration(snapshot.when - failure.ending.when)
         parts += [Text(f"{RESULTS / failure.job.log}, {age} ago", overflow="fold")]
         parts += [Text(f"  {failure.ending.message}", style="red", overflow="ellipsis", no_wrap=True)]
     if unfinished:
@@ -220,9 +220,9 @@ def _row(stage: RunningJob, now: float) -> list[str | Text]:
         f"{done / total:.0%}" if total else "",
         "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "reward") if name in numbers),
         "" if stopped else speed,
-        _duration((total - done) / rate - age) if rate and stage.state == "running" else "",
-        "" if stopped else _duration(now - reported["begun"]),
-        Text(last_sign.format(_duration(age)), {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
+        duration((total - done) / rate - age) if rate and stage.state == "running" else "",
+        "" if stopped else duration(now - reported["begun"]),
+        Text(last_sign.format(duration(age)), {"running": "", "silent": "yellow", "stopped": "red"}[stage.state]),
         reported["host"] + (f" (job {reported['slurm_job']})" if reported["slurm_job"] else ""),
     ]
 
@@ -259,7 +259,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Tabl
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in the units that a person would say."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.settings.types import SharedFSUsage
 
 from cisterna.artifacts import files
@@ -74,6 +75,12 @@ def count_missing(cells: Path) -> str:
 
     states = list(pd.read_parquet(cells, columns=["state"])["state"]) if cells.is_file() else []
     return f"{sum(state != 'done' for state in states)} of {len(states)} results are missing"
+
+
+def announce(workflow: Any, study: Study, log_files: Sequence[str]) -> None:
+    """Say in Snakemake's log which study a run is of. `snakemake --logger cisterna` reads the values."""
+    configs = [str(path) for path in workflow.overwrite_configfiles]
+    logger.info(f"Study {study.name}", extra={"study": study, "configs": configs, "log_files": log_files})
 
 
 class ForkServer:
