@@ -57,7 +57,7 @@ class LogHandler(LogHandlerBase):
             if event == LogEvent.WORKFLOW_STARTED and not self.common_settings.dryrun:
                 self._is_run = True
             elif not self._is_run:
-                if not record.getMessage().startswith(NOT_SHOWN):
+                if self.common_settings.dryrun or not record.getMessage().startswith(NOT_SHOWN):
                     self._snakemakes.handle(record)
             elif event == LogEvent.ERROR:
                 self._release(record.thread)

@@ -10,6 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -28,6 +29,7 @@ INTERVAL = 1.0  # seconds between two drawings
 PAUSE = 60.0  # seconds without a line of plain text after which the next finished job writes one
 SHOWN = 8  # running jobs on a terminal
 LISTED = 10  # failures at the end
+STOPPING = "stopping: the jobs that run end first"
 
 
 def console_for(stream: TextIO, color: bool) -> Console:
@@ -68,7 +70,7 @@ class View:
     def belongs_to(self, study: Study, configs: Sequence[str], log_files: Sequence[str]) -> None:
         """The run is one of a study: its config files, if any were given, and the files of Snakemake's log."""
         self._run.belongs_to(study)
-        self._configs, self._log_files = configs, log_files
+        self._configs, self._log_files = ([_near(path) for path in paths] for paths in (configs, log_files))
 
     def begin(self) -> None:
         """Jobs are about to start."""
@@ -82,7 +84,7 @@ class View:
             return
         counts = self._run.counts()
         before = f", {counts.done:,} were done before" if counts.done else ""
-        self._line(f"{self._title}: {counts.waiting:,} jobs to do{before}")
+        self._line(f"{self._title}: {_jobs(counts.waiting)} to do{before}")
         if self._log_files:
             self._line(f"full log: {' '.join(self._log_files)}")
 
@@ -111,9 +113,9 @@ class View:
 
     def stopping(self) -> None:
         """Ctrl-C or SIGTERM: no other job will start."""
+        if not self._stopping and not self._live:
+            self._line(STOPPING)
         self._stopping = True
-        if not self._live:
-            self._line("stopping: the jobs that run end first")
 
     @property
     def knows_why(self) -> bool:
@@ -156,7 +158,7 @@ class View:
             parts += ["", self._running(running[:SHOWN])]
         if len(running) > SHOWN:
             parts += [Text(f"and {len(running) - SHOWN} more")]
-        note = "stopping: the jobs that run end first" if self._stopping else "Ctrl-C stops; the same command continues"
+        note = STOPPING if self._stopping else "Ctrl-C stops; the same command continues"
         return Group(*parts, "", Text(note, style="yellow" if self._stopping else "dim"))
 
     def _headline(self) -> Text:
@@ -231,7 +233,7 @@ class View:
         logged = [(f"Full log: {' '.join(self._log_files)}", "")] if self._log_files else []
         if counts.done == sum(counts):
             return [
-                (f"{self._title}: all {sum(counts):,} jobs are done, {run.finished:,} of them now, in {took}", "bold"),
+                (f"{self._title}: all is done, {_jobs(run.finished)} of {sum(counts):,} now, in {took}", "bold"),
                 *logged,
             ]
         states = [f"{counts.done:,} of {sum(counts):,} jobs are done"]
@@ -245,10 +247,8 @@ class View:
         for failure in failures[:LISTED]:
             lines += [("", ""), *self._explained(failure)]
         if len(failures) > LISTED:
-            lines += [
-                ("", ""),
-                (f"and {len(failures) - LISTED} more; `cisterna status{self._config}` lists all", "red"),
-            ]
+            rest = f"and {len(failures) - LISTED} more; `cisterna status{self._config}` lists all"
+            lines += [("", ""), (rest, "red")]
         lines += [("", ""), (self._advice(), "bold"), *logged]
         return lines
 
@@ -285,6 +285,15 @@ class View:
 
 def _clock() -> str:
     return time.strftime("%H:%M:%S")
+
+
+def _near(path: str) -> str:
+    """A path as short as it can be named here."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _jobs(count: int) -> str:
+    return f"{count:,} job{'' if count == 1 else 's'}"
 
 
 def _unless_zero(count: int) -> str:
