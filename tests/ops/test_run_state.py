@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cisterna import study
-from cisterna.ops.run_state import Counts, Run
-from cisterna.study.jobs import count_jobs
+from cisterna.ops.run_state import STAGES, Counts, Run
+from cisterna.study.jobs import KINDS, count_jobs
 from clones import CONFIG
 
 
@@ -70,6 +70,10 @@ def test_job_that_is_tried_again_has_not_failed():
     assert run.counts() == Counts(0, 1, 0, 0)
     run.finish(1)
     assert (run.counts(), run.failures) == (Counts(1, 0, 0, 0), {})
+
+
+def test_every_kind_of_job_belongs_to_one_stage():
+    assert sorted(rule for rules in STAGES.values() for rule in rules) == sorted(KINDS)
 
 
 def test_rule_of_another_workflow_has_a_line_of_its_own():

@@ -27,7 +27,7 @@ STAGES = {
     "SFT": ("sft",),
     "RL": ("rl",),
     "evaluation": ("answers", "evaluate", "perplexity"),
-    "report": ("gather", "figures", "findings"),
+    "report": ("gather", "figures", "findings", "quotes"),
 }
 TARGETS = ("all", "models", "evaluations", "total")  # rules without a command, and the sum of Snakemake's job stats
 TAIL = 3  # lines of a log that has no error in it
