@@ -13,7 +13,7 @@ import pandas as pd
 from cisterna import gguf_files
 from cisterna.artifacts import files
 from cisterna.errors import UserError, one_line
-from cisterna.report import published, tables
+from cisterna.report import explore, published, tables
 from cisterna.report.comparisons import BOTH, GAP
 from cisterna.report.tables import (
     BASELINE_NAMES,
@@ -112,6 +112,8 @@ def results(
         quantized={name: gguf_files.describe(stored) for name, stored in of.quantized.items() if stored["bits"] < 16},
         note=tables.intervals(of.metrics, dots=False),
         splits=SPLIT_NAMES,
+        explore=explore.content(of.checkpoints, names),
+        several_seeds=bool((of.metrics.seeds > 1).any()),
         lenient=bool(of.metrics.metric.isin(lenient.METRICS.values()).any()),
         expected=len(of.cells),
         missing=_missing(of.cells),
@@ -168,11 +170,11 @@ def _groups(
 
 
 def _rows(numbers: pd.DataFrame, names: StageNames, head: str = "split") -> list[dict[str, Any]]:
-    """A row for each stage and baseline; ``cells`` has the value with its interval for each ``head`` and metric."""
+    """A row for each stage and baseline; ``cells`` has value, interval and n for each ``head`` and metric."""
     rows = []
     for (model, kind, *stage), mine in numbers.groupby(["model", "kind", *STAGE_COLUMNS], sort=False):
         name = tables.baseline_name(str(model)) if kind == "baseline" else names.without_form(stage)
-        cells = mine.set_index([head, "metric"])[["value", "low", "high"]].to_dict("index")
+        cells = mine.set_index([head, "metric"])[["value", "low", "high", "n"]].to_dict("index")
         rows.append({"name": name, "form": _form(mine), "kind": kind, "cells": cells})
     return rows
 

@@ -121,7 +121,7 @@ def _lines(row: Any, ours: pd.DataFrame, names: StageNames) -> Iterator[dict[str
     same = tables.rows(ours, **wanted)
     for (form, encoder), numbers in same.groupby(["sequences", "encoder"], sort=False):
         numbers = tables.rows(numbers, metric=_beside(row.metric)).set_index(["split", "metric"])
-        cells: dict[Any, Any] = dict(numbers[["value", "low", "high"]].to_dict("index"))
+        cells: dict[Any, Any] = dict(numbers[["value", "low", "high", "n"]].to_dict("index"))
         for metric in MEANS:
             if ("id", metric) in cells and ("ood", metric) in cells:
                 both = numbers.loc[[("id", metric), ("ood", metric)]]

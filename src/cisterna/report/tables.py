@@ -50,8 +50,8 @@ TERMS_PRIMARY = next(iter(TERM_METRICS))
 class Tables:
     """The tables of a study. ``metrics``, ``groups`` and ``gains`` are means over seeds (``means``).
 
-    The others are as gathered. ``groups`` has the metrics of each group of a split, ``quantized`` what the weights of a
-    backbone were stored in (`cisterna.gguf_files`).
+    The others are as gathered. ``groups`` has the metrics of each group of a split, ``checkpoints`` those of every
+    seed, ``quantized`` what the weights of a backbone were stored in (`cisterna.gguf_files`).
     """
 
     metrics: pd.DataFrame
@@ -60,6 +60,7 @@ class Tables:
     rewards: pd.DataFrame
     perplexity: pd.DataFrame
     cells: pd.DataFrame
+    checkpoints: pd.DataFrame
     quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -74,13 +75,15 @@ def read(study: Study, folder: Path) -> Tables:
     groups = metrics[metrics.group.notna()]
     metrics = metrics[metrics.group.isna()]
     of_corpora = metrics.metric == "perplexity"
+    of_tasks = metrics[~of_corpora]
     return Tables(
-        means(metrics[~of_corpora], study.tasks),
+        means(of_tasks, study.tasks),
         means(groups, study.tasks, "group"),
         means(table(report.GAINS_TABLE), study.tasks),
         table(report.REWARDS_TABLE),
         metrics[of_corpora],
         pd.read_parquet(folder / report.CELLS_TABLE),
+        _in_order(_with_none(of_tasks), study.tasks),
         quantized,
     )
 
@@ -91,9 +94,7 @@ def means(frame: pd.DataFrame, tasks: Sequence[str], *further: str) -> pd.DataFr
     Tasks come in the order of ``tasks``, their forms in that of ``cisterna.constants.FORMS``; baselines, which have no
     form, have the form and the encoder "none". ``further`` columns tell rows apart too.
     """
-    frame = frame.assign(model=frame.model.where(frame.kind == "baseline", ""))
-    frame = frame.fillna({"sequences": "none", "encoder": "none"})
-    forms = sorted(set(frame.sequences) - {"none"}, key=lambda form: (FORMS.index(base_form(form)), form))
+    frame = _with_none(frame.assign(model=frame.model.where(frame.kind == "baseline", "")))
     keys = ["model", "kind", "task", "modality", "encoder", *STAGE_COLUMNS, "split", "metric", *further]
     result = (
         frame.groupby(keys, sort=False)
@@ -107,8 +108,18 @@ def means(frame: pd.DataFrame, tasks: Sequence[str], *further: str) -> pd.DataFr
         )
         .reset_index()
     )
+    return _in_order(result, tasks)
+
+
+def _with_none(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.fillna({"sequences": "none", "encoder": "none"})
+
+
+def _in_order(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """The table by task, then by form."""
+    forms = sorted(set(frame.sequences) - {"none"}, key=lambda form: (FORMS.index(base_form(form)), form))
     places = {"task": [*tasks], "sequences": [*forms, "none"]}
-    return result.sort_values(list(places), key=lambda names: names.map(places[str(names.name)].index), kind="stable")
+    return frame.sort_values(list(places), key=lambda names: names.map(places[str(names.name)].index), kind="stable")
 
 
 def _with_encoders(frame: pd.DataFrame) -> pd.DataFrame:
