@@ -120,6 +120,14 @@ def test_job_that_a_signal_stopped_has_not_failed(tmp_path, text, said):
     assert why(tmp_path / "log", text, said) is None
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_job_of_whose_end_snakemake_says_nothing_has_failed_unless_a_person_stopped_the_run(stopped):
+    run = Run({"sft": 1})
+    begin(run, 1)
+    run.close(stopped)
+    assert (run.counts().failed, len(run.stopped)) == ((0, 1) if stopped else (1, 0))
+
+
 # --- The time left ---
 
 

@@ -65,7 +65,7 @@ def test_in_a_pipe_a_plain_line_is_written_when_a_stage_begins_or_ends(folder):
     assert any(line.startswith("SFT: 0 of 4 done, 1 running, 3 waiting; in all 0 of 8") for line in timed)
     assert any(line.startswith("SFT: 4 of 4 done") for line in timed)
     assert timed[-1] == "evaluation: 4 of 4 done; in all 8 of 8"
-    assert lines[-1].startswith("This run: all is done, 8 jobs of 8 now, in ")
+    assert lines[-1].startswith("This run is done: 8 jobs in ")
 
 
 def test_failure_is_the_last_that_is_written_with_its_reason_and_what_to_do(folder):
@@ -89,7 +89,7 @@ def test_failure_is_the_last_that_is_written_with_its_reason_and_what_to_do(fold
     assert "rule sft:" in log.read_text()
 
     (folder / "fail").unlink()
-    assert "This run: all is done, 2 jobs of 2 now" in run(folder, *RUN)
+    assert "This run is done: 2 jobs in" in run(folder, *RUN)
 
 
 def test_killed_job_is_said_to_be_killed(folder):
@@ -103,7 +103,7 @@ def test_job_that_succeeds_when_it_is_tried_again_is_no_failure(folder):
     (folder / "job.sh").write_text(JOB.replace("exit 2", "rm fail; exit 2"))
     output = run(folder, *RUN, "--retries", "1")
     assert "it is tried again" in output
-    assert "This run: all is done, 8 jobs of 8 now" in output
+    assert "This run is done: 8 jobs in" in output
 
 
 def test_terminal_shows_a_line_a_stage_and_ctrl_c_says_how_to_continue(folder):

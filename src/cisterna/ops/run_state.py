@@ -121,6 +121,15 @@ class Run:
         self.failures[number] = failure = Failure(job, _reason(job, ending, said))
         return failure
 
+    def close(self, stopped: bool) -> None:
+        """Snakemake has ended, by itself or because a person `stopped` it. It does not say of all jobs that they ended."""
+        for number in list(self.running):
+            job = self.running.pop(number)
+            if stopped:
+                self.stopped[number] = job
+            else:
+                self.failures[number] = Failure(job, "Snakemake gave it up; its own message is above")
+
     def _end(self, number: int) -> RunningJob | None:
         job = self.running.pop(number, None)
         if job:

@@ -28,6 +28,7 @@ from cisterna.study import Study
 INTERVAL = 1.0  # seconds between two drawings
 PAUSE = 60.0  # seconds without a line of plain text after which the next finished job writes one
 SHOWN = 8  # running jobs on a terminal
+OTHER_LINES = 10  # of the page, without those of stages and running jobs
 LISTED = 10  # failures at the end
 STOPPING = "stopping: the jobs that run end first"
 
@@ -129,6 +130,7 @@ class View:
 
     def end(self) -> None:
         """The run is over: write how it ended, and what to do."""
+        self._run.close(self._stopping)
         self._over.set()
         if self._live:
             self._drawing.join()
@@ -153,11 +155,12 @@ class View:
         if self._over.is_set():
             return Group(*parts)
         running = list(self._run.running.values())
+        shown = max(1, min(SHOWN, self._console.height - len(self._run.stages) - OTHER_LINES))
         parts += ["", Text(self._time_left())]
         if running:
-            parts += ["", self._running(running[:SHOWN])]
-        if len(running) > SHOWN:
-            parts += [Text(f"and {len(running) - SHOWN} more")]
+            parts += ["", self._running(running[:shown])]
+        if len(running) > shown:
+            parts += [Text(f"and {len(running) - shown} more")]
         note = STOPPING if self._stopping else "Ctrl-C stops; the same command continues"
         return Group(*parts, "", Text(note, style="yellow" if self._stopping else "dim"))
 
@@ -232,13 +235,11 @@ class View:
         took = duration(run.elapsed())
         logged = [(f"Full log: {' '.join(self._log_files)}", "")] if self._log_files else []
         if counts.done == sum(counts):
-            return [
-                (f"{self._title}: all is done, {_jobs(run.finished)} of {sum(counts):,} now, in {took}", "bold"),
-                *logged,
-            ]
+            now = f" in {took}" if run.finished == counts.done else f", {run.finished:,} of them now, in {took}"
+            return [(f"{self._title} is done: {_jobs(counts.done)}{now}", "bold"), *logged]
         states = [f"{counts.done:,} of {sum(counts):,} jobs are done"]
         states += [f"{counts.failed:,} failed"] if counts.failed else []
-        stopped = len(run.stopped) + counts.running
+        stopped = len(run.stopped)
         states += [f"{stopped:,} {'was' if stopped == 1 else 'were'} stopped"] if stopped else []
         waiting = sum(counts) - counts.done - counts.failed - stopped
         states += [f"{waiting:,} {'was' if waiting == 1 else 'were'} not started"] if waiting else []
