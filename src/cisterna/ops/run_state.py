@@ -122,7 +122,7 @@ class Run:
         return failure
 
     def close(self, stopped: bool) -> None:
-        """Snakemake has ended, by itself or because a person `stopped` it. It does not say of all jobs that they ended."""
+        """Snakemake has ended, by itself or `stopped` by a person. It does not say of every job that it ended."""
         for number in list(self.running):
             job = self.running.pop(number)
             if stopped:
