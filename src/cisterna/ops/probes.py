@@ -30,7 +30,7 @@ REPORT = {"gather": "row", "figures": "evaluation", "findings": "row", "quotes":
 MOST = 1000  # rows of a split that are used here
 LARGE = 20e6  # tokens of a corpus of which only DOCUMENTS are tokenized here
 DOCUMENTS = {"train_documents": 2000, "heldout_documents": 200}
-GROWTH = 8  # the most by which a measurement is larger than the one before
+LEAST_GROWTH, GROWTH = 3, 8  # by how much a measurement is larger than the one before, at least and at most
 STEPS = 16  # tokens of each output when generation is first measured
 BLOCK = 256  # tokens of a block of perplexity
 FEW = 32  # rows of a split when an evaluation is first measured
@@ -135,17 +135,20 @@ class Probes:
         return self.study.resources(asked_as(job.kind))["threads"]
 
     def _grow(self, first: int, most: int, command: Callable[[int], Command]) -> Growing:
-        """Measure `command(n)` for a few n, from `first` on, until it has taken long enough to be measured well."""
+        """Measure `command(n)` for two n or more, from `first` on, until it has taken long enough to be measured well.
+
+        One alone would count the start as work: loading a large model takes as long as a few steps.
+        """
         n, points = min(first, most), Points()
         while True:
             made = command(n)
             cost = yield made
             points.append((n, cost))
             spent = max(timing.seconds(cost, made.threads, self.stopwatch.gpus, busy=True), 1e-3)
-            if n >= most or spent >= self._seconds / 2:
+            if n >= most or (len(points) > 1 and spent >= self._seconds / 2):
                 return points
             larger = min(GROWTH * n, round(n * self._seconds / spent))
-            n = min(most, max(larger - larger % first, n + first))
+            n = min(most, max(larger - larger % first, LEAST_GROWTH * n))
 
     def _keep(self, key: Part, unit: str, size: float, points: Points) -> None:
         """Put the costs of a start and of a unit into `costs`; a point has `size` units for each that it counts."""

@@ -130,8 +130,9 @@ class Timing:
         steps = outputs * written(options["max_new_tokens"], lengths, knows_the_form)
         read = outputs * lengths.prompt
         shots = 0 if knows_the_form else options.get("shots") or 0
-        if shots:  # outputs more, after examples of train
-            read += rows * (lengths.prompt + shots * (lengths.prompt + lengths.completion))
+        if shots:  # outputs more, after examples of train, which vLLM reads once
+            times = 1 if options.get("engine") == "vllm" else rows
+            read += rows * lengths.prompt + times * shots * (lengths.prompt + lengths.completion)
             steps += rows * options["max_new_tokens"]
         key = ("evaluate", model.backbone, form(model))
         parts: dict[Part, float] = {(*key, START): 1, (*key, "scored row"): rows}
