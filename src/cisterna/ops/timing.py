@@ -215,10 +215,11 @@ def makespan(jobs: Sequence[tuple[Job, float]], cores: int, gpus: int, uses: Map
 def fit(points: Sequence[tuple[float, Cost]]) -> tuple[Cost, Cost]:
     """The cost of a start and of a unit, by a line through the first and the last of (units, cost).
 
-    From one point all of it is the cost of its units.
+    From one point, or where more units took no longer, which is noise, all of it is the cost of its units.
     """
     (few, first), (many, last) = points[0], points[-1]
-    if math.isclose(few, many):
+    more = last.minus(first)
+    if math.isclose(few, many) or not min(more):
         return Cost(0.0, 0.0), last.times(1 / many)
-    unit = last.minus(first).times(1 / (many - few))
+    unit = more.times(1 / (many - few))
     return first.minus(unit.times(few)), unit
