@@ -14,7 +14,7 @@ import yaml
 
 import tiny
 
-PACKAGE = tiny.ROOT / "src" / "cisterna"
+PACKAGES = tiny.ROOT / "src"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def installed(tmp_path_factory) -> Path:
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(tiny.ROOT / name, source)
-    shutil.copytree(PACKAGE, source / "src" / "cisterna", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGES, source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(build, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -33,11 +33,11 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_every_file_of_the_package_is_in_the_wheel(installed):
-    def files(folder: Path) -> set[str]:
-        found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        return {path.relative_to(folder).as_posix() for path in found}
-
-    assert files(installed / "cisterna") == files(PACKAGE)
+    for package in (path.parent for path in PACKAGES.glob("*/__init__.py")):
+        files = {path.relative_to(PACKAGES) for path in package.rglob("*") if path.is_file()}
+        missing = {path for path in files if "__pycache__" not in path.parts and not (installed / path).is_file()}
+        assert files
+        assert not missing
 
 
 def test_without_a_clone_a_study_is_planned_and_trained_and_its_model_answers(installed, tmp_path):
