@@ -13,7 +13,7 @@ from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, started, und
 SFT_ALONE = "rule_sft_wildcards_tiny_base_hairpin__0_alone_40"
 SFT_PAIR = "rule_sft_wildcards_tiny_base_splice-donor__0_pair_12"
 RL = "rule_rl_wildcards_tiny_base_hairpin_s0_sft-alone_e40_grpo_12"
-LIGHT = {"rule_data_baselines_data", "rule_base_base", "rule_report_figures_findings_gather_quotes"}
+LIGHT = {"rule_data_baselines_data", "rule_base_base", "rule_report_figures_findings_gather", "rule_report_quotes"}
 EVALUATIONS = {
     f"rule_evaluate_wildcards_tiny_base_{model}"
     for model in (
@@ -61,7 +61,7 @@ def test_results_are_those_of_an_undisturbed_run_on_one_machine(run, tmp_path):
     assert {f"{ALONE}/e40/checkpoint/model.safetensors", f"{GRPO}/e12/eval/metrics.json"} <= set(expected)
 
 
-def test_the_scheduler_sees_stages_and_three_groups_of_light_jobs(jobs):
+def test_the_scheduler_sees_stages_and_groups_of_light_jobs(jobs):
     assert set(jobs) == LIGHT | EVALUATIONS | {SFT_ALONE, SFT_PAIR, RL}
 
 

@@ -73,7 +73,7 @@ def test_a_tracker_is_no_parameter_of_a_job(tmp_path):
         sorted(line for line in clone.run(*dry, **variables).splitlines() if "cisterna " in line)
         for variables in ({}, {"CISTERNA_REPORT_TO": "tensorboard"})
     ]
-    assert len(jobs[0]) == 37
+    assert len(jobs[0]) == 38
     assert jobs[0] == jobs[1]
 
 
