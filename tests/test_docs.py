@@ -8,6 +8,7 @@ options are checked. A block `yaml NAME` is a file that the reader writes; the c
 
 import ast
 import contextlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def anchors(page: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     found: dict[str, int] = {}
     made = set()
-    for opened, content in zip(tokens(page), tokens(page)[1:], strict=False):
+    for opened, content in itertools.pairwise(tokens(page)):
         if opened.type == "heading_open":
             text = "".join(part.content for part in content.children or ())
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")

@@ -167,6 +167,14 @@ def test_stage_that_has_not_begun_is_left_out_and_named(clock):
     assert run.time_left() == (30, ["RL", "report"])
 
 
+def test_stage_that_is_counted_in_part_is_not_named_but_the_rule_that_is_left_out(clock):
+    run = Run({"evaluate": 3, "perplexity": 2}, clock)
+    run.start(1, "evaluate", ["results/x"], [])
+    clock.now = 10
+    run.finish(1)
+    assert run.time_left() == (20, ["perplexity"])
+
+
 def test_time_left_is_not_known_while_nothing_is_known_of_most_of_the_jobs(clock):
     run = Run({"data": 2, "sft": 2}, clock)
     begin(run, 1, "data")

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from planted import Planted, config
 
+from browser import CHROMIUM
 from cisterna.errors import UserError
 from cisterna.report import QUOTES_PAGE, quotes
 from cisterna.report.grids import Column, grids
 from cisterna.study import load
 
 SFT = "models/nano/base/splice-donor/s0/sft-brief"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium in PATH")
 
 
 def made(of: Planted, folder: Path, **options: Any) -> str:

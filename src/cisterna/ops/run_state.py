@@ -174,7 +174,7 @@ class Run:
         return self._jobs.get(job.output)
 
     def time_left(self) -> tuple[float | None, list[str]]:
-        """Seconds until the end, and the stages that the estimate leaves out.
+        """Seconds until the end, and what the estimate leaves out: stages, or rules of a stage that is counted in part.
 
         A job takes the mean of the finished ones of its rule in this run, and as many jobs run at the same time as
         did on average so far. Of a rule none of whose jobs has finished, nothing is known; None seconds if that is
@@ -194,9 +194,13 @@ class Run:
                 work += mean * (left - len(elapsed)) + sum(max(0.0, mean - seconds) for seconds in elapsed)
         spent = self._spent + sum(self.elapsed(job) for job in running)
         at_once = max(1.0, spent / self.elapsed()) if self.elapsed() > 0 else 1.0
-        stages = {self.stage_of(rule) for rule, left in unknown.items() if left}
+        counted = {self.stage_of(rule) for rule, left in known.items() if left}
+        left_out = [rule for rule, left in unknown.items() if left]
+        order = list(self.stages)
+        left_out.sort(key=lambda rule: order.index(self.stage_of(rule)))
+        names = [rule if self.stage_of(rule) in counted else self.stage_of(rule) for rule in left_out]
         reliable = known.total() and known.total() >= unknown.total()
-        return (work / at_once if reliable else None), [name for name in self.stages if name in stages]
+        return (work / at_once if reliable else None), list(dict.fromkeys(names))
 
 
 def _reason(job: RunningJob, ending: logs.Ending | None, said: str) -> str:
