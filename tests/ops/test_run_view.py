@@ -111,8 +111,8 @@ def test_terminal_shows_a_line_a_stage_and_ctrl_c_says_how_to_continue(folder):
     terminal = Terminal(folder, "snakemake", *RUN, columns=120)
     terminal.read(until="sft  results/models/m1/checkpoint")
     page = "\n".join(screen(terminal.text))
-    assert re.search(r"^SFT +\S+ +\d/4 +1 ", page, re.MULTILINE)
-    assert re.search(r"^evaluation +\S+ +\d/4 ", page, re.MULTILINE)
+    assert re.search(r"^SFT +\S+ +\d/4 +1\b", page, re.MULTILINE)
+    assert re.search(r"^evaluation +\S+ +\d/4\b", page, re.MULTILINE)
     assert "time left: " in page
 
     os.killpg(terminal.process.pid, signal.SIGINT)  # as the terminal does for Ctrl-C
