@@ -4,14 +4,12 @@ import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import goldens
 from cisterna import study
 from cisterna.ops import timing, workload
-from cisterna.ops.stopwatch import Cost
 from cisterna.ops.timing import Lengths, Timing
 from cisterna.study import Study
 from cisterna.study.jobs import KINDS, Job, jobs
@@ -79,13 +77,13 @@ def test_rl_costs_prompts_and_completions(timed: Timing) -> None:
 def test_evaluation_costs_what_the_model_writes(timed: Timing) -> None:
     """A base model writes to the limit of 12 tokens and ends no thought, so no label of it is measured."""
     assert one(timed, "evaluate", "tiny/base/hairpin") == {
-        "start": 1, "scored row": 48, "prompt token": 48 * 50, "new token": 48 * 12,
+        "start": 1, "scores": 1, "prompt token": 48 * 50, "new token": 48 * 12,
     }  # fmt: skip
     tuned = one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1")
-    assert tuned == {"start": 1, "scored row": 48, "prompt token": 48 * 50, "new token": 48 * 10, "label": 48 * 2}
+    assert tuned == {"start": 1, "scores": 1, "prompt token": 48 * 50, "new token": 48 * 10, "label": 48 * 2}
     timed.study.config["evaluation"] |= {"samples": 3, "calibration": False}
     sampled = one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1")
-    assert sampled == {"start": 1, "scored row": 48, "prompt token": 4 * 48 * 50, "new token": 4 * 48 * 10}
+    assert sampled == {"start": 1, "scores": 1, "prompt token": 4 * 48 * 50, "new token": 4 * 48 * 10}
     timed.study.config["evaluation"] |= {"samples": 0, "shots": 2}
     asked = one(timed, "evaluate", "tiny/base/hairpin")
     assert asked["prompt token"] == 48 * (50 + (2 * (50 + 8) + 50))
@@ -99,45 +97,22 @@ def test_group_answers_and_its_evaluations_score(timed: Timing, engine: str, sta
     timed.study.config["evaluation"] |= {"group": "lineage", "engine": engine}
     answers = one(timed, "answers", "tiny/base/hairpin/s0")
     assert answers == {"start": starts, "prompt token": 4 * 48 * 50, "new token": 4 * 48 * 10, "label": 4 * 48 * 2}
-    assert one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1") == {"scored row": 48}
+    assert one(timed, "evaluate", "tiny/base/hairpin/s0/sft-brief/e1") == {"scores": 1}
     assert one(timed, "evaluate", "tiny/base/hairpin")["start"] == 1
 
 
-def test_recipes_share_parts_unless_their_steps_differ(timed: Timing) -> None:
-    recipes = timed.study.config["recipes"]["sft"]
-
-    def key(recipe: str) -> tuple[str, ...]:
-        model = next(model for model in timed.study.models if model.recipe == recipe)
-        return next(iter(timed.parts(SimpleNamespace(kind="sft", output=f"{model.path}/checkpoint"))))[:3]
-
-    assert key("brief") != key("short")
-    recipes["short"] = recipes["brief"] | {"learning_rate": 1.0, "epochs": [1], "fraction": 0.5}
-    assert key("brief") == key("short")
-    recipes["short"]["per_device_train_batch_size"] = 99
-    assert key("brief") != key("short")
+def test_random_weights_take_the_time_of_pretrained_ones(timed: Timing) -> None:
+    backbones = timed.study.config["backbones"]
+    backbones["twin"] = backbones["tiny"] | {"random_weights": True}
+    backbones["wider"] = backbones["tiny"] | {"tokenizer": {"vocab_size": 99}}
+    assert [timed.network(name) for name in ("tiny", "twin", "wider")] == ["tiny", "tiny", "wider"]
 
 
 def test_cost_is_the_sum_of_parts() -> None:
-    costs = {("a", "start"): Cost(2.0, 1.0), ("a", "token"): Cost(0.5, 0.25)}
-    assert timing.cost_of({("a", "start"): 1, ("a", "token"): 8}, costs) == Cost(6.0, 3.0)
+    costs = {("a", "start"): 2.0, ("a", "token"): 0.5}
+    assert timing.cost({("a", "start"): 1, ("a", "token"): 8}, costs) == 6.0
     with pytest.raises(KeyError):
-        timing.cost_of({("a", "row"): 1}, costs)
-
-
-def test_line_through_two_measurements_tells_start_from_steps() -> None:
-    start, unit = timing.fit([(2, Cost(5.0, 3.0)), (4, Cost(6.0, 3.5)), (10, Cost(13.0, 7.0))])
-    assert (start, unit) == (Cost(3.0, 2.0), Cost(1.0, 0.5))
-    assert timing.fit([(4, Cost(8.0, 2.0))]) == (Cost(0.0, 0.0), Cost(2.0, 0.5))
-    noise = timing.fit([(1, Cost(5.0, 5.0)), (2, Cost(4.0, 4.0))])
-    assert noise == (Cost(0.0, 0.0), Cost(2.0, 2.0))  # units that cost nothing would make a long job free
-
-
-def test_busy_machine_counts_cpu_time_where_one_thread_computes() -> None:
-    cost = Cost(wall=9.0, cpu=3.0)
-    assert timing.seconds(cost, threads=1, gpus=0, busy=True) == 3.0
-    assert timing.seconds(cost, threads=1, gpus=0, busy=False) == 9.0
-    assert timing.seconds(cost, threads=4, gpus=0, busy=True) == 9.0
-    assert timing.seconds(cost, threads=1, gpus=1, busy=True) == 9.0
+        timing.cost({("a", "row"): 1}, costs)
 
 
 def job(name: str, *needs: str, kind: str = "sft") -> Job:

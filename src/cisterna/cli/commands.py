@@ -58,7 +58,7 @@ def init(table: Path, label: str | None, thresholds: list[float], classes: list[
 
 @command(
     CONFIG,
-    option("--calibrate", action="store_true", help="measure a minute for each backbone, and estimate the hours here"),
+    option("--calibrate", action="store_true", help="run short pieces of its jobs, and estimate the hours here"),
     option("--cores", type=int, metavar="N", default=None, help="with --calibrate: as of snakemake (default: all)"),
 )
 def plan(config: Config, calibrate: bool, cores: int | None) -> None:

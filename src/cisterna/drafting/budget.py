@@ -25,7 +25,7 @@ CORES = 2
 SECONDS = {
     ("sft", "token"): 1 / 7100,
     ("rl", "token"): 1 / 3900,
-    ("evaluate", "scored row"): 1 / 2500,
+    ("evaluate", "scores"): 0.2,
     ("evaluate", "prompt token"): 1 / 31000,
     ("evaluate", "new token"): 1 / 16000,
     ("evaluate", "label"): 1 / 900,

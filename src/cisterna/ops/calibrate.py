@@ -8,29 +8,30 @@ import os
 import platform
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from tabulate import tabulate
 
 from cisterna.errors import UserError
-from cisterna.ops import stopwatch, timing
+from cisterna.ops import timing, trials
 from cisterna.ops.probes import MOST, Probes
-from cisterna.ops.stopwatch import Cost
 from cisterna.ops.timing import START, Part, Timing
 from cisterna.study import Study
 from cisterna.study.jobs import KINDS, Job, asked_as, jobs
 
 LARGEST = 5  # jobs that are listed
-KIND_COLUMNS = ("jobs", "in all", "done", "time of the others", "CPU time", "share")
+BUSY = 0.1  # of the cores in use by other programs, from which the machine counts as busy
+KIND_COLUMNS = ("jobs", "in all", "done", "time of the others", "share")
 JOB_COLUMNS = ("longest jobs", "", "time")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured with: cores and GPUs that the study may use, the seconds of measuring, cores used by others."""
+    """What was measured with: cores and GPUs that the study may use, the seconds of measuring, cores in use before."""
 
     cores: int
     gpus: int
@@ -39,8 +40,8 @@ class Machine:
 
     @property
     def busy(self) -> bool:
-        """Whether other programs took so much of it that wall times say little."""
-        return self.others > stopwatch.BUSY * (os.cpu_count() or 1)
+        """Whether other programs took so much of it that the times are not those of a machine of one's own."""
+        return self.others > BUSY * (os.cpu_count() or 1)
 
 
 def calibrate(study: Study, cores: int, results: Path = Path("results")) -> str:
@@ -50,13 +51,13 @@ def calibrate(study: Study, cores: int, results: Path = Path("results")) -> str:
     if not todo:
         return f"Study {study.name}: all {len(everything)} jobs are done"
     _refuse(study, todo)
-    print(f"measuring, about a minute for each of {len(study.backbones)} backbones", file=sys.stderr)
-    with stopwatch.opened(cores, stopwatch.count_gpus()) as watch:
+    print("measuring jobs of the study, some seconds of each kind", file=sys.stderr)
+    others = psutil.cpu_percent(interval=1) / 100 * (os.cpu_count() or 1)
+    with trials.opened(cores, trials.count_gpus()) as opened:
         begun = time.monotonic()
-        watch.begin()
-        probes = Probes(study, todo, results, watch)
+        probes = Probes(study, todo, results, opened)
         timed = probes.run()
-        machine = Machine(cores, watch.gpus, time.monotonic() - begun, watch.others())
+        machine = Machine(cores, opened.gpus, time.monotonic() - begun, others)
     return render(timed, probes.costs, todo, machine)
 
 
@@ -71,37 +72,33 @@ def _refuse(study: Study, todo: Sequence[Job]) -> None:
                 )
 
 
-def render(timed: Timing, costs: Mapping[Part, Cost], todo: Sequence[Job], machine: Machine) -> str:
+def render(timed: Timing, costs: Mapping[Part, float], todo: Sequence[Job], machine: Machine) -> str:
     """The estimate of the jobs `todo` as text."""
     study = timed.study
-    estimated = [(job, timing.cost_of(timed.parts(job), costs)) for job in todo]
-    uses = {job.kind: _asked(study, job.kind) for job in todo}
-    taken = [(job, timing.seconds(cost, uses[job.kind][0], machine.gpus, machine.busy)) for job, cost in estimated]
-    wall = timing.makespan(taken, machine.cores, machine.gpus, uses)
-    whole = sum(spent for _, spent in taken)
-    totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    for (job, cost), (_, spent) in zip(estimated, taken, strict=True):
-        totals[job.kind] = [a + b for a, b in zip(totals[job.kind], (1, spent, cost.cpu), strict=True)]
-    counts = {kind: sum(job.kind == kind for job in jobs(study)) for kind in KINDS}
-    rows = []
-    for kind in [kind for kind in KINDS if counts[kind]]:
-        left, spent, cpu = totals[kind]
-        rows.append([kind, counts[kind], counts[kind] - int(left), _long(spent), _long(cpu), f"{spent / whole:.0%}"])
-    cpu = sum(cost.cpu for _, cost in estimated)
-    done = sum(counts.values()) - len(todo)
-    rows.append(["total", sum(counts.values()), done, _long(whole), _long(cpu), ""])
+    taken = [(job, timing.cost(timed.parts(job), costs)) for job in todo]
+    wall = timing.makespan(taken, machine.cores, machine.gpus, {job.kind: _asked(study, job.kind) for job in todo})
+    spent: Counter[str] = Counter()
+    for job, seconds in taken:
+        spent[job.kind] += seconds
+    every, left = (Counter(job.kind for job in listed) for listed in (jobs(study), todo))
+    rows = [
+        [kind, every[kind], every[kind] - left[kind], _long(spent[kind]), f"{spent[kind] / spent.total():.0%}"]
+        for kind in KINDS
+        if every[kind]
+    ]
+    rows.append(["total", every.total(), every.total() - len(todo), _long(spent.total()), ""])
     longest = sorted(taken, key=lambda pair: -pair[1])[:LARGEST]
     parts = [
         f"Study {study.name} on this machine with --cores {machine.cores}: about {_long(wall)} from start to end",
-        tabulate(rows, KIND_COLUMNS, colalign=("left", *["right"] * 5), disable_numparse=True),
+        tabulate(rows, KIND_COLUMNS, colalign=("left", *["right"] * 4), disable_numparse=True),
         tabulate(
-            [[job.kind, job.name, _long(spent)] for job, spent in longest],
+            [[job.kind, job.name, _long(seconds)] for job, seconds in longest],
             JOB_COLUMNS,
             colalign=("left", "left", "right"),
             disable_numparse=True,
         ),
         tabulate(_rates(costs), ("measured here", "start, s", "then"), disable_numparse=True),
-        "\n".join(_notes(timed, machine)),
+        "\n".join(_notes(machine)),
     ]
     return "\n\n".join(parts)
 
@@ -112,33 +109,34 @@ def _asked(study: Study, kind: str) -> tuple[int, int]:
     return asked["threads"], asked["gpu"]
 
 
-def _rates(costs: Mapping[Part, Cost]) -> list[list[str]]:
-    """For each set of parts: the CPU seconds of its start, and units a CPU second."""
-    groups: dict[Part, dict[str, Cost]] = defaultdict(dict)
-    for part, cost in costs.items():
-        groups[part[:-1]][part[-1]] = cost
+def _rates(costs: Mapping[Part, float]) -> list[list[str]]:
+    """For each set of parts: the seconds of its start, and units a second."""
+    groups: dict[Part, dict[str, float]] = defaultdict(dict)
+    for part, seconds in costs.items():
+        groups[part[:-1]][part[-1]] = seconds
     rows = []
     for key, units in groups.items():
-        start = f"{units[START].cpu:.1f}" if START in units else ""
-        words = [word for word in key if not word.startswith("{")]
-        each = [f"{_short(1 / cost.cpu)} {unit}s/s" for unit, cost in units.items() if unit != START and cost.cpu]
-        rows.append([" ".join(words), start, ", ".join(each)])
+        start = f"{units[START]:.1f}" if START in units else ""
+        each = [
+            f"{_short(1 / seconds)} {unit}s/s"
+            for unit, seconds in units.items()
+            if seconds and unit not in (START, "scores")
+        ]
+        rows.append([" ".join(key), start, ", ".join(each)])
     return rows
 
 
-def _notes(timed: Timing, machine: Machine) -> list[str]:
+def _notes(machine: Machine) -> list[str]:
     """What the numbers mean, and what they rest on."""
     cores = os.cpu_count() or 1
-    place = f"{platform.node()} ({cores} cores, {machine.gpus} GPUs)"
     lines = [
-        f"measured in {machine.took:.0f} s on {place}: jobs of the study",
-        f"  on at most {MOST:,} rows a split, {machine.cores} threads at a time; starts and units by CPU time.",
+        f"measured in {machine.took:.0f} s on {platform.node()} ({cores} cores, {machine.gpus} GPUs): jobs of",
+        f"  the study on at most {MOST:,} rows a split, {machine.cores} threads at a time.",
     ]
     if machine.busy:
-        others = f"{machine.others:.1f} of its {cores} cores"
         lines += [
-            f"this machine was busy: other programs used {others}. The times are those",
-            "  of a machine with nothing else to do, by CPU time, for jobs of one thread; of others those of now.",
+            f"this machine was busy: other programs used {machine.others:.1f} of its {cores} cores just before.",
+            "  The times are those of a machine that stays as busy.",
         ]
     lines += [
         "jobs start when their inputs are there and threads and GPUs are free, in the order of this table. Snakemake's",

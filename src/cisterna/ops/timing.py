@@ -5,27 +5,18 @@ measured by `cisterna.ops.probes`, by commands that have the same parts. Arithme
 """
 
 import heapq
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cisterna.constants import SPLITS
-from cisterna.ops.stopwatch import Cost
 from cisterna.ops.workload import NUM_GENERATIONS, Workload
 from cisterna.study import Model, Study
-from cisterna.study.inputs import as_json
 from cisterna.study.jobs import Job
 
 Part = tuple[str, ...]  # the kind of a job, what tells it from others of its kind, and the last word: of what it is one
 START = "start"
-
-# Options of a recipe that say how much is trained, or change no step's time. Recipes that differ in these share parts.
-NO_STEP = frozenset(
-    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay max_grad_norm "
-    "num_train_epochs examples fraction corpora seed save_minutes logging_steps temperature concise_words".split()
-)
 
 
 class Lengths(NamedTuple):
@@ -62,39 +53,45 @@ class Timing:
     def parts(self, job: Job) -> dict[Part, float]:
         """How much of what a job does. ValueError for a kind of job that nobody has an estimate for."""
         study, kind = self.study, job.kind
-        if kind in ("data", "base"):
+        if kind in ("data", "base", "encoder"):
             return {(kind, job.name, START): 1}
         if kind in ("cpt", "sft", "rl"):
             model = self.trained(job)
-            key = (kind, model.backbone, as_json(step_options(study, model)), form(model))
+            key = (kind, self.network(model.backbone), self.form(model))
             return {(*key, START): 1, (*key, "token"): self._tokens_trained(model)}
         if kind == "baselines":
             return {(kind, job.name, "row"): self._rows(job.name)}
         if kind == "tokenize":
             backbone, _, corpus = job.name.partition("/")
             return {(kind, job.name, "token"): self.work.corpora.get((backbone, corpus), 0)}
-        if kind == "encoder":
-            training = study.encoder(job.name).get("training")
-            parts: dict[Part, float] = {(kind, job.name, START): 1}
-            return parts | ({(kind, job.name, "epoch"): training["num_train_epochs"]} if training else {})
         if kind == "features":
             encoder, _, task = job.name.partition("/")
-            return {(kind, encoder, START): 1, (kind, encoder, "row"): self._rows(task)}
+            network = self.network(encoder)
+            return {(kind, network, START): 1, (kind, network, "row"): self._rows(task)}
         if kind == "answers":
             return self._group(f"models/{job.name}")
         if kind == "evaluate":
             parts = self._evaluation(self.evaluated(job))
             in_group = job.output in study.group_of  # then the answers are there, and no model is loaded
-            return {part: units for part, units in parts.items() if not in_group or part[-1] == "scored row"}
+            return {part: units for part, units in parts.items() if not in_group or part[-1] == "scores"}
         if kind == "perplexity":
             backbone = job.name.partition("/")[0]
-            return {(kind, backbone, START): 1, (kind, backbone, "token"): self.heldout.get(backbone, 0)}
+            return {(kind, self.network(backbone), "token"): self.heldout.get(backbone, 0)}
         if kind in ("gather", "findings", "quotes"):
-            rows = sum(self.work.rows_tested(task) for _, _, task in study.evaluations())
-            return {(kind, START): 1, (kind, "row"): rows}
+            return {(kind, "row"): sum(self.work.rows_tested(task) for _, _, task in study.evaluations())}
         if kind == "figures":
-            return {(kind, START): 1, (kind, "evaluation"): len(study.evaluations())}
+            return {(kind, "evaluation"): len(study.evaluations())}
         raise ValueError(f"no estimate of the time of jobs of kind {kind}")
+
+    def network(self, name: str) -> str:
+        """The first backbone or encoder of the config that differs from this one in its weights alone, if at all."""
+        named = {**self.study.config["backbones"], **self.study.config["encoders"]}
+        shapes = {other: spec | {"random_weights": None} for other, spec in named.items()}
+        return next(other for other, shape in shapes.items() if shape == shapes[name])
+
+    def form(self, model: Model) -> str:
+        """In which form a model gets the sequences, in one word."""
+        return f"{model.sequences}-{self.network(model.encoder)}" if model.encoder else model.sequences
 
     def _rows(self, task: str) -> int:
         return sum(self.work.rows(task, split) for split in SPLITS)
@@ -118,7 +115,7 @@ class Timing:
         for folder, _, _ in self.study.groups[group]:
             for part, units in self._evaluation(self._evaluations[folder]).items():
                 once = part[-1] == START and self.study.config["evaluation"].get("engine") == "vllm"
-                if part[-1] != "scored row":
+                if part[-1] != "scores":
                     whole[part] = units if once else whole.get(part, 0) + units
         return whole
 
@@ -134,8 +131,8 @@ class Timing:
             times = 1 if options.get("engine") == "vllm" else rows
             read += rows * lengths.prompt + times * shots * (lengths.prompt + lengths.completion)
             steps += rows * options["max_new_tokens"]
-        key = ("evaluate", model.backbone, form(model))
-        parts: dict[Part, float] = {(*key, START): 1, (*key, "scored row"): rows}
+        key = ("evaluate", self.network(model.backbone), self.form(model))
+        parts: dict[Part, float] = {(*key, START): 1, (*key, "scores"): 1}
         parts |= {(*key, "prompt token"): read, (*key, "new token"): steps}
         if knows_the_form and options.get("calibration"):  # other outputs end no thought, so no label is measured
             parts[*key, "label"] = rows * lengths.labels
@@ -149,28 +146,9 @@ def written(limit: int, lengths: Lengths, knows_the_form: bool) -> int:
     return min(limit, lengths.longest) if knows_the_form else limit
 
 
-def form(model: Model) -> str:
-    """In which form a model gets the sequences, in one word."""
-    return f"{model.sequences}-{model.encoder}" if model.encoder else model.sequences
-
-
-def step_options(study: Study, model: Model) -> dict[str, Any]:
-    """What the time of a step depends on, of the recipe of a model."""
-    return {key: value for key, value in study.stage(model).items() if key not in NO_STEP}
-
-
-def seconds(cost: Cost, threads: int, gpus: int, busy: bool) -> float:
-    """How long it would take on a machine with nothing else to do.
-
-    On a busy machine the wall time of a job is not its own. Its CPU time is, where one thread computes.
-    """
-    return cost.cpu if busy and threads == 1 and not gpus else cost.wall
-
-
-def cost_of(parts: Mapping[Part, float], costs: Mapping[Part, Cost]) -> Cost:
-    """The sum of parts. KeyError for one that was not measured."""
-    amounts = [costs[part].times(units) for part, units in parts.items()]
-    return Cost(sum(amount.wall for amount in amounts), sum(amount.cpu for amount in amounts))
+def cost(parts: Mapping[Part, float], costs: Mapping[Part, float]) -> float:
+    """The seconds of parts, from the seconds of a unit of each. KeyError for one that was not measured."""
+    return sum(units * costs[part] for part, units in parts.items())
 
 
 def makespan(jobs: Sequence[tuple[Job, float]], cores: int, gpus: int, uses: Mapping[str, tuple[int, int]]) -> float:
@@ -210,16 +188,3 @@ def makespan(jobs: Sequence[tuple[Job, float]], cores: int, gpus: int, uses: Map
             if not before[follower]:
                 heapq.heappush(ready, follower)
     return now
-
-
-def fit(points: Sequence[tuple[float, Cost]]) -> tuple[Cost, Cost]:
-    """The cost of a start and of a unit, by a line through the first and the last of (units, cost).
-
-    From one point, or where more units took no longer, which is noise, all of it is the cost of its units.
-    """
-    (few, first), (many, last) = points[0], points[-1]
-    more = last.minus(first)
-    if math.isclose(few, many) or not min(more):
-        return Cost(0.0, 0.0), last.times(1 / many)
-    unit = more.times(1 / (many - few))
-    return first.minus(unit.times(few)), unit

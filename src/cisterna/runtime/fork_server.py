@@ -21,7 +21,6 @@ never runs torch, so forking is safe. Jobs that use a GPU are not sent to it: CU
 import gc
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -36,8 +35,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 VARIABLE = "CISTERNA_FORK_SERVER"
-# A file for the CPU seconds of a fork, which is no child of the client that waits for it.
-CPU_TIME = "CISTERNA_CPU_TIME"
 KILLED = 137
 PREFIX = "cisterna-"  # of the folder of a socket
 _NAME = "socket"
@@ -210,10 +207,6 @@ def _run_in_fork(connection: socket.socket, main: Main) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # the fork has to end, whatever happens here
                 stream.flush()
-        if file := os.environ.get(CPU_TIME):
-            used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-            with suppress(OSError):
-                Path(file).write_text(str(sum(usage.ru_utime + usage.ru_stime for usage in used)))
         with suppress(OSError):
             connection.sendall(bytes([code]))
         os._exit(code)
