@@ -16,6 +16,7 @@ rule cpt:
         aside("results/logs/models/{backbone}/cpt-{recipe}.log"),
     conda:
         "../envs/cisterna.yaml"
+    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("cpt")["threads"]
     resources:
         **resources("cpt"),

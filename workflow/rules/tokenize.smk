@@ -10,6 +10,7 @@ rule base:
         aside("results/logs/models/{backbone}/base.log"),
     conda:
         "../envs/cisterna.yaml"
+    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("base")["threads"]
     resources:
         **resources("base"),
@@ -32,6 +33,7 @@ rule tokenize:
         aside("results/benchmarks/tokens/{backbone}/{corpus}.tsv")
     conda:
         "../envs/cisterna.yaml"
+    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("tokenize")["threads"]
     resources:
         **resources("tokenize"),

@@ -100,7 +100,7 @@ class Trials:
         seconds, state = time.time() - begun, _progress(command)
         if process.returncode != 0 and not stopped and not (command.may_fail and state):
             ending = logs.ending(log)
-            reason = ending.message if ending else f"exit code {process.returncode}"
+            reason = (ending and ending.message) or f"exit code {process.returncode}"
             raise UserError(f"--calibrate: `cisterna {' '.join(command.words[1:2])}` failed: {reason}")
         if not state:
             return Trial(seconds, seconds, 0.0, 0.0, 0)
