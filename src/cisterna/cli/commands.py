@@ -70,14 +70,14 @@ def plan(config: Config, calibrate: bool, cores: int | None) -> None:
 
 @command(path("path", help="e.g. results/models/.../e2/checkpoint"), CONFIG)
 def train(path: Path, config: Config) -> None:
-    """Make one checkpoint or feature bank of a study, as its rule does, from what the study says."""
+    """Make one checkpoint or feature bank of a study, with the options that the config gives it."""
     from cisterna.runtime import commands
 
     commands.run(read_study(config), path, *commands.TRAINING)
 
 
 @command(
-    path("path", nargs="?", help="e.g. results/models/.../e2/eval; a rule gives the options below instead"),
+    path("path", nargs="?", help="e.g. results/models/.../e2/eval; or give the options below, as the workflow does"),
     CONFIG,
     path("--checkpoint", default=None, help="what to evaluate"),
     path("--data", default=None, help="folder made by `data`"),
@@ -127,7 +127,7 @@ def audit(data: Path, output: Path | None) -> None:
 @command(
     path("checkpoint", metavar="CHECKPOINT", help="e.g. results/models/.../e2/checkpoint"),
     path("--input", help="csv, tsv, Parquet or JSON lines with the new rows; cells also .h5ad"),
-    path("--output", help="csv, tsv, Parquet or JSON lines by its ending, a row for each"),
+    path("--output", help="csv, tsv, Parquet or JSON lines, by its extension; one row per input row"),
     mapping("--options", default={}, help="keys of the config's evaluation block that differ from their defaults"),
     option(
         "--probabilities", action="store_true", help="also the probability of each label: columns probability:LABEL"
@@ -137,7 +137,7 @@ def audit(data: Path, output: Path | None) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="only these columns, in this order; a label is its probability, `answer` what was predicted",
+        help="only these columns, in this order; the name of a label gives its probability, `answer` the prediction",
     ),
     path(
         "--features", nargs="+", default=(), metavar="FILE", help="precomputed features of the new rows, by their ids"
@@ -168,7 +168,7 @@ def predict(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         default=None,
-        help="of the weights (default: that of the base, or float32 where it would lose what was trained)",
+        help="type of the weights (default: that of the base, or float32 where rounding to it would lose the update)",
     ),
     heavy=True,
 )
@@ -179,7 +179,10 @@ def export(checkpoint: Path, output: Path, adapter: bool, dtype: str | None) -> 
     export.export(checkpoint, output, adapter, dtype)
 
 
-@command(option("--partial", action="store_true", help="only of the finished jobs, in its partial/"), CONFIG)
+@command(
+    option("--partial", action="store_true", help="of the finished jobs only, into results/studies/NAME/partial"),
+    CONFIG,
+)
 def report(partial: bool, config: Config) -> None:
     """Write the tables and figures of a study into results/studies/NAME."""
     from cisterna.report import figures, findings, gather, quotes
@@ -204,7 +207,7 @@ def report(partial: bool, config: Config) -> None:
     path("--output", default=None, help="JSON file for the same (default: none)"),
 )
 def advise(config: Config, budget_epochs: int | None, results: Path, output: Path | None) -> None:
-    """Print what a study's answers say about a choice, and how surely."""
+    """Print which stages of a study are best, ID and OOD, and how to divide epochs, each with its uncertainty."""
     from cisterna.report import advice
 
     advice.main(config_files(config), budget_epochs, results, output)
@@ -216,7 +219,7 @@ def advise(config: Config, budget_epochs: int | None, results: Path, output: Pat
     option("--watch", action="store_true", help="keep it up to date, until Ctrl-C"),
 )
 def status(path: Path, config: Config, watch: bool) -> None:
-    """Print what a running study does: stages under way, jobs done and failed."""
+    """Print the state of a study: running stages with their progress, jobs done and failed."""
     from cisterna.ops import status
 
     status.main(config_files(config), path, watch)
@@ -236,13 +239,13 @@ def verify(path: Path) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help=f"every study whose results stay, one a file (default: {files.DEFAULT_CONFIG})",
+        help=f"the config of every study whose results should stay (default: {files.DEFAULT_CONFIG})",
     ),
-    option("--finished", action="store_true", help="also the state of ladders that will get no further rung"),
+    option("--finished", action="store_true", help="also the state of finished ladders, needed only to add rungs"),
     option("--yes", action="store_true", help="remove what is listed"),
 )
 def clean(config: Config, finished: bool, yes: bool) -> None:
-    """List what no config refers to and what killed processes left in results/."""
+    """List results that no given config uses, and files that killed processes left in results/."""
     from cisterna.ops import clean
 
     clean.clean(config_files(config), yes=yes, finished=finished)

@@ -35,7 +35,7 @@ class MadeBackbone(t.Section):
         "The vocabulary size comes from the tokenizer."
     )
     tokenizer: Tokenizer = t.required("the tokenizer that is trained for it.")
-    seed: t.Natural = t.default(0, "of the random initial weights.")
+    seed: t.Natural = t.default(0, "seed of the random initial weights.")
 
 
 class ImportedBridge(t.Section):

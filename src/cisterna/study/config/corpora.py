@@ -19,6 +19,6 @@ class Corpus(t.Section):
         t.UNUSUAL_DEFAULT,
     )
     field: t.Text = t.optional("of JSON lines: the key that holds the document.", "text")
-    skip_documents: t.Count = t.optional("leave out the first so many documents of the file.", "none")
-    train_documents: t.Count = t.optional("train on the first so many documents.", "all")
-    heldout_documents: t.Count = t.optional("measure perplexity on the first so many of the held-out documents.", "all")
+    skip_documents: t.Count = t.optional("number of documents to leave out at the start of the file.", "none")
+    train_documents: t.Count = t.optional("train on this many documents, from the first on.", "all")
+    heldout_documents: t.Count = t.optional("measure perplexity on this many held-out documents.", "all")

@@ -27,7 +27,7 @@ class EncoderTraining(t.Open):
     block_size: t.Count = t.default(256, "residues of a training sequence; longer documents are cut into several.")
     mlm_probability: t.Share = t.default(0.15, "share of the residues that are to be predicted.")
     seed: t.Natural = t.default(
-        0, "of the random initial weights, the masks and the order. An encoder is shared by all seeds of the study."
+        0, "seed of the initial weights, the masks and the order. An encoder is shared by all seeds of the study."
     )
     save_minutes: t.Positive = t.default(
         10.0, "minutes between saves of the state from which a killed training resumes."

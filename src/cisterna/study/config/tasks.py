@@ -54,10 +54,10 @@ class Task(t.Section):
     """Every task."""
 
     train: t.Rows = t.default(1000, "examples to train on. Asking for more than the table has is an error.")
-    validation: t.Count = t.default(150, "examples from train's distribution, the only ones that may choose anything.")
+    validation: t.Count = t.default(150, "examples from train's distribution; only these may be used to choose a model.")
     id: t.Count = t.default(400, "in-domain test examples, from train's distribution.")
     seed: t.Natural = t.default(
-        0, "of the split. The same for every seed of the study, so that all models see the same data."
+        0, "seed of the split. The same for every seed of the study, so that all models see the same data."
     )
     sequences: Annotated[list[t.Form], t.Some, t.UNIQUE, t.LISTED] = t.default(
         ["tokens"],
@@ -85,7 +85,7 @@ class Columns(t.Section):
     """The columns of a table without groups."""
 
     id: t.Text = t.optional(
-        "unique name of a row. Splits are drawn by it.", "the row's number, and a table in another order is drawn anew"
+        "unique name of a row. Splits are drawn by it.", "the row's number, so another order of rows changes the splits"
     )
     sequence: BySequence = t.optional(
         "the sequence; for several a mapping of their names in `prompt` to their columns, such as "
@@ -121,12 +121,12 @@ class Split(t.Section):
         "required in own table",
     )
     ood: t.Share = t.optional(
-        "about which share of the rows is out of domain. What comes out is in `card.json`; less than half or more than "
-        "twice the share is an error.",
+        "approximate share of the rows that is out of domain. The actual share is in `card.json`; less than half or "
+        "more than twice `ood` is an error.",
         "required without `after`",
     )
     threshold: t.ShareOrAll = t.optional(
-        "no out-of-domain sequence is nearer than this to one in domain.", "required with `similarity`"
+        "smallest distance allowed between an out-of-domain and an in-domain sequence.", "required with `similarity`"
     )
     after: Date = t.optional("with `time`, instead of `ood`: rows after this date are out of domain.")
 
@@ -149,7 +149,7 @@ class Table(Task):
         "low to high. `[0.5]` with `labels: [low, high]`: below 0.5 is low, 0.5 and above is high."
     )
     question: t.Text = t.optional(
-        "opens every prompt; the sequence, which must be one, and the labels follow.",
+        "opens every prompt; the sequence and the labels follow. For tables with one sequence.",
         "required without `prompt`",
     )
     prompt: t.Text = t.optional(
@@ -166,7 +166,7 @@ class GroupedTable(Table):
     """A table of your own without `split`."""
 
     columns: ColumnsWithGroup = t.required("as above, and:")
-    ood: Groups = t.required("the groups that are held out. All their rows are tested.")
+    ood: Groups = t.required("the groups that are held out. All their rows are out-of-domain test examples.")
 
 
 class UnseenTable(Table):
@@ -174,7 +174,7 @@ class UnseenTable(Table):
 
     ood: UnseenValues = t.required(
         "the values that are held out, by column: `{gene: [TP53, MYC], drug: [aspirin]}`. A row with any of them is "
-        "tested; what is unseen of it is its group in the results."
+        "out of domain; its unseen columns name its group in the results."
     )
 
 
@@ -236,7 +236,7 @@ class PublishedSplits(Adapter):
 class GroupedData(Adapter):
     """Data of an adapter without splits of their own and without `split`."""
 
-    ood: Groups = t.required("the groups that are held out. All their rows are tested.")
+    ood: Groups = t.required("the groups that are held out. All their rows are out-of-domain test examples.")
 
 
 class UnseenCells(Adapter):
@@ -244,7 +244,7 @@ class UnseenCells(Adapter):
 
     ood: UnseenValues = t.required(
         "the values that are held out, by column of `obs`: `{tissue: [lung], disease: [MS]}`. A cell with any of them "
-        "is tested; what is unseen of it is its group in the results."
+        "is out of domain; its unseen columns name its group in the results."
     )
 
 
