@@ -14,9 +14,9 @@ rule cpt:
         directory(CPT),
     log:
         aside("results/logs/models/{backbone}/cpt-{recipe}.log"),
+    priority: 1  # most of a study waits for CPT
     conda:
         "../envs/cisterna.yaml"
-    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("cpt")["threads"]
     resources:
         **resources("cpt"),

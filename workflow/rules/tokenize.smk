@@ -8,9 +8,9 @@ rule base:
         directory("results/models/{backbone}/base/checkpoint"),
     log:
         aside("results/logs/models/{backbone}/base.log"),
+    priority: 1  # most of a study waits for CPT
     conda:
         "../envs/cisterna.yaml"
-    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("base")["threads"]
     resources:
         **resources("base"),
@@ -31,9 +31,9 @@ rule tokenize:
         aside("results/logs/tokens/{backbone}/{corpus}.log"),
     benchmark:
         aside("results/benchmarks/tokens/{backbone}/{corpus}.tsv")
+    priority: 1  # most of a study waits for CPT
     conda:
         "../envs/cisterna.yaml"
-    priority: 1  # most of a study waits for CPT
     threads: STUDY.resources("tokenize")["threads"]
     resources:
         **resources("tokenize"),
