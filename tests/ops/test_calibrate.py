@@ -15,7 +15,7 @@ from cisterna.ops.trials import Command, Trials
 from cisterna.study.jobs import KINDS
 from clones import CONFIG, edited, make
 
-QUIET = Machine(cores=2, gpus=0, took=9.0, others=0.0)
+QUIET = Machine(cores=2, gpus=0, took=9.0, load=0.0)
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_page_has_what_is_done_and_what_takes_longest(here):
     assert table["total"][1:3] == [str(len(everything)), str(len(everything) - sft - rl)]
     assert "sft" in text.split("\n\n")[2].splitlines()[2]
     assert "busy" not in text
-    busy = calibrate.render(timed, timed.costs, todo, Machine(cores=2, gpus=0, took=9.0, others=99.0))
-    assert "this machine was busy: other programs used 99.0 of" in busy
+    busy = calibrate.render(timed, timed.costs, todo, Machine(cores=2, gpus=0, took=9.0, load=99.0))
+    assert "this machine was busy: its load was 99.0 " in busy
 
 
 class FixedTiming:

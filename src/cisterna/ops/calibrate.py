@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from tabulate import tabulate
 
 from cisterna.errors import UserError
@@ -24,24 +23,24 @@ from cisterna.study import Study
 from cisterna.study.jobs import KINDS, Job, asked_as, jobs
 
 LARGEST = 5  # jobs that are listed
-BUSY = 0.1  # of the cores in use by other programs, from which the machine counts as busy
+BUSY = 0.25  # load average a core from which the machine counts as busy
 KIND_COLUMNS = ("jobs", "in all", "done", "time of the others", "share")
 JOB_COLUMNS = ("longest jobs", "", "time")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured with: cores and GPUs that the study may use, the seconds of measuring, cores in use before."""
+    """What was measured with: cores and GPUs that the study may use, the seconds of measuring, the load before it."""
 
     cores: int
     gpus: int
     took: float
-    others: float
+    load: float
 
     @property
     def busy(self) -> bool:
         """Whether other programs took so much of it that the times are not those of a machine of one's own."""
-        return self.others > BUSY * (os.cpu_count() or 1)
+        return self.load > BUSY * (os.cpu_count() or 1)
 
 
 def calibrate(study: Study, cores: int, results: Path = Path("results")) -> str:
@@ -52,12 +51,12 @@ def calibrate(study: Study, cores: int, results: Path = Path("results")) -> str:
         return f"Study {study.name}: all {len(everything)} jobs are done"
     _refuse(study, todo)
     print("measuring jobs of the study, some seconds of each kind", file=sys.stderr)
-    others = psutil.cpu_percent(interval=1) / 100 * (os.cpu_count() or 1)
+    load = os.getloadavg()[0]
     with trials.opened(cores, trials.count_gpus()) as opened:
         begun = time.monotonic()
         probes = Probes(study, todo, results, opened)
         timed = probes.run()
-        machine = Machine(cores, opened.gpus, time.monotonic() - begun, others)
+        machine = Machine(cores, opened.gpus, time.monotonic() - begun, load)
     return render(timed, probes.costs, todo, machine)
 
 
@@ -77,16 +76,17 @@ def render(timed: Timing, costs: Mapping[Part, float], todo: Sequence[Job], mach
     study = timed.study
     taken = [(job, timing.cost(timed.parts(job), costs)) for job in todo]
     wall = timing.makespan(taken, machine.cores, machine.gpus, {job.kind: _asked(study, job.kind) for job in todo})
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     for job, seconds in taken:
         spent[job.kind] += seconds
+    whole = sum(spent.values())
     every, left = (Counter(job.kind for job in listed) for listed in (jobs(study), todo))
     rows = [
-        [kind, every[kind], every[kind] - left[kind], _long(spent[kind]), f"{spent[kind] / spent.total():.0%}"]
+        [kind, every[kind], every[kind] - left[kind], _long(spent[kind]), f"{spent[kind] / whole:.0%}"]
         for kind in KINDS
         if every[kind]
     ]
-    rows.append(["total", every.total(), every.total() - len(todo), _long(spent.total()), ""])
+    rows.append(["total", every.total(), every.total() - len(todo), _long(whole), ""])
     longest = sorted(taken, key=lambda pair: -pair[1])[:LARGEST]
     parts = [
         f"Study {study.name} on this machine with --cores {machine.cores}: about {_long(wall)} from start to end",
@@ -135,8 +135,8 @@ def _notes(machine: Machine) -> list[str]:
     ]
     if machine.busy:
         lines += [
-            f"this machine was busy: other programs used {machine.others:.1f} of its {cores} cores just before.",
-            "  The times are those of a machine that stays as busy.",
+            f"this machine was busy: its load was {machine.load:.1f} in the minute before. The times are those of a",
+            "  machine that stays as busy.",
         ]
     lines += [
         "jobs start when their inputs are there and threads and GPUs are free, in the order of this table. Snakemake's",

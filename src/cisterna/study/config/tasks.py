@@ -54,7 +54,7 @@ class Task(t.Section):
     """Every task."""
 
     train: t.Rows = t.default(1000, "examples to train on. Asking for more than the table has is an error.")
-    validation: t.Count = t.default(150, "examples from train's distribution; only these may be used to choose a model.")
+    validation: t.Count = t.default(150, "examples from train's distribution; only these may choose a model.")
     id: t.Count = t.default(400, "in-domain test examples, from train's distribution.")
     seed: t.Natural = t.default(
         0, "seed of the split. The same for every seed of the study, so that all models see the same data."
