@@ -8,7 +8,7 @@ and that is told from the examples (`timing.written`).
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Probes:
         self._all = jobs(study)
         self._completions: dict[tuple[str, str], list[list[int]]] = {}  # (backbone, task) -> what train teaches
         self._data: dict[tuple[str | None, str], Path] = {}  # (encoder of a bank, or None; task) -> the cut data
-        self._tuned: dict[tuple[str, str], str] = {}  # (network, form) -> checkpoint of SFT
+        self._tuned: dict[tuple[str, str, str | None], str] = {}  # (backbone, sequences, encoder) -> checkpoint of SFT
         self._perplexities: dict[str, Path] = {}  # network -> a file of perplexities
         self._large = {
             pair: tokens for pair, tokens in workload.measure(study, results).corpora.items() if tokens > LARGE
@@ -65,9 +65,10 @@ class Probes:
         chosen = {kind: self._largest(kind, self.todo) for kind in ("cpt", "sft", "rl", "evaluate", "perplexity")}
         if kinds & REPORT.keys() and not chosen["evaluate"]:  # the report needs one
             chosen["evaluate"] = self._largest("evaluate", self._all)[:1]
+        parents = self._parents([*chosen["rl"], *chosen["evaluate"]])
         self._each(self._baselines, [job for job in self.todo if job.kind == "baselines"])
-        self._each(self._bank, self._banks([job for each in chosen.values() for job in each]))
-        self._each(self._parent, self._largest("sft", self._all))
+        self._each(self._bank, self._banks([*chosen["sft"], *chosen["rl"], *chosen["evaluate"], *parents]))
+        self._each(self._parent, parents)
         self._each(self._stage, [*chosen["cpt"], *chosen["sft"], *chosen["rl"]])
         self._each(self._perplexity, chosen["perplexity"])
         self._each(self._evaluate, chosen["evaluate"])
@@ -77,11 +78,10 @@ class Probes:
 
     # --- What is measured ---
 
-    def _each(self, measure: Any, these: Iterable[Any]) -> None:
-        """Call `measure` for each of these, side by side as the jobs of the study run."""
-        these = list(these)
-        threads = max((self.threads(job) for job in these if isinstance(job, Job)), default=1)
-        self.trials.side_by_side([partial(measure, one) for one in these], threads)
+    def _each(self, measure: Callable[[Job], None], these: Sequence[Job]) -> None:
+        """Measure each of these jobs, side by side as the study runs them."""
+        threads = max(map(self.threads, these), default=1)
+        self.trials.side_by_side([partial(measure, job) for job in these], threads)
 
     def threads(self, job: Job) -> int:
         """Threads of a job."""
@@ -197,7 +197,7 @@ class Probes:
 
     def _banks(self, measured: Sequence[Job]) -> list[Job]:
         """The jobs of the banks that these read, and of an encoder more whose time is asked for."""
-        read = [self._model(job) for job in measured if job.kind in ("sft", "rl", "evaluate")]
+        read = [self._model(job) for job in measured]
         wanted = {f"{self._banked(model)}/{model.task}" for model in read if self._banked(model)}
         asked = [job.name for job in self._largest("features", self.todo)]
         networks = {self.timing.network(name.partition("/")[0]) for name in wanted}
@@ -227,18 +227,22 @@ class Probes:
         sampled = recipe.get("generation_batch_size") or batch * (recipe.get("steps_per_generation") or accumulated)
         return max(1, sampled // (recipe.get("num_generations") or workload.NUM_GENERATIONS))
 
-    def _parent(self, job: Job) -> None:
-        """A checkpoint of one step of SFT, for the models that read features: a base model has no bridge."""
-        model = self.timing.trained(job)
-        if model.encoder:
-            recipe = _at_once(self._recipe(model)) | {"examples": self._batch(job)}
-            command = self._tuning(job, recipe, epochs=1)
-            self._tuned[self._form(job)] = command.words[command.words.index("--output") + 1]
-            self.trials.run(command)
+    def _parents(self, readers: Iterable[Job]) -> list[Job]:
+        """SFT jobs whose checkpoints RL and evaluations of features can start from: a base model has no bridge."""
+        wanted = {self._form(job) for job in readers if self._model(job).encoder}
+        tuning = [job for job in reversed(self._all) if job.kind == "sft" and self._form(job) in wanted]
+        return list({self._form(job): job for job in tuning}.values())
 
-    def _form(self, job: Job) -> tuple[str, str]:
+    def _parent(self, job: Job) -> None:
+        """A checkpoint of one step of SFT."""
+        recipe = _at_once(self._recipe(self.timing.trained(job))) | {"examples": self._batch(job)}
+        command = self._tuning(job, recipe, epochs=1)
+        self._tuned[self._form(job)] = command.words[command.words.index("--output") + 1]
+        self.trials.run(command)
+
+    def _form(self, job: Job) -> tuple[str, str, str | None]:
         model = self._model(job)
-        return self.timing.network(model.backbone), self.timing.form(model)
+        return model.backbone, model.sequences, model.encoder
 
     def _start_of(self, job: Job) -> str:
         """The checkpoint that RL or an evaluation starts from here."""
