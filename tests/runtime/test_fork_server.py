@@ -251,11 +251,3 @@ def test_the_server_ends_when_its_parent_is_gone_and_takes_its_socket_along():
         parent.kill()
         wait_until(lambda: gone(process), "the end of the server")
         assert not path.exists()
-
-
-def test_fork_writes_its_own_cpu_time_where_it_is_asked_for(server, tmp_path):
-    """That of the client, which is what waits, has none of the work."""
-    _, path = server
-    file = tmp_path / "cpu"
-    assert command(make_base("base"), tmp_path, path, **{fork_server.CPU_TIME: str(file)}).returncode == 0
-    assert float(file.read_text()) > 0
