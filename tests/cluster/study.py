@@ -119,16 +119,11 @@ def profile(clone: clones.Clone) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *options: str) -> list[str]:
-    """The command that runs the study on Slurm through the profile in a folder."""
-    prompt = Path(__file__).with_name("prompt.py")
-    return [sys.executable, str(prompt), "--snakefile", str(ROOT / "Snakefile"), "--profile", str(folder), *options]
-
-
 @contextmanager
 def started(slurm: Slurm, clone: clones.Clone) -> Iterator[Run]:
     """The study, started on Slurm. Snakemake's output is in snakemake.log."""
-    command = snakemake(profile(clone))
+    prompt = Path(__file__).with_name("prompt.py")
+    command = [sys.executable, str(prompt), "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile(clone))]
     with (clone.folder / "snakemake.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=clone.folder, env=slurm.environment, stdout=log, stderr=log)
     try:

@@ -1,6 +1,5 @@
 """A study of two tasks on a real Slurm, through profiles/cluster, with each fault that a cluster may have."""
 
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from slurm import Slurm, missing
 
 import clones
-from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, snakemake, started, undisturbed
+from study import ALONE, CONFIG, GRPO, PAIR, Run, disturb, results, started, undisturbed
 
 SFT_ALONE = "rule_sft_wildcards_tiny_base_hairpin__0_alone_40"
 SFT_PAIR = "rule_sft_wildcards_tiny_base_splice-donor__0_pair_12"
@@ -117,29 +116,3 @@ def test_logs_of_jobs_and_stages_are_kept(run, jobs):
     logs = run.clone.results / "logs"
     assert all(Path(job["StdOut"]).is_relative_to(logs / "slurm") for found in jobs.values() for job in found)
     assert (logs / f"{GRPO}/e12.log").stat().st_size
-
-
-def test_terminal_view_follows_a_job_on_slurm_and_says_why_one_failed(run):
-    """The last test: it adds jobs to those that Slurm knows."""
-    folder = run.clone.folder
-    (quotes,) = run.clone.results.glob("studies/*/quotes.html")
-    quotes.unlink()
-    metrics = run.clone.results / GRPO / "e12" / "eval" / "id.parquet"
-    whole = metrics.read_bytes()
-    metrics.write_bytes(b"not a table")
-
-    def view() -> tuple[int, str]:
-        command = snakemake(folder / "profile", "--logger=cisterna", "--rerun-triggers", "code", "--retries", "0")
-        ended = subprocess.run(
-            command, cwd=folder, env=run.slurm.environment, capture_output=True, text=True, check=False
-        )
-        return ended.returncode, ended.stdout + ended.stderr
-
-    code, output = view()
-    assert code == 1, output
-    assert "1 failed" in output
-    assert "id.parquet" in output
-    metrics.write_bytes(whole)
-    code, output = view()
-    assert code == 0, output
-    assert "This run is done: 1 job" in output
