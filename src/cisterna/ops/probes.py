@@ -208,7 +208,7 @@ class Probes:
         """A bank of some rows; of the models that read it, the others are measured on the same rows."""
         encoder, _, task = job.name.partition("/")
         batches = [self._batch(other) for other in self._all if other.kind in ("sft", "rl")]
-        data = self._copy(self._data[None, task], dict.fromkeys(SPLITS, max(FEW, *(2 * batch for batch in batches))))
+        data = self._copy(self._data[None, task], dict.fromkeys(SPLITS, max([FEW, *(2 * batch for batch in batches)])))
         trial = self.trials.run(self._command(job, data=data, output=data.parent / "bank"))
         rows = sum(probe_data.rows(data, split) for split in SPLITS)
         key = ("features", self.timing.network(encoder))
