@@ -8,7 +8,7 @@ min_version("9.0")
 # A dry run of 5,030 jobs (benchmarks/dag_scale.py) takes 7.7 s, and 8.8 s with Python's default: it would look through
 # millions of objects that live as long as the run.
 gc.set_threshold(200_000, 50, 50)
-snakefile.see_new_s3_folders(workflow)
+snakefile.see_changed_s3_folders(workflow)
 FORK_SERVER = snakefile.ForkServer()
 
 

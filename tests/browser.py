@@ -1,7 +1,7 @@
 """A page in a real browser: headless Chromium, spoken to in the Chrome DevTools protocol over two pipes.
 
-For `report/test_explore.py` and `benchmarks/results_page.py`. The names of methods and events are those of
-chromedevtools.github.io/devtools-protocol.
+For tests of the report's pages, which `needed` skips where there is no Chromium, and `benchmarks/results_page.py`.
+The names of methods and events are those of chromedevtools.github.io/devtools-protocol.
 """
 
 import contextlib
@@ -13,7 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needed = pytest.mark.skipif(not CHROMIUM, reason="no Chromium in PATH")
 FRAME = "new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"  # until the next frame is painted
 
 
@@ -37,7 +40,7 @@ class Page:
         self.call("Page.navigate", url=address)
         while not self._loaded:
             self._handle(self._message())
-        self.requests.remove(address)
+        self.requests.remove(address.partition("#")[0])
 
     def evaluate(self, script: str) -> Any:
         """What the body of an async function in JavaScript returns, as JSON. AssertionError if it throws."""

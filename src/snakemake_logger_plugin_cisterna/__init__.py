@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Snakemake gives no event for these, so they are known by their text.
 NOT_SHOWN = "Assuming unrestricted shared filesystem usage"
 NOTHING = "Nothing to be done"
-AGAIN = "Trying to restart job"
+AGAIN = "Trying to restart job "
 STOPPING = ("Terminating processes on user request", "Will exit after finishing currently running jobs")
 FAILED = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete successfully")
 
@@ -42,6 +42,7 @@ class LogHandler(LogHandlerBase):
         self._is_run = False  # whether Snakemake is past its preparations, in a run that starts jobs
         self._view: View | None = None
         self._held: dict[int | None, logging.LogRecord] = {}  # thread -> an error that may be about a job's end
+        self._group_logs: dict[int | None, list[str]] = {}  # thread -> logs of the group whose jobs' errors follow
 
     # What Snakemake asks about a plugin.
     writes_to_stream = property(lambda self: True)
@@ -96,6 +97,9 @@ class LogHandler(LogHandlerBase):
             self._view.begin()
         elif event == LogEvent.JOB_INFO:
             self._view.started(*(values[key] for key in ("jobid", "rule_name", "output", "log")))
+        elif event == LogEvent.GROUP_ERROR:
+            self._group_logs[record.thread] = values["aux_logs"]
+            self._view.group_failed([job["jobid"] for job in values["job_error_info"]])
         elif event == LogEvent.JOB_FINISHED:
             self._view.finished(values["job_id"])
 
@@ -105,7 +109,8 @@ class LogHandler(LogHandlerBase):
         # The end of "CalledProcessError in file F, line N: Command 'C' returned non-zero exit status 1."
         end = held.getMessage().rpartition("' ")[2] if held else ""
         if self._view:
-            self._view.failed(values["jobid"], f"{values['rule_msg'] or ''} {end}".strip())
+            log_files = [*values["log"], *(self._group_logs.get(record.thread, ()) if values["indent"] else ())]
+            self._view.failed(values["jobid"], f"{values['rule_msg'] or ''} {end}".strip(), log_files)
 
     def _release(self, thread: int | None) -> None:
         """Show an error that was held back: it is not about a job that failed."""
@@ -124,6 +129,6 @@ class LogHandler(LogHandlerBase):
         elif text.startswith(STOPPING):
             view.stopping()
         elif text.startswith(AGAIN):
-            view.say("          it is tried again")
+            view.restarted(text.removeprefix(AGAIN).rstrip("."))
         elif record.levelno >= logging.WARNING and not (text.startswith(FAILED) and view.knows_why):
-            view.say(text, "red" if record.levelno >= logging.ERROR else "yellow")
+            view.warn(text, "red" if record.levelno >= logging.ERROR else "yellow")

@@ -5,6 +5,11 @@ import pytest
 from cisterna.artifacts import logs
 
 TRACE = "Traceback (most recent call last):\n  File ...\n    raise\nValueError: 3 is not 4\n"
+TORCHRUN = (
+    "Traceback (most recent call last):\n  File ...\n"
+    "torch.distributed.elastic.multiprocessing.api.SignalException: Process 9576 got signal: 15\n"
+    "srun: error: node2: task 1: Terminated\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -14,6 +19,8 @@ TRACE = "Traceback (most recent call last):\n  File ...\n    raise\nValueError: 
         ("step 30/120 loss 0.5\n", "unknown", ""),
         ("step 30/120\nstopped: state of step 30 saved\n", "stopped", ""),
         ("stopped: state of step 30 saved\nstep 31/120\n", "unknown", ""),  # resumed since
+        (f"stopped: state of step 30 saved\n{TORCHRUN}", "stopped", ""),
+        ("Traceback (most recent call last):\n  File x\nKeyboardInterrupt\n", "stopped", ""),
         (
             "error: the loss is nan;\n  lower \x1b[31mlearning_rate\n",
             "failed",
@@ -22,7 +29,7 @@ TRACE = "Traceback (most recent call last):\n  File ...\n    raise\nValueError: 
         ("x\n" * 100_000 + TRACE, "failed", "ValueError: 3 is not 4"),
         (TRACE + "error: the second\n" + "torchrun says more\n", "failed", "the second torchrun says more"),
     ],
-    ids=["empty", "running", "stopped", "resumed", "error", "traceback", "error-after-traceback"],
+    ids=["empty", "running", "stopped", "resumed", "torchrun", "ctrl-c", "error", "traceback", "error-after-traceback"],
 )
 def test_state_and_message_are_those_of_the_end_of_the_log(tmp_path, text, state, message):
     log = tmp_path / "e1.log"

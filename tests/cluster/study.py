@@ -87,7 +87,7 @@ class Run:
             ours = progress["slurm_job"] if saved and trains and progress["slurm_job"] != job else None
             if ours:
                 self.say(f"{stage.rpartition('/')[2]}: job {ours} is at step {progress['done']} of {progress['total']}")
-            assert self.process.poll() is None, self.log()
+            assert self.process.poll() is None, self.terminal()
             return ours
 
         return wait_until(now, f"{stage} under way")
@@ -100,8 +100,13 @@ class Run:
         wait_until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} requeued", pause=0.1)
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
+    def terminal(self) -> str:
+        """What Snakemake has written to its terminal."""
+        return (self.clone.folder / "terminal.txt").read_text()
+
     def log(self) -> str:
-        return (self.clone.folder / "snakemake.log").read_text()
+        """Snakemake's own log."""
+        return max((self.clone.folder / ".snakemake" / "log").iterdir(), key=lambda path: path.name).read_text()
 
 
 def profile(clone: clones.Clone) -> Path:
@@ -114,18 +119,21 @@ def profile(clone: clones.Clone) -> Path:
         assert text.count(line) == 1, line
         text = text.replace(line, ours)
     folder = clone.folder / "profile"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(text)
     return folder
 
 
 @contextmanager
-def started(slurm: Slurm, clone: clones.Clone) -> Iterator[Run]:
-    """The study, started on Slurm. Snakemake's output is in snakemake.log."""
-    prompt = Path(__file__).with_name("prompt.py")
-    command = [sys.executable, str(prompt), "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile(clone))]
-    with (clone.folder / "snakemake.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=clone.folder, env=slurm.environment, stdout=log, stderr=log)
+def started(slurm: Slurm, clone: clones.Clone, *options: str) -> Iterator[Run]:
+    """The study, started on Slurm, with Cisterna's view of the run."""
+    prompt = str(Path(__file__).with_name("prompt.py"))
+    folder = str(profile(clone))
+    command = [sys.executable, prompt, "--snakefile", str(ROOT / "Snakefile"), "--profile", folder, "--logger=cisterna"]
+    with (clone.folder / "terminal.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options], cwd=clone.folder, env=slurm.environment, stdout=log, stderr=log
+        )
     try:
         yield Run(slurm, clone, process)
     finally:

@@ -51,8 +51,17 @@ def jobs(run: Run) -> dict[str, list[dict[str, str]]]:
 
 
 def test_the_study_completes_despite_every_fault(run):
-    assert run.process.returncode == 0, run.log()[-6000:]
+    assert run.process.returncode == 0, run.terminal()[-6000:]
     assert "100%) done" in run.log()
+
+
+def test_terminal_says_what_slurm_stopped_and_that_it_was_tried_again(run):
+    text = run.terminal()
+    for stage in (f"{ALONE}/e40", f"{PAIR}/e12"):
+        assert f"  stopped by a signal: sft results/{stage}/checkpoint\n" in text
+        assert f"  tried again: sft results/{stage}/checkpoint\n" in text
+    assert "failed" not in text
+    assert "Study tiny is done: 17 jobs in " in text
 
 
 def test_results_are_those_of_an_undisturbed_run_on_one_machine(run, tmp_path):
@@ -116,3 +125,18 @@ def test_logs_of_jobs_and_stages_are_kept(run, jobs):
     logs = run.clone.results / "logs"
     assert all(Path(job["StdOut"]).is_relative_to(logs / "slurm") for found in jobs.values() for job in found)
     assert (logs / f"{GRPO}/e12.log").stat().st_size
+
+
+def test_terminal_says_why_a_job_on_slurm_failed(run):
+    """The last test: it adds jobs to those that Slurm knows."""
+    (quotes,) = run.clone.results.glob("studies/*/quotes.html")
+    quotes.unlink()
+    answers = run.clone.results / GRPO / "e12" / "eval" / "id.parquet"
+    whole = answers.read_bytes()
+    answers.write_bytes(b"not a table")
+    with started(run.slurm, run.clone, "--rerun-triggers", "code", "--retries", "0") as again:
+        again.process.wait(200)
+    answers.write_bytes(whole)
+    assert again.process.returncode == 1, again.terminal()
+    why = again.terminal().partition("failed: quotes ")[2]
+    assert str(answers.relative_to(run.clone.folder)) in why, again.terminal()

@@ -1,5 +1,6 @@
 """What is known of a run from Snakemake's events: counts by stage, why a job failed, the time left."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_jobs_that_were_done_before_count_in_a_run_of_the_whole_study():
     assert part.counts() == Counts(0, 0, 2, 0)
 
 
+@pytest.mark.parametrize("place", ["results/", "s3://bucket/results/lab/results/"])
+def test_job_is_found_in_its_study_also_if_its_result_is_on_remote_storage(place):
+    run = Run({"sft": 1})
+    run.belongs_to(study.load(CONFIG))
+    run.start(1, "sft", [f"{place}models/tiny/base/hairpin/s0/sft-brief/e1/checkpoint (send to storage)"], [])
+    (job,) = run.running.values()
+    assert run.known_job(job).name == "tiny/base/hairpin/s0/sft-brief/e1"
+    assert job.is_local == (place == "results/")
+
+
 def test_job_that_is_tried_again_has_not_failed():
     run = Run({"sft": 1})
     begin(run, 1)
@@ -90,6 +101,34 @@ def test_reason_is_the_error_of_the_log(tmp_path):
 
 def test_reason_without_an_error_is_the_end_of_the_log(tmp_path):
     assert why(tmp_path / "log", "one\ntwo\n\n\x1b[2Jthree\nfour\n") == "two / \\x1b[2Jthree / four"
+
+
+def test_reason_of_a_job_that_wrote_nothing_is_the_end_of_the_clusters_log(tmp_path):
+    own, slurm = tmp_path / "e1.log", tmp_path / "slurm.log"
+    own.write_text("error: of an earlier run\n")
+    os.utime(own, (0, 0))
+    slurm.write_text("Building DAG of jobs...\nModuleNotFoundError: No module named 'torch'\n")
+    run = Run({"sft": 1})
+    begin(run, 1, log=own)
+    failure = run.fail(1, "SLURM-job '5' failed", [str(own), str(slurm)])
+    assert failure.reason == "Building DAG of jobs... / ModuleNotFoundError: No module named 'torch'"
+    assert failure.log == slurm
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_jobs_of_a_group_wait_if_another_is_known_to_have_failed(tmp_path, known):
+    own, slurm = tmp_path / "gather.log", tmp_path / "slurm.log"
+    own.write_text("error: no table\n" if known else "")
+    slurm.write_text("srun: error\n")
+    run = Run({"gather": 1, "figures": 1})
+    begin(run, 1, "gather", log=own)
+    begin(run, 2, "figures", log=tmp_path / "figures.log")
+    run.fail_group([1, 2])
+    failures = [run.fail(number, "", [str(slurm)]) for number in (1, 2)]
+    assert [failure and failure.reason for failure in failures] == (
+        ["no table", None] if known else ["srun: error", "srun: error"]
+    )
+    assert run.counts() == ((0, 0, 1, 1) if known else (0, 0, 0, 2))
 
 
 def test_reason_without_a_log_is_what_snakemake_says(tmp_path):

@@ -102,8 +102,20 @@ def test_job_that_succeeds_when_it_is_tried_again_is_no_failure(folder):
     (folder / "fail").touch()
     (folder / "job.sh").write_text(JOB.replace("exit 2", "rm fail; exit 2"))
     output = run(folder, *RUN, "--retries", "1")
-    assert "it is tried again" in output
+    assert re.search(r"^\d\d:\d\d:\d\d  tried again: sft results/models/m1/checkpoint$", output, re.M)
     assert "This run is done: 8 jobs in" in output
+
+
+def test_job_that_slurm_stops_is_said_to_be_stopped_and_is_no_failure(folder):
+    (folder / "fail").touch()
+    (folder / "job.sh").write_text(
+        JOB.replace("error: the table has no column", "stopped: at step 1").replace("exit 2", "exit 143")
+    )
+    output = run(folder, *RUN, code=1)
+    assert re.search(r"^\d\d:\d\d:\d\d  stopped by a signal: sft results/models/m1/checkpoint$", output, re.M)
+    assert "1 was stopped, 1 was not started" in output
+    assert "To continue, type the same command again" in output
+    assert "failed:" not in output
 
 
 def test_terminal_shows_a_line_a_stage_and_ctrl_c_says_how_to_continue(folder):

@@ -40,7 +40,6 @@ const at = async (path) => { // where the point of a checkpoint is in the window
   }
 };
 """.replace("FRAME", browser.FRAME)
-in_browser = pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium in PATH")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def path_of(row: Any) -> str:
 # --- The table ---
 
 
-@in_browser
+@browser.needed
 def test_every_number_of_every_checkpoint_has_its_interval_and_n_on_hover(planted: Planted, show: Any) -> None:
     found = show(planted.page)(
         """
@@ -100,7 +99,7 @@ def test_every_number_of_every_checkpoint_has_its_interval_and_n_on_hover(plante
     assert sorted(found) == sorted(expected)
 
 
-@in_browser
+@browser.needed
 def test_filters_and_the_search_leave_their_rows_in_the_table_and_in_the_figure(planted: Planted, show: Any) -> None:
     do = show(planted.page)
     mine = shown(planted)
@@ -116,7 +115,7 @@ def test_filters_and_the_search_leave_their_rows_in_the_table_and_in_the_figure(
     assert do("return [find('tbody').textContent, points().length]") == ["no checkpoint has all of this", 0]
 
 
-@in_browser
+@browser.needed
 def test_click_on_a_head_sorts_by_the_number_with_missing_ones_last(planted: Planted, show: Any) -> None:
     checkpoints = planted.tables.checkpoints
     lost = checkpoints.value.where(checkpoints.metric.ne("mcc") | checkpoints.kind.ne("rl"))
@@ -138,7 +137,7 @@ def test_click_on_a_head_sorts_by_the_number_with_missing_ones_last(planted: Pla
         assert set(values[len(measured) :]) == {"\N{EN DASH}"}
 
 
-@in_browser
+@browser.needed
 def test_metrics_that_no_row_of_the_filters_has_are_hidden(of_terms: Planted, show: Any) -> None:
     do = show(of_terms.page)
     assert {"MCC ID", "micro F1 ID"} <= set(do("return heads()"))
@@ -150,7 +149,7 @@ def test_metrics_that_no_row_of_the_filters_has_are_hidden(of_terms: Planted, sh
     assert "MCC ID" in do("return heads()")
 
 
-@in_browser
+@browser.needed
 def test_every_seed_is_a_row_of_its_own(show: Any, tmp_path: Path) -> None:
     asked = config(tasks=["splice-donor"], cpt=["none"], rl=[], seeds=[0, 1])
     study = Planted.of(asked, tmp_path, size=20)
@@ -165,7 +164,7 @@ def test_every_seed_is_a_row_of_its_own(show: Any, tmp_path: Path) -> None:
 # --- The figure ---
 
 
-@in_browser
+@browser.needed
 def test_click_on_a_point_leads_to_its_row_its_numbers_and_the_path_of_its_checkpoint(
     page: browser.Page, planted: Planted, show: Any
 ) -> None:
@@ -186,7 +185,7 @@ def test_click_on_a_point_leads_to_its_row_its_numbers_and_the_path_of_its_check
             assert 0 <= box[0] < box[1] <= do("return innerHeight")
 
 
-@in_browser
+@browser.needed
 def test_further_clicks_lead_to_further_points_at_the_same_place(
     page: browser.Page, planted: Planted, show: Any
 ) -> None:
@@ -202,7 +201,7 @@ def test_further_clicks_lead_to_further_points_at_the_same_place(
     assert sorted(found) == sorted(paths)
 
 
-@in_browser
+@browser.needed
 def test_the_figure_has_any_two_metrics_and_epochs_as_axes(planted: Planted, show: Any) -> None:
     do = show(planted.page)
     assert do("return chart.data.datasets.at(-1).label") == "ID = OOD"
@@ -214,7 +213,7 @@ def test_the_figure_has_any_two_metrics_and_epochs_as_axes(planted: Planted, sho
 # --- Where it is read ---
 
 
-@in_browser
+@browser.needed
 def test_the_page_works_inside_of_snakemakes_report(page: browser.Page, planted: Planted) -> None:
     """The report opens it as a data address, which may neither keep anything nor see other files."""
     page.open(f"data:text/html;base64,{base64.b64encode(planted.page.encode()).decode()}")
@@ -222,7 +221,7 @@ def test_the_page_works_inside_of_snakemakes_report(page: browser.Page, planted:
     assert found.startswith("results/baselines/")
 
 
-@in_browser
+@browser.needed
 def test_without_scripts_the_plain_tables_are_open(page: browser.Page, planted: Planted, show: Any) -> None:
     visible = "return ['#explore', 'details h2'].map((one) => document.querySelector(one).checkVisibility())"
     show(planted.page)
@@ -235,7 +234,7 @@ def test_without_scripts_the_plain_tables_are_open(page: browser.Page, planted: 
         page.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-@in_browser
+@browser.needed
 def test_names_are_text_and_no_html(planted: Planted, show: Any) -> None:
     name = "</script><img src=x onerror=\"throw Error('ran')\"> <!-- &amp; ' </select>"
     found = planted.tables.checkpoints

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -12,14 +11,13 @@ import pandas as pd
 import pytest
 from planted import Planted, config
 
-from browser import CHROMIUM
+import browser
 from cisterna.errors import UserError
 from cisterna.report import QUOTES_PAGE, quotes
 from cisterna.report.grids import Column, grids
 from cisterna.study import load
 
 SFT = "models/nano/base/splice-donor/s0/sft-brief"
-in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium in PATH")
 
 
 def made(of: Planted, folder: Path, **options: Any) -> str:
@@ -263,12 +261,14 @@ def test_study_without_any_evaluation_is_refused(tmp_path: Path) -> None:
 # --- In a browser ---
 
 
-def dom(folder: Path, *options: str, **link: str) -> str:
-    """The page as Chromium shows it, after its script ran."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'chromium'}"]
-    command += [*options, "--virtual-time-budget=5000", "--dump-dom"]
-    url = f"{(folder / QUOTES_PAGE).as_uri()}#{urlencode(link)}"
-    return subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120).stdout
+def dom(folder: Path, **link: str) -> str:
+    """The page as a browser shows it after its script ran, without an error and without a request for another file."""
+    with browser.page() as page:
+        page.open(f"{(folder / QUOTES_PAGE).as_uri()}#{urlencode(link)}")
+        shown = page.evaluate("return document.documentElement.outerHTML")
+        assert not page.errors
+        assert not page.requests
+    return shown
 
 
 def visible(page: str, element: str) -> list[str]:
@@ -276,7 +276,7 @@ def visible(page: str, element: str) -> list[str]:
     return [tag for tag in re.findall(rf"<{element}[^>]*>", page) if "hidden" not in tag]
 
 
-@in_a_browser
+@browser.needed
 def test_page_begins_with_one_task_and_the_texts_of_an_example(planted: Planted, tmp_path: Path) -> None:
     made(planted, tmp_path)
     shown = dom(tmp_path)
@@ -287,7 +287,7 @@ def test_page_begins_with_one_task_and_the_texts_of_an_example(planted: Planted,
     ]
 
 
-@in_a_browser
+@browser.needed
 def test_link_opens_a_cell_of_one_lineage_and_stage(planted: Planted, tmp_path: Path) -> None:
     made(planted, tmp_path)
     shown = dom(tmp_path, task="cell-type", lineage="nano · CPT bio · SFT brief", stage="rl", split="ood", at="3.12.7")
@@ -302,7 +302,7 @@ def test_link_opens_a_cell_of_one_lineage_and_stage(planted: Planted, tmp_path: 
     assert "<b>base</b>" not in reader
 
 
-@in_a_browser
+@browser.needed
 @pytest.mark.parametrize("show", ["w", "m", "up", "down"])
 def test_link_leaves_the_examples_that_have_such_a_cell(planted: Planted, tmp_path: Path, show: str) -> None:
     made(planted, tmp_path)
@@ -320,7 +320,7 @@ def test_link_leaves_the_examples_that_have_such_a_cell(planted: Planted, tmp_pa
     assert found == expected
 
 
-@in_a_browser
+@browser.needed
 def test_click_and_arrow_keys_choose_a_cell_hovering_names_it_and_the_address_keeps_it(
     small: Planted, tmp_path: Path
 ) -> None:
@@ -342,7 +342,7 @@ def test_click_and_arrow_keys_choose_a_cell_hovering_names_it_and_the_address_ke
     assert f"<h3>splice-donor, in-domain (ID): {name} · gold answer {gold}</h3>" in shown
 
 
-@in_a_browser
+@browser.needed
 def test_unknown_words_of_a_link_are_no_filter(small: Planted, tmp_path: Path) -> None:
     made(small, tmp_path)
     shown = dom(tmp_path, task="none", show="<script>", at="9.9.9")
@@ -350,7 +350,7 @@ def test_unknown_words_of_a_link_are_no_filter(small: Planted, tmp_path: Path) -
     assert 'class="quote' in shown
 
 
-@in_a_browser
+@browser.needed
 def test_text_of_a_model_does_nothing_in_a_browser(hostile: Planted, tmp_path: Path) -> None:
     made(hostile, tmp_path)
     shown = dom(tmp_path)

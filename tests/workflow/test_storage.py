@@ -94,7 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def stored(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, dict[str, bytes]]:
     """The study, run once with its results on S3, and the objects that this made. Read only."""
     clone = server.clone(tmp_path_factory.mktemp("with a blank") / "study")
-    clone.snakemake()
+    (clone.folder / "terminal.txt").write_text(clone.snakemake("--logger=cisterna"))
     return clone, server.objects()
 
 
@@ -113,6 +113,24 @@ def test_results_on_s3_are_those_of_a_local_run(stored: tuple[Stored, dict[str, 
             assert content == local, path
     for path in ("checkpoint/adapter_model.safetensors", "eval/metrics.json", "eval/id.parquet"):
         assert {f"results/{RL}/{path}", f"results/{FEATURES}/{path}"} <= set(compared)
+
+
+def test_terminal_follows_the_run_to_its_end(stored: tuple[Stored, dict[str, bytes]]) -> None:
+    text = (stored[0].folder / "terminal.txt").read_text()
+    assert re.search(r"  SFT: 3 of 3 done", text)
+    assert re.search(r"^Study tiny is done: \d+ jobs in ", text, re.MULTILINE)
+
+
+def test_job_that_fails_when_it_runs_again_leaves_the_others_alone_and_the_terminal_says_why(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    clone = Stored(shutil.copytree(stored[0].folder, tmp_path / "study", symlinks=True), server.url)
+    clone.write(study(recipes__sft__short__learning_rate=1e30))
+    text = clone.snakemake(f"results/{FEATURES}/eval", "--logger=cisterna", code=1)
+    end = text.partition("1 failed, 1 was not started")[2]
+    assert f"failed: sft s3://bucket/lab/results/{FEATURES}/checkpoint\n  why:  the loss is nan" in end, text
+    assert f"  log:  results/logs/{FEATURES}.log\n" in end
+    assert "WorkflowError" not in text
 
 
 def test_copy_of_the_bucket_is_whole(stored: tuple[Stored, dict[str, bytes]], tmp_path: Path) -> None:
@@ -213,9 +231,10 @@ def test_folder_that_another_process_stores_is_seen(
 
     provider.s3c.create_bucket(Bucket="other")
     assert seen("plain") == (False, False)  # the plugin's own answer: once it sees the folder, the workaround can go
-    monkeypatch.setattr(StorageObject, "is_dir", StorageObject.is_dir)  # so that it is put back
+    for name in ("is_dir", "remove"):
+        monkeypatch.setattr(StorageObject, name, getattr(StorageObject, name))  # so that it is put back
     unshared = SimpleNamespace(default_storage_provider="s3", shared_fs_usage=frozenset())
-    snakefile.see_new_s3_folders(SimpleNamespace(storage_settings=unshared))
+    snakefile.see_changed_s3_folders(SimpleNamespace(storage_settings=unshared))
     assert seen("worked-around") == (False, True)
 
 

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TAIL = 65_536  # bytes of a log that are searched for an error: torchrun writes some text after it
+# The exceptions with which Python, and torchrun around the processes of a stage, end when a signal stops them.
+SIGNALS = ("KeyboardInterrupt", "torch.distributed.elastic.multiprocessing.api.SignalException")
 
 
 @dataclass(frozen=True)
 class Ending:
     """The end of a log.
 
-    `state` is "failed" if it has an error, "stopped" if the job saved its state and stopped on SIGTERM, and "unknown"
-    if it has neither: the job still runs, was killed, or is done.
+    `state` is "failed" if it has an error, "stopped" if the job ended on SIGTERM or SIGINT, and "unknown" if it has
+    neither: the job still runs, was killed, or is done.
     """
 
     state: str
@@ -36,7 +38,9 @@ def ending(log: Path) -> Ending | None:
             return Ending("stopped", "", when)
         _, failed, trace = text.rpartition("Traceback (most recent call last):\n")
         message = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
-    if not failed:
-        return Ending("unknown", "", when)
+        if not failed:
+            return Ending("unknown", "", when)
+        if message.startswith(SIGNALS):
+            return Ending("stopped", "", when)
     printable = "".join(letter if letter.isprintable() else " " for letter in message)
     return Ending("failed", " ".join(printable.split()), when)

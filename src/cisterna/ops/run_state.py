@@ -31,6 +31,7 @@ STAGES = {
 }
 TARGETS = ("all", "models", "evaluations", "total")  # rules without a command, and the sum of Snakemake's job stats
 TAIL = 3  # lines of a log that has no error in it
+CLOCKS = 60.0  # seconds that the clocks of machines and file servers may differ
 # How a job ends that the system killed, in the words of Python's subprocess, of a shell and of Slurm.
 _KILLED = re.compile(r"SIGKILL|exit status 137|OUT_OF_MEMORY")
 _STOPPED = re.compile(r"SIGINT|SIGTERM|exit status (130|143)")
@@ -47,20 +48,32 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job that Snakemake started or submitted. `begun` is a time of the run's clock."""
+    """A job that Snakemake started or submitted. `begun` is a time of the run's clock, `since` the Unix time."""
 
     rule: str
     output: str
     log: Path | None
     begun: float
+    since: float
+
+    @property
+    def name(self) -> str:
+        """The rule and the path of the result."""
+        return f"{self.rule} {self.output}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the result is in `results/`, and not on remote storage such as s3://bucket/results/."""
+        return "://" not in self.output
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, and the reason in one line."""
+    """A job that failed, the reason in one line, and the log that has more."""
 
     job: RunningJob
     reason: str
+    log: Path | None
 
 
 class Run:
@@ -98,7 +111,8 @@ class Run:
         self.failures.pop(number, None)
         self.stopped.pop(number, None)
         output, log = ([path.partition(" (")[0] for path in paths[:1]] for paths in (outputs, log_files))
-        self.running[number] = RunningJob(rule, "".join(output), Path(log[0]) if log else None, self._clock())
+        log_file = Path(log[0]) if log else None
+        self.running[number] = RunningJob(rule, "".join(output), log_file, self._clock(), time.time())
 
     def finish(self, number: int) -> RunningJob | None:
         """A job is done; None if it does not count."""
@@ -108,18 +122,37 @@ class Run:
             self._seconds[job.rule] += self._clock() - job.begun
         return job
 
-    def fail(self, number: int, said: str) -> Failure | None:
-        """A job ended without its result; `said` is what Snakemake says about it. None if a signal stopped it."""
+    def fail(self, number: int, said: str, log_files: Sequence[str] = ()) -> Failure | None:
+        """A job ended without its result. None if a signal stopped it.
+
+        `said` is what Snakemake says about it, `log_files` are its log and those of the cluster about it.
+        """
         job = self._end(number)
         if job is None:
             return None
-        ending = logs.ending(job.log) if job.log else None
-        by_signal = ending.state == "stopped" or ending.message == "KeyboardInterrupt" if ending else False
-        if by_signal or ((not ending or ending.state == "unknown") and _STOPPED.search(said)):
+        ending = _ending(job)
+        state = ending.state if ending else "unknown"
+        if state == "stopped" or (state == "unknown" and _STOPPED.search(said)):
             self.stopped[number] = job
             return None
-        self.failures[number] = failure = Failure(job, _reason(job, ending, said))
+        # The cluster's log tells more of a job that did not come to write into its own.
+        others = [Path(path) for path in log_files if Path(path) != job.log]
+        log = next((path for path in ([job.log] if ending else []) + others if path and _last_lines(path)), job.log)
+        self.failures[number] = failure = Failure(job, _reason(job, ending, said, log), log)
         return failure
+
+    def fail_group(self, numbers: Sequence[int]) -> None:
+        """A group of jobs ended early. If it is known which of them failed, the others wait; `fail` does the rest."""
+        ended = {number: _ending(self.running[number]) for number in numbers if number in self.running}
+        if any(ending and ending.state == "failed" for ending in ended.values()):
+            for number, ending in ended.items():
+                if ending is None:
+                    self._end(number)
+
+    def ended_early(self, number: int) -> RunningJob | None:
+        """A job that failed or was stopped, and was not started again."""
+        failure = self.failures.get(number)
+        return failure.job if failure else self.stopped.get(number)
 
     def close(self, stopped: bool) -> None:
         """Snakemake has ended, by itself or `stopped` by a person. It does not say of every job that it ended."""
@@ -128,7 +161,7 @@ class Run:
             if stopped:
                 self.stopped[number] = job
             else:
-                self.failures[number] = Failure(job, "Snakemake gave it up; its own message is above")
+                self.failures[number] = Failure(job, "Snakemake gave it up; its own message is above", job.log)
 
     def _end(self, number: int) -> RunningJob | None:
         job = self.running.pop(number, None)
@@ -171,7 +204,8 @@ class Run:
 
     def known_job(self, job: RunningJob) -> Job | None:
         """The entry of a job in the table of its study."""
-        return self._jobs.get(job.output)
+        path = job.output if job.is_local else f"results/{job.output.rpartition('/results/')[2]}"
+        return self._jobs.get(path)
 
     def time_left(self) -> tuple[float | None, list[str]]:
         """Seconds until the end, and what the estimate leaves out: stages, or rules of a stage that is counted in part.
@@ -203,8 +237,14 @@ class Run:
         return (work / at_once if reliable else None), list(dict.fromkeys(names))
 
 
-def _reason(job: RunningJob, ending: logs.Ending | None, said: str) -> str:
-    """Why a job failed, in one line: its own message, or what is known of its end."""
+def _ending(job: RunningJob) -> logs.Ending | None:
+    """How a job ended by its log; None if it has not written there in this run."""
+    ending = logs.ending(job.log) if job.log else None
+    return ending if ending and ending.when > job.since - CLOCKS else None
+
+
+def _reason(job: RunningJob, ending: logs.Ending | None, said: str, log: Path | None) -> str:
+    """Why a job failed, in one line: its own message, or what is known of its end, from a log."""
     if ending and ending.state == "failed":
         return printable(ending.message)
     if _KILLED.search(said):
@@ -212,7 +252,7 @@ def _reason(job: RunningJob, ending: logs.Ending | None, said: str) -> str:
             "killed, most often because the memory of the machine was used up. With more memory, or fewer jobs at a "
             f"time (--cores), it resumes from its last saved state; to need less, {less_memory(job.rule)}"
         )
-    lines = _last_lines(job.log) if job.log else []
+    lines = _last_lines(log) if log else []
     said = one_line(Exception(said))
     return " / ".join(lines) or said or "it left no message"
 

@@ -60,6 +60,7 @@ class View:
         self._lock = threading.Lock()
         self._begun = False
         self._stages: set[str] = set()  # those that have begun
+        self._warned: set[str] = set()
         self._last_line = time.monotonic()
         self._configs: Sequence[str] = ()
         self._log_files: Sequence[str] = ()
@@ -106,11 +107,23 @@ class View:
             if counts.done == sum(counts) or time.monotonic() - self._last_line > PAUSE:
                 self._line_of(stage)
 
-    def failed(self, number: int, said: str) -> None:
-        """A job has ended without its result; `said` is what Snakemake says about it. The others may go on."""
-        if failure := self._run.fail(number, said):
-            job = failure.job
-            self.say(f"{_clock()}  failed: {job.rule} {job.output}\n          {failure.reason}", "red")
+    def failed(self, number: int, said: str, log_files: Sequence[str]) -> None:
+        """A job has ended without its result, as in `Run.fail`. The others may go on."""
+        if failure := self._run.fail(number, said, log_files):
+            self.say(f"{_clock()}  failed: {failure.job.name}\n          {failure.reason}", "red")
+        elif (job := self._run.stopped.get(number)) and not self._stopping:
+            self.say(f"{_clock()}  stopped by a signal: {job.name}", "yellow")
+
+    def group_failed(self, numbers: Sequence[int]) -> None:
+        """A group of jobs has ended early; `failed` follows for each of them."""
+        self._run.fail_group(numbers)
+
+    def restarted(self, number: str) -> None:
+        """Snakemake starts a job again that failed or was stopped, or a group, which has another sort of number."""
+        if not number.isdecimal():
+            self.say(f"{_clock()}  tried again: a group of jobs")
+        elif job := self._run.ended_early(int(number)):
+            self.say(f"{_clock()}  tried again: {job.name}")
 
     def stopping(self) -> None:
         """Ctrl-C or SIGTERM: no other job will start."""
@@ -127,6 +140,12 @@ class View:
         """Write a text, on a terminal above the lines of the stages."""
         with self._lock:
             self._console.print(Text(printable(text), style), soft_wrap=True)
+
+    def warn(self, text: str, style: str) -> None:
+        """Write what Snakemake or a plugin says of the run, once: Slurm's plugin repeats a warning for each job."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.say(text, style)
 
     def end(self) -> None:
         """The run is over: write how it ended, and what to do."""
@@ -255,19 +274,19 @@ class View:
 
     def _explained(self, failure: Failure) -> list[tuple[str, str]]:
         job = failure.job
-        lines = [(f"failed: {job.rule} {job.output}", "bold red"), (f"  why:  {failure.reason}", "red")]
-        lines += [(f"  log:  {job.log}", "")] if job.log else []
-        if self._run.known_job(job):
+        lines = [(f"failed: {job.name}", "bold red"), (f"  why:  {failure.reason}", "red")]
+        lines += [(f"  log:  {failure.log}", "")] if failure.log else []
+        if self._run.known_job(job) and job.is_local:
             lines += [(f"  alone, after the cause is corrected:  {self._command(job)}", "")]
         return lines
 
     def _advice(self) -> str:
         resume = "what is done is kept, and a stage that was stopped resumes from its last saved state"
-        if self._run.failures and not self._stopping:
-            return (
-                f"Next: correct the cause, then type the same command again: {resume}.\n"
-                f"      `cisterna report --partial{self._config}` makes a report of what is done."
-            )
+        failures = self._run.failures.values()
+        if failures and not self._stopping:
+            report = f"\n      `cisterna report --partial{self._config}` makes a report of what is done."
+            local = all(failure.job.is_local for failure in failures)
+            return f"Next: correct the cause, then type the same command again: {resume}.{report if local else ''}"
         return f"To continue, type the same command again: {resume}."
 
     def _command(self, job: RunningJob) -> str:

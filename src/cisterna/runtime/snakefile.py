@@ -116,19 +116,28 @@ class ForkServer:
         atexit.unregister(self.stop)
 
 
-def see_new_s3_folders(workflow: Any) -> None:
-    """Let the S3 plugin see folders that other processes store, in runs without a shared disk (Kubernetes).
+def see_changed_s3_folders(workflow: Any) -> None:
+    """Let the S3 plugin see that a folder was removed, or that another process has stored it.
 
     The plugin asks once whether a folder is in the bucket and keeps the answer (snakemake-storage-plugin-s3 0.3.6,
-    `StorageObject.is_dir`). A folder that a pod stores later, such as a checkpoint, would stay missing for the process
-    that waits for it. With the replacement it asks each time.
+    `StorageObject.is_dir`). Before a job runs again its old folder is removed; if the job then failed, Snakemake would
+    ask for the time of that folder and end with an error, whatever else runs. And in runs without a shared disk
+    (Kubernetes) a folder that a pod stores would stay missing for the process that waits for it.
     """
     settings = workflow.storage_settings
-    if settings.default_storage_provider != "s3" or SharedFSUsage.INPUT_OUTPUT in settings.shared_fs_usage:
+    if settings.default_storage_provider != "s3":
         return
     from snakemake_storage_plugin_s3 import StorageObject
+
+    plugins_remove = StorageObject.remove
+
+    def remove(self: StorageObject) -> None:
+        plugins_remove(self)
+        self._is_dir = None
 
     def is_dir(self: StorageObject) -> bool:
         return any(self.get_subkeys())
 
-    StorageObject.is_dir = is_dir
+    StorageObject.remove = remove
+    if SharedFSUsage.INPUT_OUTPUT not in settings.shared_fs_usage:
+        StorageObject.is_dir = is_dir
