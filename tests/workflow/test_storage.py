@@ -121,18 +121,6 @@ def test_terminal_follows_the_run_to_its_end(stored: tuple[Stored, dict[str, byt
     assert re.search(r"^Study tiny is done: \d+ jobs in ", text, re.MULTILINE)
 
 
-def test_job_that_fails_when_it_runs_again_leaves_the_others_alone_and_the_terminal_says_why(
-    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
-) -> None:
-    clone = Stored(shutil.copytree(stored[0].folder, tmp_path / "study", symlinks=True), server.url)
-    clone.write(study(recipes__sft__short__learning_rate=1e30))
-    text = clone.snakemake(f"results/{FEATURES}/eval", "--logger=cisterna", code=1)
-    end = text.partition("1 failed, 1 was not started")[2]
-    assert f"failed: sft s3://bucket/lab/results/{FEATURES}/checkpoint\n  why:  the loss is nan" in end, text
-    assert f"  log:  results/logs/{FEATURES}.log\n" in end
-    assert "WorkflowError" not in text
-
-
 def test_copy_of_the_bucket_is_whole(stored: tuple[Stored, dict[str, bytes]], tmp_path: Path) -> None:
     clone, objects = stored
     for path, content in objects.items():
@@ -215,6 +203,19 @@ def test_edited_recipe_fetches_the_lineage_and_runs_only_what_depends_on_it(
     assert f"results/{RL}/checkpoint/adapter_model.safetensors" in changed
     assert clone.copies() == set()
     assert "Nothing to be done" in clone.snakemake(evaluation)
+
+
+def test_job_that_fails_when_it_runs_again_leaves_the_others_alone_and_the_terminal_says_why(
+    stored: tuple[Stored, dict[str, bytes]], server: Server, tmp_path: Path
+) -> None:
+    """The last test of the bucket: it removes a checkpoint from it."""
+    clone = Stored(shutil.copytree(stored[0].folder, tmp_path / "study", symlinks=True), server.url)
+    clone.write(study(recipes__sft__short__learning_rate=1e30))
+    text = clone.snakemake(f"results/{FEATURES}/eval", "--logger=cisterna", code=1)
+    end = text.partition("1 failed, 1 was not started")[2]
+    assert f"failed: sft s3://bucket/lab/results/{FEATURES}/checkpoint\n  why:  the loss is nan" in end, text
+    assert f"  log:  results/logs/{FEATURES}.log\n" in end
+    assert "WorkflowError" not in text
 
 
 def test_folder_that_another_process_stores_is_seen(

@@ -25,7 +25,7 @@ FIGURES = {
     "generalization_gap": ("Generalization", "ID minus OOD"),
     "label_prior": ("Generalization", "answers against truth"),
     "sequences": ("Sequences", "tokens against features"),
-    "sweeps": ("Study", "every sweep, every stage"),
+    "sweeps": ("Study", "every sweep"),
     "lineage": ("Study", "family tree"),
 }
 """Name of each figure -> its category and its label in Snakemake's report.
