@@ -39,7 +39,7 @@ def draw(gains: pd.DataFrame) -> Figure:
         figure,
         "What RL adds to the checkpoint it starts from",
         "RL minus parent on the same examples, paired 95% bootstrap intervals. Shift of the label "
-        "prior: what the new mix of\nanswers would gain if dealt out blindly. Skill: what remains, "
+        "prior: what the new answers would\ngain in random order. Skill: what remains, "
         f"knowledge of the input. {tables.seeds(gains)}",
     )
     style.split_key(figure)
