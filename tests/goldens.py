@@ -24,6 +24,7 @@ from typing import Any
 from cisterna import study
 
 HERE = Path(__file__).resolve().parent / "golden"
+EXACT = re.compile(r"(data|tokens|models/tiny/base/checkpoint)/|.*/inputs\.json$")
 ROOT = HERE.parents[1]
 CONFIGS = {
     "default": ROOT / "config" / "config.yaml",
@@ -107,11 +108,21 @@ def hashes(results: Path, root: Path = ROOT) -> dict[str, str]:
     return found
 
 
+def exact(found: dict[str, str]) -> dict[str, str]:
+    """The hashes of those files that are the same on every machine: no trained number is in them."""
+    return {path: value for path, value in found.items() if EXACT.match(path) and "/features-" not in path}
+
+
 def machine() -> str:
-    """What float results may depend on beside the pinned packages."""
+    """What trained numbers depend on beside the pinned packages: the libraries choose their kernels by it."""
     import torch
 
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    cpu: dict[str, str] = {}
+    if (path := Path("/proc/cpuinfo")).exists():
+        lines = (line.partition(":") for line in path.read_text().split("\n\n")[0].splitlines())
+        cpu = {key.strip(): value.strip() for key, _, value in lines}
+    kind = [cpu.get(key, "?") for key in ("vendor_id", "cpu family", "model", "stepping")]
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *kind])
 
 
 def load(name: str) -> dict[str, Any]:

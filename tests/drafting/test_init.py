@@ -207,7 +207,7 @@ def test_questions_are_in_the_file_and_printed(folder: Path, capsys: pytest.Capt
 
 def test_a_common_label_is_pointed_out(folder: Path) -> None:
     _, text = drafted(save(families().assign(**{"class": ["other", "other", "other", "promoter"] * 60})))
-    assert '75% of the rows have the label "other"' in asked(text)
+    assert '180 of 240 rows have the label "other"' in asked(text)
 
 
 def test_a_sequence_that_never_changes_is_not_shown(folder: Path) -> None:
@@ -250,7 +250,32 @@ def test_unusual_letters_of_dna_are_masked_and_asked_about(folder: Path) -> None
     frame.loc[7, "dna"] = "ACGTRYACGTACGTTTTACG"
     task, text = drafted(save(frame))
     assert task["unusual_letters"] == "mask"
-    assert "1 sequences" in asked(text)
+    assert "with unusual letters (R, Y, S, W, K, M, B, D, H, V): 1." in asked(text)
+
+
+def test_what_may_be_the_same_is_asked_about(folder: Path) -> None:
+    frame = pairs()
+    frame.loc[:19, "effect"] = frame["effect"][:20].str.capitalize()
+    frame = frame.assign(line=["K562", "n/a", "HeLa"] * (len(frame) // 3) + ["HeLa"] * (len(frame) % 3))
+    _, text = drafted(save(frame))
+    for question in (
+        'Labels "Neutral", "neutral" differ in capitals only',
+        '"n/a" is a value of "line", in',
+        'pairs of "gene_a" and "gene_b" are there in both orders',
+        "`ood: {gene_a: [A, B], gene_b: [A, B]}`",
+    ):
+        assert question in asked(text)
+
+
+def test_sequences_that_are_all_unlike_each_other_are_not_said_to_be_near(folder: Path) -> None:
+    _, text = drafted(save(families()))
+    assert "hardly further from train" not in asked(text)
+
+
+@pytest.mark.parametrize(("separator", "name", "said"), [(";", "t.csv", "semicolons"), (",", "t.tsv", "commas")])
+def test_another_separator_is_named(folder: Path, capsys: pytest.CaptureFixture[str], separator, name, said) -> None:
+    families().to_csv(name, index=False, sep=separator)
+    assert f"its fields seem to be separated by {said}" in refused(capsys, name)
 
 
 def test_texts_without_groups_are_held_out_at_random_and_that_is_asked_about(folder: Path) -> None:
@@ -280,7 +305,15 @@ def test_several_sequences_stand_in_one_prompt(folder: Path) -> None:
         (variants(), [], '"fitness" may be. Choose one, such as --label fitness --threshold X'),
         (variants(), ["--label", "fitness"], "different numbers (quartiles: "),
         (variants(), ["--label", "activity"], "no column 'activity' (--label). It has: variant, seq, fitness"),
-        (variants(), ["--threshold", "99"], 'no row that is left has the label "high". Move a threshold.'),
+        (
+            variants(),
+            ["--threshold", "99"],
+            'no rows would be "high"; expected 10 or more. Move a threshold',
+        ),
+        (variants().assign(seq=variants()["seq"] + "*"), ["--threshold", "0"], "'*' at position 41 is a stop"),
+        (pairs().assign(gene_b=["", *pairs()["gene_b"][1:]]), [], 'column "gene_b" is empty in row 1, and has a value'),
+        (families().assign(family=["", *families()["family"][1:]]), [], 'column "family" is empty in row 1, and has a'),
+        (pairs()[["gene_a", "effect"]], [], "which does not tell these rows apart"),
         (variants(), ["--threshold", "0", "--classes", "low"], "--classes: 1 names, but the thresholds make 2 classes"),
         (variants(), ["--label", "variant", "--threshold", "0"], "'v0' is not a number, which `thresholds` could cut"),
         (families(), ["--classes", "low", "high"], "--classes: only with --threshold"),

@@ -25,6 +25,7 @@ from cisterna.tasks import tables
 CLASSES = 20  # a column with more different values is not taken for classes, unless the user says so
 SHORTEST = 5  # letters (median) of a sequence; words such as CASE are shorter
 PLAIN = 0.9  # share of the cells of a sequence that have no unusual letter
+STOP = "*"  # at the end of a translated sequence; the reader of sequences says what to do about it
 WORD = 20  # lower-case text shorter than this is words, not residues
 SHOWN = 40  # letters of a text of the table that messages and comments show
 
@@ -94,7 +95,7 @@ class Column:
         found = []
         for modality, alphabet in ALPHABETS.items():
             usual, allowed = set(alphabet), set(alphabet + UNUSUAL[modality]) | set(MARKS)
-            letters = [set(text.upper()) for text in self.filled]
+            letters = [set(text.upper().rstrip(STOP)) for text in self.filled]
             plain = sum(text <= usual for text in letters)
             if plain >= PLAIN * len(letters) and all(text <= allowed for text in letters):
                 found.append(modality)

@@ -41,6 +41,8 @@ SURE = 100  # test rows; with fewer an interval is wider than 0.2
 UNEVEN = 0.7  # share of the rows that have one label
 START_EARLY, START_LATE = 2, 8  # epochs of SFT from which RL starts
 CLOSER = 1.2  # OOD is not out of domain if its distance to train is less than so many times that of ID
+FAR = 0.7  # distance of ID to train from which on all sequences are unlike each other, and distances say no more
+LOST = 0.5  # share of the rows that may be left out because their prompts do not tell them apart
 
 
 def main(table: Path, label: str | None, thresholds: Sequence[float], classes: Sequence[str], output: Path) -> None:
@@ -153,8 +155,9 @@ def _spec(reading: Reading) -> Spec:
         if odd:
             spec["unusual_letters"] = "mask"
             reading.questions.append(
-                f"{odd} sequences of {shown(column)} have unusual letters ({', '.join(UNUSUAL[modality])}), which are "
-                "read as unknown residues. Is that right? `refuse` and `keep` are the other rules of `unusual_letters`."
+                f"Sequences of {shown(column)} with unusual letters ({', '.join(UNUSUAL[modality])}): {odd}. They "
+                "are read as unknown residues. Is that right? `refuse` and `keep` are the other rules of "
+                "`unusual_letters`."
             )
     spec["conflicts"] = "drop"  # taken out again where there are none
     return spec
@@ -170,23 +173,39 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
     conflicts = False
     for entry in examples.attrs["dropped"]:
         first = ", ".join(yaml_text.one_line(row) for row in entry["examples"][:2])
-        rows = f"{entry['rows']} rows are left out: {entry['reason']} ({first}{', ...' if entry['rows'] > 2 else ''})"
+        number = entry["rows"]
+        rows = f"{_rows(number)} left out: {entry['reason']} ({first}{', ...' if number > 2 else ''})"
         conflict = "different labels" in entry["reason"]
         conflicts = conflicts or conflict
+        if conflict and number > LOST * reading.rows:
+            used = ", ".join(map(shown, reading.of("sequence", "text")))
+            unused = "; ".join(f"{shown(name)}: {reading.taken[name].why}" for name in reading.of("unused"))
+            raise UserError(
+                f"{reading.path}: {rows}. The model would read {used}, which does not tell these rows apart."
+                + (f" Not used: {unused}." if unused else "")
+            )
         reading.questions.append(rows + (". Which label is right? (`conflicts`)" if conflict else ". Is that right?"))
     if not conflicts:
         del spec["conflicts"]
     counts = examples["answer"].value_counts().reindex(list(reading.labels), fill_value=0)
     found = {str(label): int(rows) for label, rows in counts.items()}
     for label, number in found.items():
-        if not number:
-            what = "Move a threshold." if reading.thresholds else "Correct the rows that are left out, or remove them."
-            raise UserError(f"{reading.path}: no row that is left has the label {shown(label)}. {what}")
+        if not number and not reading.thresholds:
+            raise UserError(
+                f"{reading.path}: no row that is left has the label {shown(label)}. Correct the rows that are left "
+                "out, or remove them."
+            )
+        if number < RARE and reading.thresholds:
+            numbers = reading.columns[reading.label].numbers or [0.0]
+            raise UserError(
+                f"{reading.path}: {number or 'no'} row{'' if number == 1 else 's'} would be {shown(label)}; "
+                f"expected {RARE} or more. Move a threshold; the numbers are {min(numbers):.4g} to {max(numbers):.4g}."
+            )
     common, most = max(found.items(), key=lambda entry: entry[1])
     if most >= UNEVEN * len(examples):
         reading.questions.append(
-            f"{most / len(examples):.0%} of the rows have the label {shown(common)}; a model that always gives it has "
-            "that accuracy. Read balanced accuracy and MCC, or leave out some of these rows?"
+            f"{most:,} of {len(examples):,} rows have the label {shown(common)}; a model that always gives it is right "
+            "in as many. Read balanced accuracy and MCC, or leave out some of these rows?"
         )
     rare = [f"{shown(label)} ({number})" for label, number in found.items() if number < RARE]
     if rare:
@@ -194,6 +213,10 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
             f"Few rows have the label {', '.join(rare)}: too few to learn or to measure. Join it with another, or "
             "leave it out?"
         )
+
+
+def _rows(number: int) -> str:
+    return "1 row is" if number == 1 else f"{number:,} rows are"
 
 
 def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: float) -> None:
@@ -206,7 +229,7 @@ def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: fl
             "Out of domain are rows at random, so ood is as hard as id. Which rows are the hard case: unseen families, "
             "scaffolds, a later batch? Add that as a column, and write `split: {by: group, column: ..., ood: 0.2}`."
         )
-    elif medians and medians[1] < CLOSER * medians[0]:
+    elif medians and medians[0] < FAR and medians[1] < CLOSER * medians[0]:
         hard = (
             "If unseen sequences are the hard case, split by similarity."
             if way.split["by"] == "group"
@@ -214,8 +237,8 @@ def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: fl
             "that as a column, and write `split: {by: group, column: ..., ood: 0.2}`."
         )
         reading.questions.append(
-            f"Sequences out of domain are no further from train than those in domain (medians {medians[1]:.2g} and "
-            f"{medians[0]:.2g}). {hard}"
+            "Sequences out of domain are hardly further from train than those in domain (median distance "
+            f"{medians[1]:.2g} and {medians[0]:.2g}). {hard}"
         )
     if way.sizes["id"] < SURE:
         reading.questions.append(

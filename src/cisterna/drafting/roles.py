@@ -39,13 +39,14 @@ RARE = 10  # rows; a label with fewer is hardly learned and hardly measured
 PEPTIDE = 12  # letters (median); a shorter sequence of A, C, G and T may be a peptide
 SAME = 5  # values in common, by which two columns are of the same kind
 FIELDS = 8  # columns in a prompt
+GAPS = 0.2  # share of the rows; a column with more empty cells is not used, one with fewer has to be filled
 ONLY = "the only column with few values"
 
 
 class Taken(NamedTuple):
     """What a column is taken for, and why."""
 
-    role: str  # sequence, label, id, group, text, date, reasoning, score, unused
+    role: str  # sequence, label, id, group, text, date, reasoning, unused
     why: str
 
 
@@ -169,6 +170,11 @@ def _take_label(reading: Reading, why: str, thresholds: Sequence[float], classes
         )
     else:
         reading.labels = tuple(sorted(column.counts))
+        alike = [pair for pair in itertools.combinations(reading.labels, 2) if pair[0].casefold() == pair[1].casefold()]
+        for pair in alike:
+            reading.questions.append(
+                f"Labels {listed(pair)} differ in capitals only. If they are one, correct the table."
+            )
         absent = [text for text in reading.labels if text.lower() in tables.MISSING]
         for text in absent:
             reading.questions.append(
@@ -278,6 +284,13 @@ def _rest(reading: Reading, name: str) -> Taken:
         reading.questions.append(f"Column {shown(name)} is {shown(column.cells[0])} in every row: is that right?")
         return Taken("unused", "the same in every row")
     if column.empty:
+        needed = _named(name, GROUP) and _repeats(column, gaps=True) if reading.sequences else not column.numbers
+        if needed and column.empty <= GAPS * reading.rows:
+            rows = [row for row, cell in enumerate(column.cells, 1) if not cell]
+            raise UserError(
+                f"{reading.path}: column {shown(name)} is empty in {_rows(rows)}, and has a value in all others. Fill "
+                "these cells, or remove these rows or the column."
+            )
         reading.questions.append(
             f"Column {shown(name)} is empty in {column.empty} of {reading.rows} rows, so it is not used. Fill it to "
             "hold out its values, or to name it in the prompt."
@@ -301,7 +314,12 @@ def _rest(reading: Reading, name: str) -> Taken:
             f"Column {shown(name)} has numbers and is not used. If it is measured together with the label, keep it out "
             "of the prompt; if it is known before, name it there."
         )
-        return Taken("score", f"numbers, {low:.4g} to {high:.4g}")
+        return Taken("unused", f"numbers, {low:.4g} to {high:.4g}")
+    for text in (text for text in column.counts if text.lower() in tables.MISSING):
+        reading.questions.append(
+            f"{shown(text)} is a value of {shown(name)}, in {column.counts[text]} rows. If it stands for none, "
+            "correct or remove these rows."
+        )
     if reading.sequences:
         return (
             Taken("group", _spread(column)) if repeats else Taken("unused", f"{_spread(column)}; there is a sequence")
@@ -347,8 +365,16 @@ def _take_fields(reading: Reading) -> None:
     for one, two in pairs[:1]:
         reading.questions.append(
             f"{shown(one)} and {shown(two)} have values in common. A value that is held out of one may be in the other "
-            "in train. To hold it out of both, list it in both under `ood` (config/README.md, Splits)."
+            "in train. To hold it out of both, name the values in the place of `split` and the number `ood`: "
+            f"`ood: {{{one}: [A, B], {two}: [A, B]}}` (config/README.md, Splits)."
         )
+        rows = set(zip(reading.columns[one].cells, reading.columns[two].cells, strict=True))
+        turned = sum((second, first) in rows for first, second in rows if first != second)
+        if turned:
+            reading.questions.append(
+                f"{turned} pairs of {shown(one)} and {shown(two)} are there in both orders, and one may be in train "
+                "and the other in a test. If they say the same, keep one of them."
+            )
 
 
 # --- Words and counts ---
@@ -380,9 +406,9 @@ def _is_classes(column: Column) -> bool:
     return few and not column.problem and not column.modalities and not column.dates and not splits
 
 
-def _repeats(column: Column) -> bool:
-    """Whether its values can be held out: three or more, each in two rows on average."""
-    return column.complete and 3 <= len(column.counts) <= len(column.cells) / 2
+def _repeats(column: Column, gaps: bool = False) -> bool:
+    """Whether its values can be held out: three or more, each in two rows on average; with `gaps`, if it were full."""
+    return (column.complete or gaps) and 3 <= len(column.counts) <= len(column.filled) / 2
 
 
 def _counts_up(column: Column) -> bool:

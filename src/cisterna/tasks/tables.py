@@ -123,6 +123,10 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 }
 
 
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SEPARATOR_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+
+
 def check_file(path: Path) -> None:
     """UserError if there is no such file."""
     if not path.is_file():
@@ -139,7 +143,22 @@ def open_table(path: Path) -> pd.DataFrame:
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unknown kind of file. Use one of {', '.join(READERS)}.")
     check_file(path)
-    return read_as(path.suffix.lower(), path, path)
+    form = path.suffix.lower()
+    if form in SEPARATORS:
+        _check_separator(path, SEPARATORS[form])
+    return read_as(form, path, path)
+
+
+def _check_separator(path: Path, expected: str) -> None:
+    """UserError if the header of a table is one field and has another separator in it."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        header = stream.readline()
+    found = [mark for mark in SEPARATOR_NAMES if mark in header]
+    if found and expected not in found:
+        raise UserError(
+            f"{path}: its fields seem to be separated by {SEPARATOR_NAMES[found[0]]}; expected "
+            f"{SEPARATOR_NAMES[expected]}. Export it again."
+        )
 
 
 def read_as(form: str, path: Path, place: object) -> pd.DataFrame:
