@@ -135,7 +135,7 @@ def test_terminal_says_why_a_job_on_slurm_failed(run):
     whole = answers.read_bytes()
     answers.write_bytes(b"not a table")
     with started(run.slurm, run.clone, "--rerun-triggers", "code", "--retries", "0") as again:
-        again.process.wait(200)
+        again.process.wait(400)
     answers.write_bytes(whole)
     assert again.process.returncode == 1, again.terminal()
     why = again.terminal().partition("failed: quotes ")[2]
