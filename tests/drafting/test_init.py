@@ -205,6 +205,17 @@ def test_questions_are_in_the_file_and_printed(folder: Path, capsys: pytest.Capt
         assert question in printed
 
 
+def test_a_label_that_no_row_has_is_noted_in_the_card(folder: Path) -> None:
+    drafted(save(families()))
+    config = yaml.safe_load(OUTPUT.read_text())
+    config["tasks"]["table"]["labels"].append("enhancer")
+    splits.prepare("table", study.load(config).spec("table"), 0, Path("results/data/again"))
+    assert (
+        "no row has the label enhancer: check `labels`"
+        in json.loads(Path("results/data/again/card.json").read_text())["notes"]
+    )
+
+
 def test_a_common_label_is_pointed_out(folder: Path) -> None:
     _, text = drafted(save(families().assign(**{"class": ["other", "other", "other", "promoter"] * 60})))
     assert '180 of 240 rows have the label "other"' in asked(text)

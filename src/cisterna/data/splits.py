@@ -134,6 +134,8 @@ def draw(
     }
     card |= prompts.for_card()
     notes = [*marked.provenance.get("notes", []), *(_unseen_answers(frames) if task.terms is None else ())]
+    if absent := sorted(set(labels) - set(examples["answer"])):
+        notes.append(f"no row has the label {', '.join(absent[:SHOWN])}: check `labels`")
     for key, value in (("dropped", dropped), ("notes", notes), ("letters", marked.provenance.get("letters"))):
         if value:
             card[key] = value
