@@ -54,7 +54,8 @@ def plan(study: Study, results: Path = Path("results")) -> str:
     trained = sum(model.kind != "base" for model in study.models)
     parts = [
         f"Study {study.name}: {len(study.models)} models ({trained} trained checkpoints), "
-        f"{len(study.evaluations())} evaluations, {sum(jobs.values())} jobs"
+        f"{len(study.evaluations())} evaluations, {sum(jobs.values())} jobs\n"
+        "How long on this machine: the same command with --calibrate, which measures for a minute or some."
     ]
     if set(study.sweeps) != {""}:
         parts.append(_table(SWEEP_COLUMNS, sweep_rows(study), totals=SWEEP_COLUMNS[-1:]))
