@@ -270,7 +270,7 @@ def test_what_may_be_the_same_is_asked_about(folder: Path) -> None:
     frame = frame.assign(line=["K562", "n/a", "HeLa"] * (len(frame) // 3) + ["HeLa"] * (len(frame) % 3))
     _, text = drafted(save(frame))
     for question in (
-        'Labels "Neutral", "neutral" differ in capitals only',
+        '"Neutral" and "neutral" are different values of "effect"',
         '"n/a" is a value of "line", in',
         'pairs of "gene_a" and "gene_b" are there in both orders',
         "`ood: {gene_a: [A, B], gene_b: [A, B]}`",
@@ -325,10 +325,23 @@ def test_several_sequences_stand_in_one_prompt(folder: Path) -> None:
         (pairs().assign(gene_b=["", *pairs()["gene_b"][1:]]), [], 'column "gene_b" is empty in row 1, and has a value'),
         (families().assign(family=["", *families()["family"][1:]]), [], 'column "family" is empty in row 1, and has a'),
         (pairs()[["gene_a", "effect"]], [], "which does not tell these rows apart"),
+        (families().assign(dna=["n/a", *families()["dna"][1:]]), [], "letter '/' at position 2 is not a letter of dna"),
+        (
+            families().assign(rating=[1, 2, 3, 4] * 60, weight=[row / 7 for row in range(240)]),
+            ["--threshold", "2"],
+            'several columns have numbers ("rating", "weight")',
+        ),
+        (variants(), ["--threshold", "nan"], "--threshold: expected finite numbers, not nan"),
+        (pairs().assign(effect=["<think>", *pairs()["effect"][1:]]), [], "If it is not the label, name another column"),
+        (
+            families().assign(reasoning=["", *["it looks like one of these"] * 239]),
+            [],
+            "the reasoning, is empty in row 1",
+        ),
         (variants(), ["--threshold", "0", "--classes", "low"], "--classes: 1 names, but the thresholds make 2 classes"),
         (variants(), ["--label", "variant", "--threshold", "0"], "'v0' is not a number, which `thresholds` could cut"),
         (families(), ["--classes", "low", "high"], "--classes: only with --threshold"),
-        (families(), ["--threshold", "0"], "--threshold: no column has numbers"),
+        (families(), ["--threshold", "0"], "--threshold: no column has numbers to cut"),
         (families().assign(label="a"), ["--label", "label"], 'is "a" in every row'),
         (families().assign(effect=["up", "down"] * 120), [], 'which column is the label? "class", "effect" may be.'),
         (families().assign(**{"class": ["a<b", "c"] * 120}), [], "expected one line without <"),

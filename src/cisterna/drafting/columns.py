@@ -24,7 +24,7 @@ from cisterna.tasks import tables
 
 CLASSES = 20  # a column with more different values is not taken for classes, unless the user says so
 SHORTEST = 5  # letters (median) of a sequence; words such as CASE are shorter
-PLAIN = 0.9  # share of the cells of a sequence that have no unusual letter
+PLAIN = 0.9  # share of the cells of a sequence that have no unusual letter, and of the usual letters of a cell
 STOP = "*"  # at the end of a translated sequence; the reader of sequences says what to do about it
 WORD = 20  # lower-case text shorter than this is words, not residues
 SHOWN = 40  # letters of a text of the table that messages and comments show
@@ -73,6 +73,12 @@ class Column:
         return found if found and all(map(math.isfinite, found)) else None
 
     @property
+    def beside_numbers(self) -> str:
+        """The first value that is no number, if most are; else empty."""
+        others = [text for text in self.filled if not _is_number(text)]
+        return others[0] if 0 < len(others) < len(self.filled) / 2 else ""
+
+    @property
     def whole(self) -> bool:
         """Whether it has whole numbers, written without a dot."""
         return self.numbers is not None and all(cell.lstrip("+-").isdigit() for cell in self.filled)
@@ -99,7 +105,16 @@ class Column:
             plain = sum(text <= usual for text in letters)
             if plain >= PLAIN * len(letters) and all(text <= allowed for text in letters):
                 found.append(modality)
-        return found
+        return found or self._nearly()
+
+    def _nearly(self) -> list[str]:
+        """The modality of sequences with some wrong letters or cells, which their reader names; the best one."""
+        found = {}
+        for modality, alphabet in ALPHABETS.items():
+            shares = [sum(letter in alphabet for letter in text.upper()) / len(text) for text in self.filled]
+            if sum(share >= PLAIN for share in shares) >= PLAIN * len(shares):
+                found[modality] = sum(shares)
+        return [max(found, key=found.__getitem__)] if found else []
 
     def _as_residues(self) -> bool:
         """Whether it is not one of few words, nor words in lower case."""
@@ -128,6 +143,13 @@ def read(raw: pd.DataFrame, path: Path) -> dict[str, Column]:
         except UserError as error:
             found[name] = Column(name, [""] * len(raw), str(error).removeprefix(f"{path}: "))
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def shown(text: object) -> str:

@@ -41,7 +41,8 @@ SURE = 100  # test rows; with fewer an interval is wider than 0.2
 UNEVEN = 0.7  # share of the rows that have one label
 START_EARLY, START_LATE = 2, 8  # epochs of SFT from which RL starts
 CLOSER = 1.2  # OOD is not out of domain if its distance to train is less than so many times that of ID
-FAR = 0.7  # distance of ID to train from which on all sequences are unlike each other, and distances say no more
+# Distances of ID to train from which on all sequences are unlike each other, and distances say no more.
+FAR = {"dna": 0.5, "rna": 0.5, "protein": 0.7}
 LOST = 0.5  # share of the rows that may be left out because their prompts do not tell them apart
 
 
@@ -66,7 +67,7 @@ def main(table: Path, label: str | None, thresholds: Sequence[float], classes: S
     config = _config(name, task, epochs, size)
     config["seeds"], seconds = budget.seeds(config, name, size)
     distances = _distances(chosen, texts)
-    _ask_about_splits(reading, chosen, size, seconds)
+    _ask_about_splits(reading, chosen, texts, size, seconds)
     text = _render(reading, name, config, tried, seconds, distances, output)
     _check(text, config)
     try:
@@ -74,6 +75,8 @@ def main(table: Path, label: str | None, thresholds: Sequence[float], classes: S
             stream.write(text)
     except FileExistsError:
         raise _exists(output) from None
+    except OSError as error:
+        raise UserError(f"--output: {output}: cannot be written ({error.strerror}). Choose another one.") from None
     _report(reading, output, seconds)
 
 
@@ -199,7 +202,7 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
             numbers = reading.columns[reading.label].numbers or [0.0]
             raise UserError(
                 f"{reading.path}: {number or 'no'} row{'' if number == 1 else 's'} would be {shown(label)}; "
-                f"expected {RARE} or more. Move a threshold; the numbers are {min(numbers):.4g} to {max(numbers):.4g}."
+                f"expected {RARE} or more. Move a threshold; the numbers are {min(numbers):.6g} to {max(numbers):.6g}."
             )
     common, most = max(found.items(), key=lambda entry: entry[1])
     if most >= UNEVEN * len(examples):
@@ -219,17 +222,37 @@ def _rows(number: int) -> str:
     return "1 row is" if number == 1 else f"{number:,} rows are"
 
 
-def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: float) -> None:
+def _medians(way: Way, texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
+    """For each sequence the median distance of ID and of OOD to the nearest in train."""
+    nearest = way.card["audit"]["nearest_train"]
+    found = {}
+    for of in texts:
+        parts = [nearest[split] if len(texts) == 1 else nearest[split][of] for split in ("id", "ood")]
+        found[of] = (parts[0]["quantiles"]["0.5"], parts[1]["quantiles"]["0.5"])
+    return found
+
+
+def _is_near(inside: float, outside: float, modality: str) -> bool:
+    """Whether OOD is hardly further from train than ID, and the distances can tell."""
+    return outside < CLOSER * inside and (inside < FAR[modality] or outside < inside / CLOSER)
+
+
+def _modality(reading: Reading, of: str) -> str:
+    return reading.sequences.get(of) or next(iter(reading.sequences.values()))
+
+
+def _ask_about_splits(
+    reading: Reading, way: Way, texts: Mapping[str, Sequence[str]], size: budget.Size, seconds: float
+) -> None:
     for flaw in way.flaws:
         reading.questions.append(f"{flaw}, the way rows are held out. Is another column of groups better?")
-    nearest = way.card["audit"]["nearest_train"]
-    medians = [nearest[split]["quantiles"]["0.5"] for split in ("id", "ood") if "quantiles" in nearest.get(split, {})]
+    near = [medians for of, medians in _medians(way, texts).items() if _is_near(*medians, _modality(reading, of))]
     if way.words == ways.AT_RANDOM:
         reading.questions.append(
             "Out of domain are rows at random, so ood is as hard as id. Which rows are the hard case: unseen families, "
             "scaffolds, a later batch? Add that as a column, and write `split: {by: group, column: ..., ood: 0.2}`."
         )
-    elif medians and medians[0] < FAR and medians[1] < CLOSER * medians[0]:
+    elif near:
         hard = (
             "If unseen sequences are the hard case, split by similarity."
             if way.split["by"] == "group"
@@ -238,7 +261,7 @@ def _ask_about_splits(reading: Reading, way: Way, size: budget.Size, seconds: fl
         )
         reading.questions.append(
             "Sequences out of domain are hardly further from train than those in domain (median distance "
-            f"{medians[1]:.2g} and {medians[0]:.2g}). {hard}"
+            f"{near[0][1]:.2g} and {near[0][0]:.2g}). {hard}"
         )
     if way.sizes["id"] < SURE:
         reading.questions.append(
@@ -308,17 +331,13 @@ def _check(text: str, config: Mapping[str, Any]) -> None:
 def _distances(way: Way, texts: Mapping[str, Sequence[str]]) -> list[str]:
     """Near-duplicates, and how far the test rows are from train."""
     lines = []
-    nearest = way.card["audit"]["nearest_train"]
+    medians = _medians(way, texts)
     for of, sequences in texts.items():
         found, among, within = ways.near(sequences)
         what = "sequences" if of == "sequence" else f"sequences of {shown(of)}"
         lines.append(f"Near-duplicates: {found:,} of {among:,} {what} have another one {within}.")
-        medians = [
-            f"{split} {part['quantiles']['0.5']:.2g}"
-            for split in ("id", "ood")
-            for part in [nearest[split] if len(texts) == 1 else nearest[split][of]]
-        ]
-        lines.append(f"Distance to the nearest in train, median: {', '.join(medians)}.")
+        inside, outside = medians[of]
+        lines.append(f"Distance to the nearest in train, median: id {inside:.2g}, ood {outside:.2g}.")
     return lines
 
 

@@ -7,9 +7,11 @@ content of a column (`cisterna.drafting.columns`), nor for splits (`cisterna.dra
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 import statistics
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,7 @@ RARE = 10  # rows; a label with fewer is hardly learned and hardly measured
 PEPTIDE = 12  # letters (median); a shorter sequence of A, C, G and T may be a peptide
 SAME = 5  # values in common, by which two columns are of the same kind
 FIELDS = 8  # columns in a prompt
+ABSENT = {*tables.MISSING, "#n/a", "unknown", "missing", "not available", "?", "-", "."}  # may stand for no value
 GAPS = 0.2  # share of the rows; a column with more empty cells is not used, one with fewer has to be filled
 ONLY = "the only column with few values"
 
@@ -117,10 +120,14 @@ def _choose_label(columns: Mapping[str, Column], path: Path, cut: bool) -> tuple
     few = [name for name, column in columns.items() if _is_classes(column)]
     named = [name for name in few if _named(name, LABEL)]
     unnamed = [name for name in few if not _named(name, GROUP) and not _names_rows(name)]
+    for name, column in columns.items():
+        if column.problem and _named(name, LABEL):
+            raise UserError(f"{path}: {column.problem} If it is not the label, name another column with --label.")
     if cut:
-        if len(scores) == 1:
-            return scores[0], "the only column of numbers, which your thresholds cut"
-        found = f"several columns have numbers ({listed(scores)})" if scores else "no column has numbers"
+        numeric = [name for name, column in columns.items() if _may_be_cut(column)]
+        if len(numeric) == 1:
+            return numeric[0], "the only column of numbers, which your thresholds cut"
+        found = f"several columns have numbers ({listed(numeric)})" if numeric else "no column has numbers to cut"
         raise UserError(f"{path}: --threshold: {found}. Name the one that is cut with --label.")
     if len(named) == 1:
         return named[0], "few values, and named as a label"
@@ -128,9 +135,14 @@ def _choose_label(columns: Mapping[str, Column], path: Path, cut: bool) -> tuple
         return unnamed[0], ONLY
     candidates = named or [*unnamed, *scores] or few
     if not candidates:
+        mixed = [
+            f" {shown(name)} has numbers, but also {shown(column.beside_numbers)}."
+            for name, column in columns.items()
+            if column.beside_numbers
+        ]
         raise UserError(
-            f"{path}: no column may be the label: none has 2 to {CLASSES} different values, nor numbers. Name it with "
-            "--label, or add one."
+            f"{path}: no column may be the label: none has 2 to {CLASSES} different values, nor numbers in every "
+            f"row.{''.join(mixed[:1])} Name it with --label, or add one."
         )
     first = f"--label {shlex.quote(candidates[0])}" + (" --threshold X" if candidates[0] in scores else "")
     cut_too = (
@@ -147,10 +159,11 @@ def _take_label(reading: Reading, why: str, thresholds: Sequence[float], classes
     if column.problem:
         raise UserError(f"{path}: the label: {column.problem}")
     if column.empty:
-        rows = [row for row, cell in enumerate(column.cells, 1) if not cell]
-        raise UserError(f"{place} is empty in {_rows(rows)}. Fill these cells or remove these rows.")
+        raise UserError(f"{place} is empty in {_empty(column)}. Fill these cells or remove these rows.")
     if len(column.counts) < 2:
         raise UserError(f"{place} is {shown(column.cells[0])} in every row. There is nothing to learn.")
+    if not all(map(math.isfinite, thresholds)):
+        raise UserError(f"--threshold: expected finite numbers, not {', '.join(map(str, thresholds))}")
     if thresholds:
         reading.thresholds = tuple(sorted(set(thresholds)))
         reading.labels = _class_names(len(reading.thresholds) + 1, classes)
@@ -160,8 +173,8 @@ def _take_label(reading: Reading, why: str, thresholds: Sequence[float], classes
     elif _is_score(column) or (column.numbers and len(column.counts) > MOST):
         quarters = statistics.quantiles(column.numbers or [], n=4)
         raise UserError(
-            f"{place} has {len(column.counts)} different numbers (quartiles: {quarters[0]:.4g}, {quarters[1]:.4g}, "
-            f"{quarters[2]:.4g}). Which are which class is yours to say: --threshold X, once for each cut."
+            f"{place} has {len(column.counts)} different numbers (quartiles: {quarters[0]:.6g}, {quarters[1]:.6g}, "
+            f"{quarters[2]:.6g}). Which are which class is yours to say: --threshold X, once for each cut."
         )
     elif len(column.counts) > MOST:
         raise UserError(
@@ -170,17 +183,13 @@ def _take_label(reading: Reading, why: str, thresholds: Sequence[float], classes
         )
     else:
         reading.labels = tuple(sorted(column.counts))
-        alike = [pair for pair in itertools.combinations(reading.labels, 2) if pair[0].casefold() == pair[1].casefold()]
-        for pair in alike:
-            reading.questions.append(
-                f"Labels {listed(pair)} differ in capitals only. If they are one, correct the table."
-            )
-        absent = [text for text in reading.labels if text.lower() in tables.MISSING]
+        absent = [text for text in reading.labels if text.lower() in ABSENT]
         for text in absent:
             reading.questions.append(
                 f"{shown(text)} is a label of its own, in {column.counts[text]} rows. If it stands for a missing "
                 "value, remove these rows from the table."
             )
+    _ask_about_alike(reading, reading.label, reading.labels)
     reading.taken[reading.label] = Taken("label", why)
     others = [
         name
@@ -223,6 +232,11 @@ def _take_structure(reading: Reading) -> None:
             and column.filled
             and statistics.mean(map(len, column.filled)) >= cols.WORD
         ):
+            if column.empty:
+                raise UserError(
+                    f"{reading.path}: column {shown(name)}, the reasoning, is empty in {_empty(column)}. Fill these "
+                    "cells, or remove these rows or the column."
+                )
             reading.taken[name] = Taken(
                 "reasoning", "texts, and named as reasoning: what the model writes before its answer"
             )
@@ -237,10 +251,9 @@ def _take_sequence(reading: Reading, column: Column) -> None:
     lengths = sorted(map(len, column.filled))
     spread = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
     if column.empty:
-        rows = [row for row, cell in enumerate(column.cells, 1) if not cell]
         raise UserError(
-            f"{reading.path}: column {shown(name)}, a sequence, is empty in {_rows(rows)}. Fill these cells or remove "
-            "these rows."
+            f"{reading.path}: column {shown(name)}, a sequence, is empty in {_empty(column)}. Fill these cells or "
+            "remove these rows."
         )
     reading.taken[name] = Taken("sequence", f"letters of {modality} in every row, {spread} long")
     median = statistics.median(lengths)
@@ -284,12 +297,13 @@ def _rest(reading: Reading, name: str) -> Taken:
         reading.questions.append(f"Column {shown(name)} is {shown(column.cells[0])} in every row: is that right?")
         return Taken("unused", "the same in every row")
     if column.empty:
-        needed = _named(name, GROUP) and _repeats(column, gaps=True) if reading.sequences else not column.numbers
-        if needed and column.empty <= GAPS * reading.rows:
-            rows = [row for row, cell in enumerate(column.cells, 1) if not cell]
+        group = _named(name, GROUP) and _repeats(column, gaps=True)
+        needed = group or bool(not reading.sequences and not column.numbers and len(column.counts) > 1)
+        other = (_named(name, LABEL) and _is_classes(column)) or _tells(column, reading)
+        if needed and not other and column.empty <= GAPS * reading.rows:
             raise UserError(
-                f"{reading.path}: column {shown(name)} is empty in {_rows(rows)}, and has a value in all others. Fill "
-                "these cells, or remove these rows or the column."
+                f"{reading.path}: column {shown(name)} is empty in {_empty(column)}, and has a value in all others. "
+                "Fill these cells, or remove these rows or the column."
             )
         reading.questions.append(
             f"Column {shown(name)} is empty in {column.empty} of {reading.rows} rows, so it is not used. Fill it to "
@@ -315,7 +329,8 @@ def _rest(reading: Reading, name: str) -> Taken:
             "of the prompt; if it is known before, name it there."
         )
         return Taken("unused", f"numbers, {low:.4g} to {high:.4g}")
-    for text in (text for text in column.counts if text.lower() in tables.MISSING):
+    _ask_about_alike(reading, name, list(column.counts))
+    for text in (text for text in column.counts if text.lower() in ABSENT):
         reading.questions.append(
             f"{shown(text)} is a value of {shown(name)}, in {column.counts[text]} rows. If it stands for none, "
             "correct or remove these rows."
@@ -330,6 +345,7 @@ def _rest(reading: Reading, name: str) -> Taken:
 def _take_fields(reading: Reading) -> None:
     """The columns that a prompt without a sequence names."""
     if reading.sequences:
+        _ask_about_turned(reading, list(reading.sequences))
         known = [name for name in reading.of("group") if reading.columns[name].may_be_named]
         if known:
             reading.questions.append(
@@ -368,13 +384,40 @@ def _take_fields(reading: Reading) -> None:
             "in train. To hold it out of both, name the values in the place of `split` and the number `ood`: "
             f"`ood: {{{one}: [A, B], {two}: [A, B]}}` (config/README.md, Splits)."
         )
-        rows = set(zip(reading.columns[one].cells, reading.columns[two].cells, strict=True))
-        turned = sum((second, first) in rows for first, second in rows if first != second)
-        if turned:
+    _ask_about_turned(reading, fields)
+
+
+def _ask_about_turned(reading: Reading, fields: Sequence[str]) -> None:
+    """A question if two columns of the prompt have the same two values in both orders, with all others the same."""
+    there = set(zip(*(reading.columns[name].cells for name in fields), strict=True))
+    worst = (0, "", "")
+    for (first, one), (second, two) in itertools.combinations(enumerate(fields), 2):
+        number = 0
+        for prompt in there:
+            turned = list(prompt)
+            turned[first], turned[second] = prompt[second], prompt[first]
+            number += prompt[first] < prompt[second] and tuple(turned) in there
+        worst = max(worst, (number, one, two))
+    number, one, two = worst
+    if number:
+        reading.questions.append(
+            f"{number} pairs of {shown(one)} and {shown(two)} are there in both orders, and one may be in train and "
+            "the other in a test. If they say the same, keep one of them."
+        )
+
+
+def _ask_about_alike(reading: Reading, name: str, values: Sequence[str]) -> None:
+    """A question if two values are written differently and may be the same."""
+    first: dict[str, str] = {}
+    for value in values:
+        plain = " ".join(unicodedata.normalize("NFKC", value).split()).casefold()
+        if plain in first:
             reading.questions.append(
-                f"{turned} pairs of {shown(one)} and {shown(two)} are there in both orders, and one may be in train "
-                "and the other in a test. If they say the same, keep one of them."
+                f"{shown(first[plain])} and {shown(value)} are different values of {shown(name)}. If they are one, "
+                "write them alike in the table."
             )
+            return
+        first[plain] = value
 
 
 # --- Words and counts ---
@@ -397,6 +440,11 @@ def _names_rows(name: str) -> bool:
 def _is_score(column: Column) -> bool:
     many = column.numbers is not None and len(column.counts) > CLASSES
     return many and not column.problem and not (column.unique and column.whole)  # whole numbers, all different: an id
+
+
+def _may_be_cut(column: Column) -> bool:
+    row = _names_rows(column.name) or _counts_up(column)
+    return bool(column.numbers) and len(column.counts) > 2 and not row and not _named(column.name, GROUP)
 
 
 def _is_classes(column: Column) -> bool:
@@ -429,6 +477,11 @@ def _tells(column: Column, reading: Reading) -> bool:
         return False
     pairs = set(zip(column.cells, reading.columns[reading.label].cells, strict=True))
     return not reading.thresholds and len(pairs) == len(column.counts)
+
+
+def _empty(column: Column) -> str:
+    """The rows in which a column is empty, for a message."""
+    return _rows([row for row, cell in enumerate(column.cells, 1) if not cell])
 
 
 def _rows(rows: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ import ast
 import csv
 import functools
 import io
+import itertools
 import json
 import re
 import tokenize
@@ -150,15 +151,23 @@ def open_table(path: Path) -> pd.DataFrame:
 
 
 def _check_separator(path: Path, expected: str) -> None:
-    """UserError if the header of a table is one field and has another separator in it."""
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        header = stream.readline()
-    found = [mark for mark in SEPARATOR_NAMES if mark in header]
-    if found and expected not in found:
-        raise UserError(
-            f"{path}: its fields seem to be separated by {SEPARATOR_NAMES[found[0]]}; expected "
-            f"{SEPARATOR_NAMES[expected]}. Export it again."
-        )
+    """UserError if another separator gives header and first row as many fields as each other, and more than this."""
+
+    def fields(separator: str) -> list[int]:
+        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            try:
+                return [len(row) for row in itertools.islice(csv.reader(stream, delimiter=separator), 2)]
+            except csv.Error:
+                return []
+
+    header = next(iter(fields(expected)), 1)
+    for separator, name in SEPARATOR_NAMES.items():
+        counts = fields(separator)
+        if len(counts) == 2 and counts[0] == counts[1] > header:
+            raise UserError(
+                f"{path}: its fields seem to be separated by {name}; expected {SEPARATOR_NAMES[expected]}. Export it "
+                "again."
+            )
 
 
 def read_as(form: str, path: Path, place: object) -> pd.DataFrame:
