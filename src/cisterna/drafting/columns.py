@@ -24,7 +24,9 @@ from cisterna.tasks import tables
 
 CLASSES = 20  # a column with more different values is not taken for classes, unless the user says so
 SHORTEST = 5  # letters (median) of a sequence; words such as CASE are shorter
-PLAIN = 0.9  # share of the cells of a sequence that have no unusual letter, and of the usual letters of a cell
+# Share of the cells of a column of sequences in which every letter is a usual one, and of a cell with wrong letters the
+# share of those that are usual.
+PLAIN = 0.9
 STOP = "*"  # at the end of a translated sequence; the reader of sequences says what to do about it
 WORD = 20  # lower-case text shorter than this is words, not residues
 SHOWN = 40  # letters of a text of the table that messages and comments show

@@ -177,7 +177,7 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
     for entry in examples.attrs["dropped"]:
         first = ", ".join(yaml_text.one_line(row) for row in entry["examples"][:2])
         number = entry["rows"]
-        rows = f"{_rows(number)} left out: {entry['reason']} ({first}{', ...' if number > 2 else ''})"
+        rows = f"{_rows_are(number)} left out: {entry['reason']} ({first}{', ...' if number > 2 else ''})"
         conflict = "different labels" in entry["reason"]
         conflicts = conflicts or conflict
         if conflict and number > LOST * reading.rows:
@@ -218,7 +218,7 @@ def _ask_about_rows(reading: Reading, spec: Spec, examples: pd.DataFrame) -> Non
         )
 
 
-def _rows(number: int) -> str:
+def _rows_are(number: int) -> str:
     return "1 row is" if number == 1 else f"{number:,} rows are"
 
 
